@@ -1,0 +1,182 @@
+"""Config of the data: data.json (`--mm-data`). Names and defaults are the original's; SPEC_DATA calls them by the same names."""
+
+import dataclasses
+from typing import ClassVar
+
+from mindspeed_mm.config.model import TokenizerConfig
+from mindspeed_mm.config.reader import option
+from mindspeed_mm.config.transforms import CenterCropResizeVideo, read_transforms
+
+VIDEO_READERS = ("decoder", "pyav", "decord", "torchcodec")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SourceConfig:
+    """`basic_parameters`: where the list of the data lies."""
+
+    data_path: str  # data.txt: lines `folder,annotation file`
+    data_storage_mode: str = option("combine", choices=("combine",))
+
+    ACCEPTED: ClassVar[dict[str, str]] = {
+        "data_folder": "folders are given in data.txt",
+        "return_type": "rows are always a list",
+    }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PipelineConfig:
+    """`train_pipeline`: transforms of videos and of images, in order."""
+
+    video: tuple = option((), read=read_transforms)
+    image: tuple = option((), read=read_transforms)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PreprocessConfig:
+    """`preprocess_parameters`: which clips are used, which of their frames, and at what size."""
+
+    num_frames: int = 16
+    frame_interval: int = 1  # only lengthens the window of the temporal crop
+    max_height: int = 480  # sample size with force_resolution
+    max_width: int = 640
+    max_hxw: int | None = None  # pixel budget without force_resolution
+    min_hxw: int | None = None  # clips with fewer pixels are dropped; default max_hxw // 4
+    force_resolution: bool = True
+    force_5_ratio: bool = False
+    max_h_div_w_ratio: float = 2.0
+    min_h_div_w_ratio: float = 0.5
+    hw_stride: int = 16
+    ae_stride_t: int = 8
+    sp_size: int = 1  # the number of latent frames must be divisible by it
+    train_fps: float = 24.0
+    speed_factor: float = 1.0
+    too_long_factor: float = 5.0
+    drop_short_ratio: float = 1.0
+    min_num_frames: int = 29
+    seed: int = 42  # of the drop_short draw
+    cfg: float = 0.1  # probability of dropping a caption
+    use_aesthetic: bool = False
+    video_reader_type: str = option("decoder", choices=VIDEO_READERS)
+    image_reader_type: str = option("Image", choices=("Image",))
+    timeout: float = 600.0  # seconds for one clip
+    train_pipeline: PipelineConfig = PipelineConfig()
+
+    ACCEPTED: ClassVar[dict[str, str]] = {
+        "batch_size": "--micro-batch-size sets it",
+        "gradient_accumulation_size": "--global-batch-size sets it",
+        "train_sp_batch_size": "sequence parallelism does not change the batch",
+        "image_processer_type": "images always become clips of one frame",
+        "max_workers": "num_workers sets the number of processes that decode",
+    }
+
+    @property
+    def least_pixels(self) -> int:
+        return self.max_hxw // 4 if self.min_hxw is None else self.min_hxw
+
+    def problems(self):
+        if self.max_hxw is None and self.min_hxw is None:
+            yield "max_hxw", "is missing; give max_hxw (or min_hxw with force_resolution), in pixels"
+        if self.max_hxw is None and not self.force_resolution:
+            yield "max_hxw", "is missing; multi-resolution needs a pixel budget"
+        if (self.num_frames - 1) % self.ae_stride_t:
+            yield "num_frames", f"{self.num_frames} is not {self.ae_stride_t}n+1 (ae_stride_t {self.ae_stride_t})"
+        if self.min_num_frames > self.num_frames > 1:
+            yield (
+                "min_num_frames",
+                f"{self.min_num_frames} is more than num_frames {self.num_frames}: every clip would be dropped",
+            )
+        for name in ("num_frames", "frame_interval", "hw_stride", "ae_stride_t", "sp_size", "min_num_frames"):
+            if getattr(self, name) < 1:
+                yield name, f"{getattr(self, name)}: must be at least 1"
+        for name in ("cfg", "drop_short_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                yield name, f"{getattr(self, name)} is not a probability"
+        for name in ("train_fps", "speed_factor", "too_long_factor", "timeout"):
+            if getattr(self, name) <= 0:
+                yield name, f"{getattr(self, name)}: must be positive"
+        if self.force_resolution:
+            for kind in ("video", "image"):
+                for transform in getattr(self.train_pipeline, kind):
+                    if isinstance(transform, CenterCropResizeVideo) and transform.size != (
+                        self.max_height,
+                        self.max_width,
+                    ):
+                        yield (
+                            "train_pipeline",
+                            (
+                                f"{kind} is resized to {transform.size[0]}x{transform.size[1]}, but force_resolution "
+                                f"with max_height, max_width asks for {self.max_height}x{self.max_width}"
+                            ),
+                        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetConfig:
+    """`dataset_param`."""
+
+    dataset_type: str = option("t2v", choices=("t2v",))
+    basic_parameters: SourceConfig
+    preprocess_parameters: PreprocessConfig
+    use_text_processer: bool = True
+    enable_text_preprocessing: bool = option(True, aliases=("enable_text_preprocess",))
+    use_clean_caption: bool = True
+    model_max_length: int = 120
+    tokenizer_config: TokenizerConfig
+    tokenizer_config_2: TokenizerConfig | None = None
+
+    ACCEPTED: ClassVar[dict[str, str]] = {
+        "support_chinese": "the original accepts it without effect",
+        "use_feature_data": "load_video_features and load_text_features of the model JSON say it",
+        "use_img_from_vid": "the original stores it without using it",
+    }
+
+    def problems(self):
+        if not self.use_text_processer:
+            yield "use_text_processer", "false: captions must be tokenized; use true"
+        if self.model_max_length < 1:
+            yield "model_max_length", f"{self.model_max_length}: must be at least 1"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CollateConfig:
+    """`collate_param`: how samples become a batch."""
+
+    model_name: str = option("GroupLength", choices=("GroupLength",))
+    batch_size: int = 1
+    group_data: bool = False
+    max_height: int = 480  # target size without group_data
+    max_width: int = 640
+    num_frames: int = 13
+    ae_stride: int = 8
+    ae_stride_t: int = 4
+    patch_size: int = 2
+    patch_size_t: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LoaderConfig:
+    """`dataloader_param`."""
+
+    dataloader_mode: str = option("sampler", choices=("sampler",))
+    sampler_type: str = option("LengthGroupedSampler", choices=("LengthGroupedSampler",))
+    batch_size: int = 1
+    num_workers: int = 0
+    shuffle: bool = True  # without group_data; grouped batches are always shuffled
+    drop_last: bool = True
+    pin_memory: bool = False
+    group_data: bool = True
+    collate_param: CollateConfig = CollateConfig()
+
+    ACCEPTED: ClassVar[dict[str, str]] = {
+        "initial_global_step_for_sampler": "the position in the data is part of the checkpoint",
+        "gradient_accumulation_size": "--global-batch-size sets it",
+        "encoder_dp_size": "it follows from enable_encoder_dp and the layout",
+    }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """data.json."""
+
+    dataset_param: DatasetConfig
+    dataloader_param: LoaderConfig

@@ -1,0 +1,28 @@
+"""The kinds of trouble a user can meet; everything else that is raised is a defect of ours.
+
+Entry points print an `MMError` as one line and exit with code 1; a traceback means a bug.
+"""
+
+
+class MMError(Exception):
+    """Base of the errors that name a value, the rule it breaks and the fix."""
+
+
+class ConfigError(MMError):
+    """A flag or a JSON key: unknown, of the wrong type, or impossible beside another one."""
+
+
+class DataError(MMError):
+    """A data list, a video, an image or a caption that cannot be used."""
+
+
+class CheckpointError(MMError):
+    """A weight file or a checkpoint directory that is missing, incomplete or of another model."""
+
+
+class TrainingDiverged(MMError):
+    """Too many steps in a row had a non-finite or extreme gradient norm."""
+
+
+class SamplingError(MMError):
+    """A sample that cannot be finished, for example because a velocity is NaN."""

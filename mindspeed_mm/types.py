@@ -1,0 +1,86 @@
+"""Tensors that travel together between the floors of the package."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TextFeatures:
+    """What the frozen text encoders say about a batch of captions.
+
+    sequence: [B,L,D] features of T5; keep: [B,L] bool, True at real tokens; pooled: [B,P] features of CLIP.
+    """
+
+    sequence: Tensor
+    keep: Tensor
+    pooled: Tensor
+
+    def __post_init__(self):
+        if self.sequence.ndim != 3 or self.pooled.ndim != 2:
+            raise ValueError(
+                f"text features: sequence {list(self.sequence.shape)} must be [B,L,D] and pooled {list(self.pooled.shape)} [B,P]"
+            )
+        if self.keep.dtype != torch.bool or self.keep.shape != self.sequence.shape[:2]:
+            raise ValueError(
+                f"text features: keep is {self.keep.dtype} {list(self.keep.shape)}, "
+                f"must be torch.bool {list(self.sequence.shape[:2])} with True at real tokens"
+            )
+        if self.pooled.shape[0] != self.sequence.shape[0]:
+            raise ValueError(
+                f"text features: {self.sequence.shape[0]} sequences but {self.pooled.shape[0]} pooled vectors"
+            )
+
+    def to(self, device=None, dtype=None) -> "TextFeatures":
+        """The features on another device; `dtype` converts the two float tensors."""
+        return TextFeatures(
+            self.sequence.to(device=device, dtype=dtype),
+            self.keep.to(device=device),
+            self.pooled.to(device=device, dtype=dtype),
+        )
+
+    @staticmethod
+    def concatenate(parts: "list[TextFeatures]") -> "TextFeatures":
+        """Join along the batch axis."""
+        return TextFeatures(
+            torch.cat([part.sequence for part in parts]),
+            torch.cat([part.keep for part in parts]),
+            torch.cat([part.pooled for part in parts]),
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenIds:
+    """Tokenized captions: ids [B,L] int64, keep [B,L] bool, True at real tokens."""
+
+    ids: Tensor
+    keep: Tensor
+
+    def to(self, device=None) -> "TokenIds":
+        return TokenIds(self.ids.to(device=device), self.keep.to(device=device))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batch:
+    """One micro-batch of clips of one shape, as the loader gives it.
+
+    video: [B,3,T,H,W] float32 in [-1,1] (bicubic resizing may overshoot a little); keep: [B,t,h,w] bool on the latent
+    grid, True where there is video; text and pooled_text: the captions for T5 and for CLIP (None without a second
+    tokenizer); paths: the files, for messages about a bad sample.
+    """
+
+    video: Tensor
+    keep: Tensor
+    text: TokenIds
+    pooled_text: TokenIds | None
+    paths: tuple[str, ...]
+
+    def to(self, device=None) -> "Batch":
+        return Batch(
+            self.video.to(device=device),
+            self.keep.to(device=device),
+            self.text.to(device),
+            None if self.pooled_text is None else self.pooled_text.to(device),
+            self.paths,
+        )
