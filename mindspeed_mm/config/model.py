@@ -168,13 +168,17 @@ class AutoencoderConfig:
             if value != halves_time:
                 yield (
                     name,
-                    f"{getattr(self, name)} beside l1_downsample_block {self.l1_downsample_block}: level 1 must halve time in all four or in none",
+                    f"{getattr(self, name)} beside l1_downsample_block {self.l1_downsample_block}: "
+                    "level 1 must halve time in all four or in none",
                 )
         if self.vae_scale_factor is not None and self.vae_scale_factor != self.strides:
             yield (
                 "vae_scale_factor",
                 f"{list(self.vae_scale_factor)}, but these blocks compress by {list(self.strides)}",
             )
+        for name in ("encoder_num_resblocks", "decoder_num_resblocks"):
+            if getattr(self, name) < 1:
+                yield name, f"{getattr(self, name)}: need at least 1; the blocks change the number of channels"
         for name in ("scale", "shift"):
             vector = getattr(self, name)
             if vector is not None and len(vector) != self.latent_dim:

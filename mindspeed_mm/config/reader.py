@@ -51,6 +51,16 @@ class Node:
         return dataclasses.replace(self, path=path)
 
 
+def find(root: Node, path: str) -> Node:
+    """The node at a dotted path, or the nearest one above it that exists, so that an error has a place."""
+    node = root
+    for key in path.split("."):
+        if not isinstance(node.value, dict) or key not in node.value:
+            return node.moved(_join(root.path, path))
+        node = node.value[key]
+    return node
+
+
 def node_from_python(value, path: str, file: str = "") -> Node:
     """Wrap plain Python values, so that a dict given by a notebook is checked like a file."""
     if isinstance(value, dict):

@@ -1,0 +1,1 @@
+"""Flow matching as free functions of tensors: no networks, no process groups, no state."""

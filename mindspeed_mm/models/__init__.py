@@ -1,0 +1,1 @@
+"""Networks: everything with parameters. Parameter names are the file format of the published checkpoints."""

@@ -1,0 +1,1 @@
+"""Training: where data, networks, diffusion, optimizer and checkpoints meet."""

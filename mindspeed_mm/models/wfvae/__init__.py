@@ -1,0 +1,5 @@
+"""WFVAE, the causal video autoencoder."""
+
+from mindspeed_mm.models.wfvae.model import WFVAE
+
+__all__ = ["WFVAE"]

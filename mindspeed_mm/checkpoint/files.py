@@ -1,0 +1,67 @@
+"""Writing files that are whole or not there, and reading files without running what is in them."""
+
+import argparse
+import os
+import pickle
+from pathlib import Path
+
+import torch
+
+from mindspeed_mm.errors import CheckpointError
+
+# Megatron stores the launch flags as a Namespace; it holds plain values and runs nothing.
+_ALLOWED = [argparse.Namespace]
+
+
+def save(state: object, path: Path) -> None:
+    """torch.save to a temporary name, flushed to the disk, then renamed."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        torch.save(state, file)
+        _flush(file)
+    temporary.replace(path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """A small text file, replaced in one step."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        _flush(file)
+    temporary.replace(path)
+    flush_directory(path.parent)
+
+
+def flush_directory(path: Path) -> None:
+    """Make the names in a directory survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def load(path: Path) -> dict:
+    """A torch file on the CPU, memory-mapped, with tensors and plain values only."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with torch.serialization.safe_globals(_ALLOWED):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(f"{path}: refused, it holds more than tensors and plain values ({reason})") from None
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(f"{path}: cannot be read, it is truncated or not a torch file ({reason})") from None
+
+
+def _is_zip(path: Path) -> bool:
+    """Whether the file is in torch's zip format, which can be memory-mapped; older ones cannot."""
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _flush(file) -> None:
+    file.flush()
+    os.fsync(file.fileno())

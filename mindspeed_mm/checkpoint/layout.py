@@ -1,0 +1,71 @@
+"""Megatron's directory of a checkpoint: `iter_0000100/mp_rank_00/model_optim_rng.pt` and the tracker file beside it."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+from mindspeed_mm.errors import CheckpointError
+
+TRACKER = "latest_checkpointed_iteration.txt"
+MODEL_FILE = "model_optim_rng.pt"
+OPTIMIZER_FILE = "distrib_optim.pt"
+_RANK = re.compile(r"mp_rank_(\d{2})(?:_(\d{3}))?")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Location:
+    """A checkpoint that was found: its directory, and its iteration (None for a `release`)."""
+
+    directory: Path
+    iteration: int | None
+
+
+def iteration_directory(root: Path, iteration: int) -> Path:
+    return root / f"iter_{iteration:07d}"
+
+
+def rank_directory(directory: Path, tensor_rank: int) -> Path:
+    return directory / f"mp_rank_{tensor_rank:02d}"
+
+
+def has_checkpoint(root: Path) -> bool:
+    return (root / TRACKER).is_file()
+
+
+def find(root: Path) -> Location:
+    """The latest checkpoint under `root`, or `root` itself if it holds the mp_rank directories."""
+    if not root.is_dir():
+        raise CheckpointError(f"{root}: no such directory")
+    tracker = root / TRACKER
+    if tracker.is_file():
+        word = tracker.read_text(encoding="utf-8").strip()
+        if not word.isdigit() and word != "release":
+            raise CheckpointError(f"{tracker}: holds {word!r}; expected an iteration or 'release'")
+        location = Location(iteration_directory(root, int(word)), int(word)) if word.isdigit() else None
+        location = location or Location(root / "release", None)
+        if not location.directory.is_dir():
+            raise CheckpointError(f"{tracker} names {location.directory.name}, but {location.directory} does not exist")
+        return location
+    if any(_RANK.fullmatch(item.name) for item in root.iterdir()):
+        named = re.fullmatch(r"iter_(\d{7})", root.name)
+        return Location(root, int(named.group(1)) if named else None)
+    raise CheckpointError(f"{root}: holds neither {TRACKER} nor mp_rank_XX directories; is it a checkpoint directory?")
+
+
+def rank_files(directory: Path) -> list[Path]:
+    """The model files of all TP ranks, in order; a gap in the ranks or a missing file is an error."""
+    ranks = {}
+    for item in directory.iterdir():
+        match = _RANK.fullmatch(item.name)
+        if match and match.group(2) not in (None, "000"):
+            raise CheckpointError(f"{item}: a pipeline-parallel checkpoint; only pipeline size 1 is supported")
+        if match:
+            ranks[int(match.group(1))] = item / MODEL_FILE
+    if not ranks:
+        raise CheckpointError(f"{directory}: holds no mp_rank_XX directory")
+    for rank in range(max(ranks) + 1):
+        if rank not in ranks or not ranks[rank].is_file():
+            raise CheckpointError(
+                f"{rank_directory(directory, rank) / MODEL_FILE}: missing; the other shards are useless without it"
+            )
+    return [ranks[rank] for rank in sorted(ranks)]

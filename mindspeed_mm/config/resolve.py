@@ -1,0 +1,349 @@
+"""argv and JSON files -> RunConfig or SampleConfig, with every check of one setting against another.
+
+All of it happens before a process group or a weight exists, so a mistake costs seconds, not a queue slot.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from mindspeed_mm import logs
+from mindspeed_mm.config import arguments
+from mindspeed_mm.config.data import DataConfig
+from mindspeed_mm.config.geometry import LatentGrid
+from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig, TrainModelConfig
+from mindspeed_mm.config.reader import Node, build, find, read_json
+from mindspeed_mm.config.run import CheckpointConfig, LaunchConfig, OptimizerSettings, PrecisionConfig, RunConfig
+from mindspeed_mm.config.sample import SampleConfig, SampleModelConfig
+from mindspeed_mm.errors import ConfigError
+
+_log = logs.get(__name__)
+
+
+def run_config(argv: list[str], world_size: int | None = None) -> RunConfig:
+    """A training run from the flags of `pretrain_opensoraplan.py`. world_size: default torchrun's $WORLD_SIZE."""
+    flags, without_effect = arguments.parse_train(argv)
+    notes: list[str] = []
+    model_node, data_node = read_json(flags.mm_model), read_json(flags.mm_data)
+    model, data = build(TrainModelConfig, model_node, notes), build(DataConfig, data_node, notes)
+    launch = _launch(flags, model.predictor, find(model_node, "predictor.num_heads"))
+    data_size = _data_size(launch, world_size)
+    global_batch = flags.global_batch_size or flags.micro_batch_size * data_size
+    if flags.num_workers is not None:
+        loader = dataclasses.replace(data.dataloader_param, num_workers=flags.num_workers)
+        data = dataclasses.replace(data, dataloader_param=loader)
+    _check_batches(flags.micro_batch_size, global_batch, data_size, data, data_node)
+    _check_networks(model.ae, model.predictor, lambda path: find(model_node, path))
+    _check_clips(data, data_node, model, launch)
+    _check_train_files(model, model_node, data, data_node)
+    recompute_blocks, recompute_feed_forwards = _recompute(flags)
+    config = RunConfig(
+        launch=launch,
+        precision=_precision(flags, model),
+        optimizer=_optimizer(flags),
+        checkpoint=_checkpoint(flags),
+        model=model,
+        data=data,
+        micro_batch_size=flags.micro_batch_size,
+        global_batch_size=global_batch,
+        train_iters=_positive("--train-iters", flags.train_iters),
+        seed=flags.seed,
+        log_interval=_positive("--log-interval", flags.log_interval),
+        recompute_blocks=recompute_blocks,
+        recompute_feed_forwards=recompute_feed_forwards,
+        flags=tuple(sorted(vars(flags).items())),
+    )
+    if flags.mm_tool:
+        read_json(flags.mm_tool)  # the profiler's settings: checked for being JSON
+    _report(without_effect, notes)
+    return config
+
+
+def sample_config(argv: list[str]) -> SampleConfig:
+    """A sampling job from the flags of `inference.py`."""
+    flags, without_effect = arguments.parse_sample(argv)
+    notes: list[str] = []
+    node = read_json(flags.mm_model)
+    model = build(SampleModelConfig, node, notes)
+    replaced = {"prompt": flags.prompt, "save_path": flags.save_path, "micro_batch_size": flags.micro_batch_size}
+    if flags.bf16 and flags.fp16:
+        raise ConfigError("--bf16 and --fp16: give one of them")
+    replaced["weight_dtype"] = "bf16" if flags.bf16 else "fp16" if flags.fp16 else None
+    model = dataclasses.replace(model, **{key: value for key, value in replaced.items() if value is not None})
+    launch = _launch(flags, model.predictor, find(node, "predictor.num_heads"))
+    _check_networks(model.ae, model.predictor, lambda path: find(node, path))
+    _check_sample_size(model, find(node, "pipeline_config.input_size"), launch)
+    _check_sample_files(model, node, flags)
+    _report(without_effect, notes)
+    return SampleConfig(launch=launch, model=model, seed=flags.seed, load=flags.load, use_ema=flags.ema)
+
+
+# ------------------------------------------------------------------------------------------------------------- layout
+
+
+def _launch(flags, denoiser: DenoiserConfig, num_heads: Node) -> LaunchConfig:
+    if flags.pipeline_model_parallel_size != 1:
+        raise ConfigError(
+            f"--pipeline-model-parallel-size {flags.pipeline_model_parallel_size}: must be 1; the long skips of the U-shaped "
+            "model join its first and last blocks, so it is not cut into stages. Use --tensor-model-parallel-size"
+        )
+    tensor = _positive("--tensor-model-parallel-size", flags.tensor_model_parallel_size)
+    context = _positive("--context-parallel-size", flags.context_parallel_size)
+    if denoiser.num_heads % tensor:
+        raise num_heads.error(f"{denoiser.num_heads} heads do not divide by --tensor-model-parallel-size {tensor}")
+    if denoiser.num_heads // tensor % context:
+        raise num_heads.error(
+            f"{denoiser.num_heads // tensor} heads per tensor-parallel rank do not divide by --context-parallel-size {context}"
+        )
+    if flags.sequence_parallel and tensor == 1:
+        _log.info("--sequence-parallel has no effect with --tensor-model-parallel-size 1")
+    return LaunchConfig(
+        device=flags.device,
+        mindspeed=flags.mindspeed,
+        tensor_size=tensor,
+        context_size=context,
+        sequence_parallel=flags.sequence_parallel and tensor > 1,
+        timeout_minutes=flags.distributed_timeout_minutes,
+    )
+
+
+def _data_size(launch: LaunchConfig, world_size: int | None) -> int:
+    world = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
+    model_size = launch.tensor_size * launch.context_size
+    if world % model_size:
+        raise ConfigError(
+            f"{world} processes do not divide by --tensor-model-parallel-size {launch.tensor_size} x "
+            f"--context-parallel-size {launch.context_size} = {model_size}; change --nproc_per_node or the layout"
+        )
+    return world // model_size
+
+
+def _check_batches(micro: int, total: int, data_size: int, data: DataConfig, data_node: Node) -> None:
+    _positive("--micro-batch-size", micro)
+    if total < 1 or total % (micro * data_size):
+        raise ConfigError(
+            f"--global-batch-size {total} is not a multiple of --micro-batch-size {micro} x {data_size} data-parallel ranks"
+        )
+    for path, size in {
+        "dataloader_param.batch_size": data.dataloader_param.batch_size,
+        "dataloader_param.collate_param.batch_size": data.dataloader_param.collate_param.batch_size,
+    }.items():
+        if size not in (1, micro):  # 1 is what the published files say whatever the flag
+            raise find(data_node, path).error(f"{size}, but --micro-batch-size is {micro}")
+
+
+# ----------------------------------------------------------------------------------------------- networks among others
+
+
+def _check_networks(ae: AutoencoderConfig, denoiser: DenoiserConfig, place: Callable[[str], Node]) -> None:
+    if denoiser.in_channels != ae.latent_dim:
+        raise place("predictor.in_channels").error(f"{denoiser.in_channels}, but ae.latent_dim is {ae.latent_dim}")
+    if denoiser.velocity_channels != ae.latent_dim:
+        raise place("predictor.out_channels").error(f"{denoiser.out_channels}, but ae.latent_dim is {ae.latent_dim}")
+
+
+def _check_clips(data: DataConfig, data_node: Node, model: TrainModelConfig, launch: LaunchConfig) -> None:
+    """Sizes of the clips against the strides of the networks and the layout."""
+    clips = data.dataset_param.preprocess_parameters
+    place = find(data_node, "dataset_param.preprocess_parameters")
+    stride_t, stride_h, _ = model.ae.strides
+    if clips.ae_stride_t != stride_t:
+        raise find(place, "ae_stride_t").error(
+            f"{clips.ae_stride_t}, but the autoencoder compresses time by {stride_t}"
+        )
+    unit = stride_h * model.predictor.patch_size
+    if not clips.force_resolution:
+        if clips.hw_stride % unit:
+            raise find(place, "hw_stride").error(f"{clips.hw_stride} is not a multiple of {unit} (autoencoder x patch)")
+    else:
+        for name in ("max_height", "max_width"):
+            if getattr(clips, name) % unit:
+                raise find(place, name).error(
+                    f"{getattr(clips, name)} is not a multiple of {unit} (autoencoder x patch)"
+                )
+        grid = LatentGrid.of_video(clips.num_frames, clips.max_height, clips.max_width, model.ae.strides)
+        _check_split(grid.tokens(model.predictor.patch_size), data.dataset_param.model_max_length, launch, place)
+    if model.frames is not None and model.frames != clips.num_frames:
+        _log.warning(
+            f"frames {model.frames} of the model JSON differs from num_frames {clips.num_frames}, which counts"
+        )
+
+
+def _check_split(video_tokens: int, text_tokens: int, launch: LaunchConfig, place: Node) -> None:
+    parts = launch.context_size * (launch.tensor_size if launch.sequence_parallel else 1)
+    for count, what in ((video_tokens, "video"), (text_tokens, "text")):
+        if count % parts:
+            raise place.error(
+                f"{count} {what} tokens do not divide by {parts} (--context-parallel-size {launch.context_size}"
+                + (f" x --sequence-parallel over {launch.tensor_size} ranks)" if launch.sequence_parallel else ")")
+            )
+
+
+def _check_sample_size(model: SampleModelConfig, place: Node, launch: LaunchConfig) -> None:
+    try:
+        grid = model.latent_grid
+    except ConfigError as error:
+        raise place.error(str(error)) from None
+    patch = model.predictor.patch_size
+    if grid.height % patch or grid.width % patch:
+        _, stride_h, stride_w = model.ae.strides
+        raise place.error(f"height and width must be multiples of {stride_h * patch} and {stride_w * patch}")
+    _check_split(grid.tokens(patch), 512, launch, place)
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def _check_train_files(model: TrainModelConfig, model_node: Node, data: DataConfig, data_node: Node) -> None:
+    files = {path: _weights_of(model, path) for path in ("ae", "text_encoder", "text_encoder_2", "predictor")}
+    _check_paths(files, model_node)
+    dataset = data.dataset_param
+    paths = {"dataset_param.tokenizer_config.from_pretrained": dataset.tokenizer_config.from_pretrained}
+    if dataset.tokenizer_config_2 is not None:
+        paths["dataset_param.tokenizer_config_2.from_pretrained"] = dataset.tokenizer_config_2.from_pretrained
+    paths["dataset_param.basic_parameters.data_path"] = dataset.basic_parameters.data_path
+    for path, file in paths.items():
+        _must_exist(file, find(data_node, path))
+    if model.ae.from_pretrained is None:
+        raise find(model_node, "ae.from_pretrained").error("is missing; training needs the weights of the autoencoder")
+    if (model.text_encoder_2 is None) != (dataset.tokenizer_config_2 is None):
+        raise find(model_node, "text_encoder_2").error("and tokenizer_config_2 of the data JSON: give both or neither")
+    if model.text_encoder_2 is None:
+        raise find(model_node, "text_encoder_2").error("is missing; v1.5 needs pooled CLIP features")
+
+
+def _check_sample_files(model: SampleModelConfig, node: Node, flags) -> None:
+    names = ("ae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    files = {path: _weights_of(model, path) for path in names}
+    if flags.load is None:
+        files["predictor"] = model.predictor.from_pretrained
+        if model.predictor.from_pretrained is None:
+            raise find(node, "predictor.from_pretrained").error(
+                "is missing; name the merged weights here, or a Megatron directory with --load"
+            )
+    elif not Path(flags.load).is_dir():
+        raise ConfigError(f"--load {flags.load}: no such directory")
+    if flags.ema and flags.load is None:
+        raise ConfigError(
+            "--ema: only with --load; merged EMA weights (model_ema.pt) are named by predictor.from_pretrained"
+        )
+    if model.ae.from_pretrained is None:
+        raise find(node, "ae.from_pretrained").error("is missing; sampling needs the weights of the autoencoder")
+    _check_paths(files, node)
+
+
+def _weights_of(model, name: str) -> str | None:
+    part = getattr(model, name)
+    return None if part is None else part.from_pretrained
+
+
+def _check_paths(files: dict[str, str | None], node: Node) -> None:
+    for name, file in files.items():
+        if file is not None:
+            _must_exist(file, find(node, f"{name}.from_pretrained"))
+
+
+def _must_exist(file: str, place: Node) -> None:
+    if not Path(file).exists():
+        raise place.error(f"{file}: no such file or directory")
+
+
+# ---------------------------------------------------------------------------------------------------- flags to configs
+
+
+def _precision(flags, model: TrainModelConfig) -> PrecisionConfig:
+    if flags.bf16 and flags.fp16:
+        raise ConfigError("--bf16 and --fp16: give one of them")
+    whole = "bf16" if flags.bf16 else "fp16" if flags.fp16 else "fp32"
+    if not flags.model_custom_precision:
+        return PrecisionConfig(denoiser=whole, text_encoders=whole, autoencoder=whole)
+    if whole not in ("fp32", model.weight_dtype):
+        raise ConfigError(
+            f"--{whole}: with --model_custom_precision, weight_dtype {model.weight_dtype!r} of the model JSON counts"
+        )
+    return PrecisionConfig(denoiser=model.weight_dtype, text_encoders=model.weight_dtype, autoencoder=model.ae.dtype)
+
+
+def _optimizer(flags) -> OptimizerSettings:
+    if flags.clip_grad_ema_decay is not None and not 0 < flags.clip_grad_ema_decay < 1:
+        raise ConfigError(
+            f"--clip_grad_ema_decay {flags.clip_grad_ema_decay}: must be between 0 and 1, for example 0.99"
+        )
+    if flags.min_lr > flags.lr or flags.lr_warmup_init > flags.lr:
+        raise ConfigError(
+            f"--lr {flags.lr}: must be at least --min-lr {flags.min_lr} and --lr-warmup-init {flags.lr_warmup_init}"
+        )
+    decay_iters = flags.lr_decay_iters or flags.train_iters
+    if flags.lr_warmup_iters >= decay_iters:
+        raise ConfigError(f"--lr-warmup-iters {flags.lr_warmup_iters}: must be below --lr-decay-iters {decay_iters}")
+    if flags.overlap_param_gather and not (flags.use_distributed_optimizer and flags.overlap_grad_reduce):
+        raise ConfigError("--overlap-param-gather: needs --use-distributed-optimizer and --overlap-grad-reduce")
+    return OptimizerSettings(
+        lr=flags.lr,
+        min_lr=flags.min_lr,
+        lr_decay_style=flags.lr_decay_style,
+        lr_decay_iters=decay_iters,
+        lr_warmup_iters=flags.lr_warmup_iters,
+        lr_warmup_init=flags.lr_warmup_init,
+        weight_decay=flags.weight_decay,
+        beta1=flags.adam_beta1,
+        beta2=flags.adam_beta2,
+        eps=flags.adam_eps,
+        clip_grad=flags.clip_grad,
+        clip_grad_ema_decay=flags.clip_grad_ema_decay,
+        max_skipped_steps=_positive("--max-skipped-steps", flags.max_skipped_steps),
+        use_distributed_optimizer=flags.use_distributed_optimizer,
+        overlap_grad_reduce=flags.overlap_grad_reduce,
+        overlap_param_gather=flags.overlap_param_gather,
+        # Megatron does the same: bf16 gradients are always accumulated in fp32.
+        grad_reduce_in_fp32=flags.accumulate_allreduce_grads_in_fp32 or not flags.fp16,
+        use_ema=flags.use_ema or flags.optimizer_selection == "fused_ema_adamw",
+        ema_decay=flags.ema_decay,
+        loss_scale=flags.loss_scale,
+        initial_loss_scale=flags.initial_loss_scale,
+        min_loss_scale=flags.min_loss_scale,
+        loss_scale_window=flags.loss_scale_window,
+        hysteresis=flags.hysteresis,
+    )
+
+
+def _checkpoint(flags) -> CheckpointConfig:
+    return CheckpointConfig(
+        save=flags.save,
+        load=flags.load,
+        save_interval=_positive("--save-interval", flags.save_interval),
+        save_optimizer=not flags.no_save_optim,
+        save_rng=not flags.no_save_rng,
+        load_optimizer=not flags.no_load_optim,
+        load_rng=not flags.no_load_rng,
+    )
+
+
+def _recompute(flags) -> tuple[int, int]:
+    """Numbers of blocks to recompute whole and of blocks whose feed-forward is recomputed."""
+    if flags.recompute_granularity == "selective":
+        raise ConfigError("--recompute-granularity selective: use --selective_recom --recom_ffn_layers N")
+    if flags.recompute_method == "uniform":
+        raise ConfigError("--recompute-method uniform: only block is supported")
+    blocks = flags.recompute_num_layers
+    if blocks and flags.recompute_granularity != "full":
+        raise ConfigError("--recompute-num-layers: needs --recompute-granularity full --recompute-method block")
+    if blocks and flags.selective_recom:
+        raise ConfigError(
+            f"--selective_recom excludes --recompute-num-layers {blocks}: recompute feed-forwards or whole blocks, not both"
+        )
+    return blocks, flags.recom_ffn_layers if flags.selective_recom else 0
+
+
+def _positive(flag: str, value: int) -> int:
+    if value < 1:
+        raise ConfigError(f"{flag} {value}: must be at least 1")
+    return value
+
+
+def _report(without_effect: list[str], notes: list[str]) -> None:
+    if without_effect:
+        _log.info(f"flags without effect here: {' '.join(without_effect)}")
+    for note in notes:
+        _log.info(note)

@@ -1,0 +1,80 @@
+"""Joint attention of video and text, sparse over the video (Skiparse)."""
+
+import torch
+from torch import Tensor, nn
+
+from mindspeed_mm.config.model import DenoiserConfig
+from mindspeed_mm.models.sparse_ummdit.norms import RMSNorm
+from mindspeed_mm.ops.attention import attend
+from mindspeed_mm.ops.rope3d import rotate
+from mindspeed_mm.ops.skiparse import skip, unskip
+from mindspeed_mm.parallel.collectives import join_heads, split_heads
+from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.parallel.linear import ColumnLinear, RowLinear
+
+
+class JointAttention(nn.Module):
+    """Video and text tokens attend to each other; video tokens only to those of their Skiparse part.
+
+    Each part sees the whole text; the text sees every part and takes the mean. Queries and keys are RMS-normalised per
+    head (2302.05442); RoPE turns the video's only.
+    """
+
+    def __init__(
+        self, config: DenoiserConfig, parallel: ParallelContext, sparsity: int, group: bool, *, text_output: bool
+    ):
+        """sparsity, group: the Skiparse pattern of this block. text_output: whether the text is projected out."""
+        super().__init__()
+        self.parallel = parallel
+        self.sparsity = sparsity
+        self.group = group
+        self.head_dim = config.head_dim
+        width, bias = config.hidden_size, config.attention_bias
+        self.norm_q = RMSNorm(config.head_dim, config.norm_eps)
+        self.norm_k = RMSNorm(config.head_dim, config.norm_eps)
+        self.to_q = ColumnLinear(width, width, parallel, bias=bias)
+        self.to_k = ColumnLinear(width, width, parallel, bias=bias)
+        self.to_v = ColumnLinear(width, width, parallel, bias=bias)
+        self.add_k_proj = ColumnLinear(width, width, parallel, bias=bias)
+        self.add_v_proj = ColumnLinear(width, width, parallel, bias=bias)
+        self.add_q_proj = ColumnLinear(width, width, parallel, bias=bias)
+        self.to_out = nn.ModuleList([RowLinear(width, width, parallel, bias=True), nn.Dropout(config.dropout)])
+        self.to_add_out = RowLinear(width, width, parallel, bias=True) if text_output else None
+        self.norm_added_q = RMSNorm(config.head_dim, config.norm_eps)
+        self.norm_added_k = RMSNorm(config.head_dim, config.norm_eps)
+
+    def head_norms(self) -> tuple[RMSNorm, ...]:
+        """The norms that see this TP rank's heads only."""
+        return self.norm_q, self.norm_k, self.norm_added_q, self.norm_added_k
+
+    def forward(
+        self, video: Tensor, text: Tensor, rope: tuple[Tensor, Tensor], keep: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """video [S,B,D] and text [L,B,D] (this rank's tokens) -> the same, attended.
+
+        rope: tables for all S tokens of the video; keep: [k*B, S'/k + L] bool, real keys of each part (see `masks.py`).
+        """
+        cos, sin = rope
+        q = rotate(self.norm_q(self._heads(self.to_q(video))), cos, sin)
+        k = rotate(self.norm_k(self._heads(self.to_k(video))), cos, sin)
+        v = self._heads(self.to_v(video))
+        text_q = self.norm_added_q(self._heads(self.add_q_proj(text)))
+        text_k = self.norm_added_k(self._heads(self.add_k_proj(text)))
+        text_v = self._heads(self.add_v_proj(text))
+
+        out = attend(self._joint(q, text_q), self._joint(k, text_k), self._joint(v, text_v), keep)
+        parts = out.shape[0] - text_q.shape[0]
+        video = unskip(out[:parts], self.sparsity, self.group, q.shape[0])
+        video = self.to_out[1](self.to_out[0](join_heads(video, self.parallel).flatten(2)))
+        if self.to_add_out is None:
+            return video, None
+        text = out[parts:].unflatten(1, (self.sparsity, -1)).mean(1)
+        return video, self.to_add_out(join_heads(text, self.parallel).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[S/CP,B,H*D/TP] -> [S,B,H/(TP*CP),D]."""
+        return split_heads(x.unflatten(2, (-1, self.head_dim)), self.parallel)
+
+    def _joint(self, video: Tensor, text: Tensor) -> Tensor:
+        """Skiparse parts of the video, each followed by the whole text: [S'/k + L, k*B, H, D]."""
+        return torch.cat((skip(video, self.sparsity, self.group), text.repeat(1, self.sparsity, 1, 1)))

@@ -1,0 +1,101 @@
+"""One transformer block over the two streams."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mindspeed_mm.config.model import DenoiserConfig
+from mindspeed_mm.models.sparse_ummdit.attention import JointAttention
+from mindspeed_mm.models.sparse_ummdit.modulation import BlockNorm, gated
+from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.parallel.linear import ColumnLinear, RowLinear
+from mindspeed_mm.parallel.recompute import maybe_recompute
+
+
+class Gelu(nn.Module):
+    """A linear and GELU (1606.08415), the latter in fp32."""
+
+    def __init__(self, width: int, inner: int, activation: str, parallel: ParallelContext):
+        super().__init__()
+        self.approximate = "tanh" if activation == "gelu-approximate" else "none"
+        self.proj = ColumnLinear(width, inner, parallel, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.proj(x)
+        return F.gelu(x.float(), approximate=self.approximate).to(x.dtype)
+
+
+class FeedForward(nn.Module):
+    """Expands four times, GELU, contracts; no biases."""
+
+    def __init__(self, config: DenoiserConfig, parallel: ParallelContext):
+        super().__init__()
+        width = config.hidden_size
+        self.net = nn.ModuleList(
+            [
+                Gelu(width, 4 * width, config.activation_fn, parallel),
+                nn.Dropout(config.dropout),
+                RowLinear(4 * width, width, parallel, bias=False),
+            ]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.net:
+            x = layer(x)
+        return x
+
+
+class Block(nn.Module):
+    """Modulated attention, then modulated feed-forward, on video [S,B,D] and text [L,B,D].
+
+    The last block of the network has no text output: what it would say of the text is never used.
+    """
+
+    def __init__(self, config: DenoiserConfig, parallel: ParallelContext, sparsity: int, group: bool, *, last: bool):
+        super().__init__()
+        self.pattern = (sparsity, group)
+        self.last = last
+        norm = (config.hidden_size, config.timestep_embed_dim, config.norm_cls, config.norm_eps, parallel)
+        own_text_path = config.double_ff and not last
+        self.norm1 = BlockNorm(*norm, with_text=True)
+        self.attn1 = JointAttention(config, parallel, sparsity, group, text_output=not last)
+        self.norm2 = BlockNorm(*norm, with_text=own_text_path)
+        self.ff = FeedForward(config, parallel)
+        self.ff_enc = FeedForward(config, parallel) if own_text_path else None
+
+    def forward(
+        self,
+        video: Tensor,
+        text: Tensor,
+        condition: Tensor,
+        rope: tuple[Tensor, Tensor],
+        keep: Tensor | None,
+        recompute_feed_forward: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        video, text = _within_half_range(video, self.training), _within_half_range(text, self.training)
+        video_in, text_in, gate, text_gate = self.norm1(video, text, condition)
+        video_out, text_out = self.attn1(video_in, text_in, rope, keep)
+        video = gated(video, gate, video_out)
+        if text_out is not None:
+            text = gated(text, text_gate, text_out)
+        return maybe_recompute(recompute_feed_forward and self.training, self._feed_forward, video, text, condition)
+
+    def _feed_forward(self, video: Tensor, text: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        video, text = _within_half_range(video, self.training), _within_half_range(text, self.training)
+        video_in, text_in, gate, text_gate = self.norm2(video, text, condition)
+        if self.last:
+            return gated(video, gate, self.ff(video_in)), text
+        if self.ff_enc is not None:
+            return gated(video, gate, self.ff(video_in)), gated(text, text_gate, self.ff_enc(text_in))
+        # One feed-forward for both. The text enters it neither normalised nor modulated, as in the original.
+        both = self.ff(torch.cat((video_in, text_in)))
+        tokens = video.shape[0]
+        return gated(video, gate, both[:tokens]), gated(text, text_gate, both[tokens:])
+
+
+def _within_half_range(x: Tensor, training: bool) -> Tensor:
+    """fp16 sampling overflows in deep blocks: clamp to the finite range there, NaN to 0. Other dtypes pass unchanged."""
+    if training or x.dtype != torch.float16:
+        return x
+    limit = torch.finfo(torch.float16).max
+    return x.nan_to_num(nan=0.0, posinf=limit, neginf=-limit)

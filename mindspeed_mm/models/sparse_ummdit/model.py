@@ -1,0 +1,212 @@
+"""SparseUMMDiT: the U-shaped sparse multimodal DiT ("SUV") of Open-Sora Plan v1.5.
+
+Notable choices, all the original's:
+- an odd number of stages; each stage of the second half takes the output of its mirror stage over a long skip;
+- within a stage, blocks alternate single skip and group skip at the stage's sparsity (Skiparse);
+- video and text have their own weights but attend jointly (MM-DiT, 2403.03206); the condition (sigma, pooled text)
+  modulates every norm;
+- activations are [S,B,D]; parameter names are the published checkpoints'.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mindspeed_mm.config.model import DenoiserConfig
+from mindspeed_mm.models.sparse_ummdit.block import Block
+from mindspeed_mm.models.sparse_ummdit.embeddings import PatchEmbed, TimeTextEmbed, unpatchify
+from mindspeed_mm.models.sparse_ummdit.masks import key_masks, patch_keep
+from mindspeed_mm.models.sparse_ummdit.modulation import FinalNorm
+from mindspeed_mm.models.sparse_ummdit.norms import NORMS, LayerNorm, RMSNorm
+from mindspeed_mm.ops import rope3d
+from mindspeed_mm.parallel import partition
+from mindspeed_mm.parallel.collectives import check_divisible, join_tokens, split_tokens
+from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.parallel.recompute import maybe_recompute
+from mindspeed_mm.types import TextFeatures
+
+
+class SparseUMMDiT(nn.Module):
+    """Predicts the velocity noise - z0 of a noisy latent video.
+
+    recompute_blocks: the first n blocks are recomputed in the backward pass, whole; recompute_feed_forwards: only the
+    feed-forwards of the first n blocks are.
+    """
+
+    def __init__(
+        self,
+        config: DenoiserConfig,
+        parallel: ParallelContext,
+        *,
+        recompute_blocks: int = 0,
+        recompute_feed_forwards: int = 0,
+    ):
+        super().__init__()
+        heads_split = parallel.tensor_size * parallel.context_size
+        if config.num_heads % heads_split:
+            raise ValueError(
+                f"num_heads {config.num_heads} does not divide by tensor parallel {parallel.tensor_size} "
+                f"x context parallel {parallel.context_size}"
+            )
+        self.config = config
+        self.parallel = parallel
+        self.recompute_blocks = recompute_blocks
+        self.recompute_feed_forwards = recompute_feed_forwards
+        width = config.hidden_size
+        self.patch_embed = PatchEmbed(config.in_channels, width, config.patch_size)
+        self.time_text_embed = TimeTextEmbed(config.timestep_embed_dim, config.pooled_projection_dim)
+        self.caption_projection = nn.Linear(config.caption_channels, width)
+        self.transformer_blocks = nn.ModuleList(
+            _stage(config, parallel, stage) for stage in range(len(config.num_layers))
+        )
+        if config.skip_connection:
+            decoder_stages = range(len(config.num_layers) // 2)
+            self.skip_norm_linear = nn.ModuleList(_skip(config) for _ in decoder_stages)
+            self.skip_norm_linear_enc = nn.ModuleList(_skip(config) for _ in decoder_stages)
+        self.norm_final = NORMS[config.norm_cls](width, config.norm_eps)
+        self.norm_out = FinalNorm(width, config.timestep_embed_dim, config.norm_cls, config.norm_eps, parallel)
+        self.proj_out = nn.Linear(width, config.patch_size**2 * config.velocity_channels)
+
+    def forward(
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        text: TextFeatures,
+        keep: Tensor | None = None,
+        rope_offset: tuple[int, int, int] = (0, 0, 0),
+    ) -> Tensor:
+        """Velocity [B,C,T,H,W] at `latents` [B,C,T,H,W] and noise level `sigma` [B] in [0,1], 1 being pure noise.
+
+        keep: [B,T,H,W] bool, True where there is video (None: everywhere). rope_offset: first position per axis, in
+        tokens; training with explicit_uniform_rope draws it.
+        """
+        extent = self._check(latents, sigma, text, keep)
+        tokens = math.prod(extent)
+        dtype = self.proj_out.weight.dtype
+        text = text.to(dtype=dtype)
+
+        condition = self.time_text_embed(sigma, text.pooled)
+        video = split_tokens(self.patch_embed(latents.to(dtype)), self.parallel)
+        words = split_tokens(self.caption_projection(text.sequence).transpose(0, 1).contiguous(), self.parallel)
+        scale = self.config.interpolation_scale
+        rope = rope3d.tables(extent, self.config.head_dim, scale, rope_offset, latents.device)
+        patches = None if keep is None else patch_keep(keep, self.config.patch_size)
+        masks = key_masks({block.pattern for block in self.blocks()}, patches, text.keep, tokens)
+
+        video = self._stages(video, words, condition, rope, masks)
+        video = self.norm_out(self.norm_final(video), condition)
+        video = self.proj_out(join_tokens(video, self.parallel))
+        return unpatchify(video, extent, self.config.patch_size, self.config.velocity_channels)
+
+    def _stages(self, video: Tensor, text: Tensor, condition: Tensor, rope, masks) -> Tensor:
+        """The U: stages of the first half leave their outputs, those of the second take them, last first."""
+        middle = len(self.transformer_blocks) // 2
+        skips: list[tuple[Tensor, Tensor]] = []
+        depth = 0
+        for index, stage in enumerate(self.transformer_blocks):
+            if index > middle and self.config.skip_connection:
+                skip_video, skip_text = skips.pop()
+                join = index - middle - 1
+                video = self.skip_norm_linear[join](torch.cat((video, skip_video), dim=-1))
+                text = self.skip_norm_linear_enc[join](torch.cat((text, skip_text), dim=-1))
+            for block in stage:
+                depth += 1
+                whole = depth <= self.recompute_blocks and self.training
+                feed_forward = depth <= self.recompute_feed_forwards
+                video, text = maybe_recompute(
+                    whole, block, video, text, condition, rope, masks[block.pattern], feed_forward
+                )
+            if index < middle and self.config.skip_connection:
+                skips.append((video, text))
+        return video
+
+    def blocks(self):
+        """All blocks, first to last."""
+        return (block for stage in self.transformer_blocks for block in stage)
+
+    def _check(self, latents: Tensor, sigma: Tensor, text: TextFeatures, keep: Tensor | None) -> tuple[int, int, int]:
+        """Shapes that fit together, or a ValueError that names them; returns the grid of patches (t, h, w)."""
+        config, shape = self.config, list(latents.shape)
+        if latents.ndim != 5 or shape[1] != config.in_channels:
+            raise ValueError(f"latents {shape}: need [B, {config.in_channels}, T, H, W]")
+        batch, _, t, h, w = shape
+        if h % config.patch_size or w % config.patch_size:
+            raise ValueError(f"latents {shape}: height and width must be multiples of patch_size {config.patch_size}")
+        if list(sigma.shape) != [batch]:
+            raise ValueError(f"sigma {list(sigma.shape)}: need [{batch}], one noise level per sample")
+        widths = (config.caption_channels, config.pooled_projection_dim)
+        if text.sequence.shape[0] != batch or (text.sequence.shape[2], text.pooled.shape[1]) != widths:
+            raise ValueError(
+                f"text features {list(text.sequence.shape)} and {list(text.pooled.shape)}: "
+                f"need [{batch}, L, {widths[0]}] and [{batch}, {widths[1]}]"
+            )
+        if keep is not None and (keep.dtype != torch.bool or list(keep.shape) != [batch, t, h, w]):
+            raise ValueError(f"keep: {keep.dtype} {list(keep.shape)}; need torch.bool {[batch, t, h, w]}")
+        extent = (t, h // config.patch_size, w // config.patch_size)
+        check_divisible(math.prod(extent), "video tokens", self.parallel)
+        check_divisible(text.sequence.shape[1], "text tokens", self.parallel)
+        return extent
+
+    def partial_gradients(self):
+        """Parameters of which each TP rank computes a part of the gradient only; the parts have to be summed.
+
+        Norms of queries and keys see a rank's own heads. Under sequence parallel, whatever is not split over TP but
+        works between the split layers sees a rank's own tokens.
+        """
+        modules: list[nn.Module] = [norm for block in self.blocks() for norm in block.attn1.head_norms()]
+        if self.parallel.sequence_parallel:
+            modules += [self.norm_final, self.norm_out.norm]
+            if self.config.skip_connection:
+                modules += [self.skip_norm_linear, self.skip_norm_linear_enc]
+            for block in self.blocks():
+                modules += [block.norm1.norm, block.norm1.norm_enc, block.norm2.norm]
+                modules += [] if block.norm2.norm_enc is None else [block.norm2.norm_enc]
+                yield block.attn1.to_out[0].bias
+                if block.attn1.to_add_out is not None:
+                    yield block.attn1.to_add_out.bias
+        for module in modules:
+            yield from module.parameters()
+
+    def initialize(self, seed: int) -> None:
+        """Fresh weights, the same at every layout."""
+        partition.fill(self, self._draw, seed, self.parallel)
+
+    def _draw(self, name: str, full: Tensor, generator: torch.Generator) -> None:
+        """The original's initial values of one whole parameter."""
+        module_name, _, kind = name.rpartition(".")
+        module = self.get_submodule(module_name)
+        if isinstance(module, (LayerNorm, RMSNorm)):
+            full.fill_(1.0 if kind == "weight" else 0.0)
+        elif name.startswith("skip_norm_linear") and self.config.skip_connection_zero_init:
+            full.zero_()  # [identity | 0]: at first a skip changes nothing
+            if kind == "weight":
+                full[:, : full.shape[0]].fill_diagonal_(1.0)
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+            bound = 1 / math.sqrt(math.prod(module.weight.shape[1:]))
+            full.uniform_(-bound, bound, generator=generator)
+        elif kind == "weight":
+            full.normal_(0.0, 0.02, generator=generator)
+        else:
+            full.zero_()
+
+
+def _stage(config: DenoiserConfig, parallel: ParallelContext, stage: int) -> nn.ModuleList:
+    count, sparsity = config.num_layers[stage], config.sparsities[stage]
+    is_last_stage = stage == len(config.num_layers) - 1
+    return nn.ModuleList(
+        Block(
+            config,
+            parallel,
+            sparsity,
+            group=sparsity > 1 and index % 2 == 1,
+            last=is_last_stage and index == count - 1,
+        )
+        for index in range(count)
+    )
+
+
+def _skip(config: DenoiserConfig) -> nn.Sequential:
+    width = 2 * config.hidden_size
+    norm = nn.Identity() if config.skip_connection_zero_init else NORMS[config.norm_cls](width, config.norm_eps)
+    return nn.Sequential(norm, nn.Linear(width, config.hidden_size))

@@ -1,0 +1,87 @@
+"""The frozen text encoders, T5 and CLIP, from Hugging Face transformers."""
+
+import contextlib
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mindspeed_mm.config.model import TextEncoderConfig
+from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.types import TextFeatures, TokenIds
+
+_CLASSES = {
+    "T5": "T5EncoderModel",
+    "MT5": "MT5EncoderModel",
+    "CLIP": "CLIPTextModel",
+    "CLIPWithProjection": "CLIPTextModelWithProjection",
+}
+
+
+class TextEncoder(nn.Module):
+    """One encoder: token ids -> [B,L,D] features, or [B,P] pooled ones for CLIPWithProjection."""
+
+    def __init__(self, config: TextEncoderConfig, dtype: torch.dtype):
+        """Reads the weights from the local folder `config.from_pretrained`; nothing is downloaded."""
+        super().__init__()
+        self.pooled = config.model_id == "CLIPWithProjection"
+        self.use_attention_mask = config.use_attention_mask and not self.pooled
+        self.model = _load(config, dtype).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def forward(self, tokens: TokenIds) -> Tensor:
+        mask = tokens.keep.long() if self.use_attention_mask else None
+        output = self.model(input_ids=tokens.ids, attention_mask=mask)
+        return output.text_embeds if self.pooled else output.last_hidden_state
+
+
+class TextEncoders(nn.Module):
+    """T5 for the sequence, CLIP for the pooled vector: captions as the denoiser wants them."""
+
+    def __init__(self, sequence: TextEncoderConfig, pooled: TextEncoderConfig, dtype: torch.dtype):
+        super().__init__()
+        self.sequence = TextEncoder(sequence, dtype)
+        self.pooled = TextEncoder(pooled, dtype)
+
+    def forward(self, text: TokenIds, pooled_text: TokenIds) -> TextFeatures:
+        return TextFeatures(self.sequence(text), text.keep, self.pooled(pooled_text))
+
+
+def _load(config: TextEncoderConfig, dtype: torch.dtype) -> nn.Module:
+    import transformers
+
+    folder = Path(config.from_pretrained)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder}: no config.json; expected a Hugging Face folder with a {config.model_id} encoder"
+        )
+    cls = getattr(transformers, _CLASSES[config.model_id])
+    with _quiet(transformers.utils.logging):
+        try:
+            # torch_dtype and not dtype: the name that transformers 4.51 to 5.x all take
+            model, info = cls.from_pretrained(
+                folder, local_files_only=True, torch_dtype=dtype, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = str(error).split("\n")[0]
+            raise CheckpointError(f"{folder}: {config.model_id} encoder cannot be loaded ({reason})") from None
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise CheckpointError(
+            f"{folder}: {len(missing)} weights of {config.model_id} are missing, for example {missing[0]}"
+        )
+    return model
+
+
+@contextlib.contextmanager
+def _quiet(logging):
+    """Without transformers' progress bar and its list of the other tower's weights, which CLIP's text encoder leaves."""
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

@@ -1,0 +1,76 @@
+"""Convolutions over time that see the past only, and the two samplers built on them that halve or double time.
+
+Each forward takes the `Chunk` it works on: it says whether the clip starts here, and carries the frames that the module
+saw last. Videos are [B,C,T,H,W].
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mindspeed_mm.models.wfvae.chunks import Chunk
+
+
+class CausalConv3d(nn.Module):
+    """3D convolution with cubic kernels; over time it is padded in front only, with copies of the first frame."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, padding: int | None = None
+    ):
+        """padding: zeros around each frame; None: as many as keep its size at stride 1."""
+        super().__init__()
+        padding = kernel_size // 2 if padding is None else padding
+        self.past = kernel_size - 1  # frames before the current one
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel_size, stride, padding=(0, padding, padding))
+
+    def forward(self, video: Tensor, chunk: Chunk) -> Tensor:
+        """[B,C,T,H,W] -> [B,C',t,H',W'] with t = (T-1)//stride + 1 at the start of a clip, T/stride behind it."""
+        if self.past:
+            before = video[:, :, :1].expand(-1, -1, self.past, -1, -1) if chunk.first else chunk.take(self)
+            video = torch.cat((before, video), dim=2)
+            chunk.keep(self, video, self.past // self.conv.stride[0])
+        return self.conv(video)
+
+
+class CausalDownsample(nn.Module):
+    """Halves time, height and width: 2n+1 frames become n+1."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = CausalConv3d(channels, channels, stride=2, padding=0)
+
+    def forward(self, video: Tensor, chunk: Chunk) -> Tensor:
+        return self.conv(F.pad(video, (0, 1, 0, 1)), chunk)  # zeros at the right and the bottom
+
+
+class CausalUpsample(nn.Module):
+    """Doubles time, height and width: n+1 frames become 2n+1, since frame 0 is not repeated over time."""
+
+    def __init__(self, channels: int, t_interpolation: str):
+        """t_interpolation: "trilinear" (each new frame is 3/4 its own and 1/4 its neighbour) or "nearest"."""
+        super().__init__()
+        self.t_interpolation = t_interpolation
+        self.conv = CausalConv3d(channels, channels)
+
+    def forward(self, video: Tensor, chunk: Chunk) -> tuple[Tensor, Chunk]:
+        """The larger video, and the chunk as seen at its frame rate. Interpolates in float32, as the original."""
+        wide = self._double_time(video.float(), chunk)
+        wide = F.interpolate(wide, scale_factor=(1, 2, 2), mode="trilinear")
+        chunk = chunk.finer()
+        return self.conv(wide.to(video.dtype), chunk), chunk
+
+    def _double_time(self, video: Tensor, chunk: Chunk) -> Tensor:
+        if chunk.first:
+            return torch.cat((video[:, :, :1], self._double(video[:, :, 1:], chunk)), dim=2)
+        return self._double(video, chunk)
+
+    def _double(self, video: Tensor, chunk: Chunk) -> Tensor:
+        """Twice the frames. Frame 0 takes no part in this, so the first frame after it has no neighbour before it."""
+        if video.shape[2] == 0:
+            return video
+        before = chunk.take(self)
+        chunk.keep(self, video, 1)
+        if before is None:
+            return F.interpolate(video, scale_factor=(2, 1, 1), mode=self.t_interpolation)
+        video = torch.cat((before, video), dim=2)
+        return F.interpolate(video, scale_factor=(2, 1, 1), mode=self.t_interpolation)[:, :, 2:]

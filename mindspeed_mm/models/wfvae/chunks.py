@@ -1,0 +1,98 @@
+"""Temporal chunks: where a long clip is cut, and what one chunk hands to the next.
+
+The autoencoder is causal, so a clip may pass through it in pieces if every causal convolution sees the last frames of
+the piece before. Those frames live in the `Chunk` values of one encode or decode call, never on a module, so clips of
+any length may follow each other. A clip that is not cut is one chunk, the first and the last.
+
+Frame 0 is a chunk of its own, because it has a latent of its own. In the decoder, interpolation over time looks one
+frame ahead; a chunk there is given the latent that follows it, and the frames of that latent are dropped again.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Span(NamedTuple):
+    """Frames (or latent frames) [start, stop) of a clip, and how many more are read from behind `stop`."""
+
+    start: int
+    stop: int
+    lookahead: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Chunk:
+    """Where a piece of a clip stands, as its modules see it, and the frames carried from the piece before.
+
+    lookahead: frames at the end, at the frame rate of the module at hand, that the next chunk will see again.
+    tails: module -> the last frames it saw [B,C,n,H,W]; one dict for all chunks of a clip.
+    """
+
+    first: bool = True
+    last: bool = True
+    lookahead: int = 0
+    tails: dict[nn.Module, Tensor] = dataclasses.field(default_factory=dict)
+
+    def take(self, module: nn.Module) -> Tensor | None:
+        """The frames that `module` kept in the chunk before; None if it kept none."""
+        return self.tails.pop(module, None)
+
+    def keep(self, module: nn.Module, video: Tensor, frames: int) -> None:
+        """Carry the last `frames` frames of `video` before the look-ahead to the module's next chunk, if there is one."""
+        if not self.last:
+            stop = video.shape[2] - self.lookahead
+            # A copy, because a view would keep the whole video alive.
+            self.tails[module] = video[:, :, stop - frames : stop].clone()
+
+    def finer(self) -> "Chunk":
+        """The same chunk at twice the frame rate."""
+        return dataclasses.replace(self, lookahead=2 * self.lookahead)
+
+
+def chunk_sizes(frames: int, stride_t: int) -> tuple[int, int] | None:
+    """Frames per encoder chunk and latent frames per decoder chunk; None if no cut gives the same numbers as no cut.
+
+    The rule of the original, for every number of frames; a clip of stride_t * n + 1 frames is always encoded in chunks
+    of stride_t. Clips of fewer than 2 stride_t + 1 frames are not cut.
+    """
+    sizes = [frames]  # at the input of each level that halves time, then of the latents
+    for _ in range(stride_t.bit_length() - 1):
+        sizes.append((sizes[-1] - 1) // 2 + 1)
+    decode = 2
+    # A last chunk of one latent would have no neighbour to interpolate with, and the chunk before no look-ahead.
+    while decode < frames and (sizes[-1] - 1) % decode == 1:
+        decode *= 2
+    if max(decode, stride_t) >= frames:
+        return None
+    encode = stride_t
+    for size in sizes[:-1]:
+        if size % 2 == 0 or ((size - 1) % encode == 1 and size - 1 > encode):
+            encode *= 2
+    return encode, decode
+
+
+def encode_spans(frames: int, stride_t: int) -> list[Span]:
+    """Chunks of a clip of `frames` frames for the encoder; a single one if the clip cannot be cut."""
+    sizes = chunk_sizes(frames, stride_t)
+    if sizes is None:
+        return [Span(0, frames)]
+    return _cut(frames, sizes[0])
+
+
+def decode_spans(latents: int, stride_t: int) -> list[Span]:
+    """Chunks of a clip of `latents` latent frames for the decoder; a single one if the clip cannot be cut."""
+    sizes = chunk_sizes((latents - 1) * stride_t + 1, stride_t)
+    if sizes is None:
+        return [Span(0, latents)]
+    # Frame 0 is not interpolated over time, so the first chunk needs no look-ahead. A single latent behind a chunk would
+    # be skipped here as in the original; `chunk_sizes` never leaves one.
+    return [
+        span._replace(lookahead=1) if span.start > 0 and span.stop + 1 < latents else span
+        for span in _cut(latents, sizes[1])
+    ]
+
+
+def _cut(length: int, size: int) -> list[Span]:
+    return [Span(0, 1)] + [Span(start, min(start + size, length)) for start in range(1, length, size)]

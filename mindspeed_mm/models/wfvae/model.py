@@ -1,0 +1,125 @@
+"""WFVAE, the video autoencoder of Open-Sora Plan v1.5 (WF-VAE, 2411.17459), at strides 8x8x8 or 4x8x8.
+
+Its state dict has the keys of a released WFVAE checkpoint. Forward passes leave nothing behind on the modules. Gradients
+are recorded as anywhere in torch: to encode or decode only, call it under `torch.no_grad()`.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from mindspeed_mm import logs
+from mindspeed_mm.config.geometry import LatentGrid
+from mindspeed_mm.config.model import AutoencoderConfig
+from mindspeed_mm.config.reader import check
+from mindspeed_mm.models.wfvae.chunks import Chunk, Span, decode_spans, encode_spans
+from mindspeed_mm.models.wfvae.decoder import Decoder
+from mindspeed_mm.models.wfvae.encoder import Encoder
+from mindspeed_mm.models.wfvae.layers import VIDEO_CHANNELS
+
+_LOG = logs.get(__name__)
+_LOGVAR_RANGE = (-30.0, 20.0)
+
+
+class WFVAE(nn.Module):
+    """Autoencoder of videos [B,3,T,H,W] in [-1,1] with T = n*strides[0] + 1; an image is a video of one frame.
+
+    Inputs may have any float dtype; they are computed, and returned, in the dtype of the weights. With
+    `config.use_tiling`, clips pass in temporal chunks with the same result; clips of fewer than 2*strides[0] + 1 frames
+    always pass whole.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, config: AutoencoderConfig):
+        """Raises ConfigError if the config is impossible."""
+        super().__init__()
+        check(config)
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.reset_statistics()
+
+    def reset_statistics(self, device: torch.device | str | None = None) -> None:
+        """Set shift and scale [1,C,1,1,1] from the config.
+
+        They are no part of the state dict, so a module that was built on the meta device needs this call when its
+        weights have become real.
+        """
+        shift = self.config.shift or (0.0,) * self.config.latent_dim
+        scale = self.config.scale or (1.0,) * self.config.latent_dim
+        for name, values in (("shift", shift), ("scale", scale)):
+            self.register_buffer(name, torch.tensor(values, device=device).view(1, -1, 1, 1, 1), persistent=False)
+
+    @property
+    def strides(self) -> tuple[int, int, int]:
+        """(t, h, w) compression."""
+        return self.config.strides
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.conv_out.weight.dtype
+
+    def encode(self, video: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Latents (z - shift) * scale [B,C,t,h,w] of a video [B,3,T,H,W], with z drawn from the posterior.
+
+        The noise is drawn in float32 on the generator's device; without one, by torch's global CPU generator.
+        """
+        mean, logvar = self.encode_moments(video)
+        device = "cpu" if generator is None else generator.device
+        return self.latents(mean, logvar, torch.randn(mean.shape, generator=generator, device=device).to(mean))
+
+    def latents(self, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+        """Latents of a posterior as `encode_moments` gives it, drawn with the given standard normal noise."""
+        return (mean + torch.exp(0.5 * logvar) * noise - self.shift) * self.scale
+
+    def encode_moments(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance (in [-30, 20]) of the posterior, each [B,C,t,h,w], before shift and scale.
+
+        Raises ConfigError for a number of frames or a size that the strides do not divide.
+        """
+        _check_shape("video", video, VIDEO_CHANNELS)
+        LatentGrid.of_video(*video.shape[2:], self.strides)
+        spans = self._spans(encode_spans, video.shape[2])
+        moments = _in_chunks(self.encoder, video.to(self.dtype), spans, frames_per_lookahead=0)
+        mean, logvar = moments.chunk(2, dim=1)
+        return mean, logvar.clamp(*_LOGVAR_RANGE)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Video [B,3,T,H,W], about in [-1,1], of latents [B,C,t,h,w] as `encode` gives them; T = strides[0]*(t-1) + 1."""
+        _check_shape("latents", latents, self.config.latent_dim)
+        return self.decode_unscaled(latents.to(self.dtype) / self.scale + self.shift)
+
+    def decode_unscaled(self, z: Tensor) -> Tensor:
+        """Video of latents before shift and scale, such as the mean of `encode_moments`."""
+        _check_shape("z", z, self.config.latent_dim)
+        spans = self._spans(decode_spans, z.shape[2])
+        return _in_chunks(self.decoder, z.to(self.dtype), spans, frames_per_lookahead=self.strides[0])
+
+    def _spans(self, cut, frames: int) -> list[Span]:
+        if not self.config.use_tiling:
+            return [Span(0, frames)]
+        spans = cut(frames, self.strides[0])
+        _LOG.debug("wfvae: %d frames in %d chunks", frames, len(spans))
+        return spans
+
+
+def _in_chunks(network: nn.Module, video: Tensor, spans: list[Span], frames_per_lookahead: int) -> Tensor:
+    """Pass a video through encoder or decoder span by span and join the results.
+
+    frames_per_lookahead: frames of the result that belong to one look-ahead frame of the input.
+    """
+    tails: dict[nn.Module, Tensor] = {}
+    pieces = []
+    for i, (start, stop, lookahead) in enumerate(spans):
+        chunk = Chunk(first=i == 0, last=i == len(spans) - 1, lookahead=lookahead, tails=tails)
+        piece = network(video[:, :, start : stop + lookahead], chunk)
+        pieces.append(piece[:, :, : piece.shape[2] - lookahead * frames_per_lookahead])
+    return torch.cat(pieces, dim=2)
+
+
+def _check_shape(name: str, x: Tensor, channels: int) -> None:
+    if x.ndim != 5 or x.shape[1] != channels or 0 in x.shape:
+        raise ValueError(f"{name} has shape {list(x.shape)}, must be [B,{channels},T,H,W] without empty axes")
+    if not x.is_floating_point():
+        raise ValueError(f"{name} is {x.dtype}, must be floats; uint8 frames become a video by x / 127.5 - 1")

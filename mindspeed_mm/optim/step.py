@@ -1,0 +1,62 @@
+"""From accumulated gradients to updated weights: average, measure, clip or skip, update, EMA, learning rate."""
+
+import dataclasses
+
+from mindspeed_mm.errors import TrainingDiverged
+from mindspeed_mm.optim.adaptive_clip import AdaptiveClip, FixedClip
+from mindspeed_mm.optim.ema import Ema
+from mindspeed_mm.parallel.engine import Engine
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepReport:
+    """What became of a step's gradients."""
+
+    gradient_norm: float
+    threshold: float | None
+    learning_rate: float
+    loss_scale: float
+    skipped: str | None  # why the weights were left alone; None if they were updated
+
+
+class OptimizerStep:
+    """The part of a training step after the backward pass. Its state is part of every checkpoint."""
+
+    def __init__(self, engine: Engine, clip: FixedClip | AdaptiveClip, ema: Ema | None, max_skipped_steps: int):
+        self.engine = engine
+        self.clip = clip
+        self.ema = ema
+        self.max_skipped_steps = max_skipped_steps
+        self.skipped_in_a_row = 0
+
+    def __call__(self, samples: int) -> StepReport:
+        """Update the weights from the gradients of a step of `samples` samples.
+
+        An fp16 overflow is not counted as a skipped step: it is how the loss scale is found. The learning rate moves on
+        with updates only, as Megatron's.
+        """
+        loss_scale, learning_rate = self.engine.loss_scale(), self.engine.learning_rate()
+        overflow = self.engine.finish_gradients()
+        norm = float("inf") if overflow else self.engine.gradient_norm()
+        if overflow:
+            report = StepReport(norm, None, learning_rate, loss_scale, "fp16 overflow, the loss scale is lowered")
+        else:
+            decision = self.clip.decide(norm)
+            report = StepReport(norm, decision.threshold, learning_rate, loss_scale, decision.skip)
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if decision.skip else 0
+            if decision.skip is None:
+                if decision.scale != 1.0:
+                    self.engine.scale_gradients(decision.scale)
+                self.engine.update()
+                self.engine.advance_schedule(samples)
+                if self.ema is not None:
+                    self.ema.update()
+        return report
+
+    def check(self) -> None:
+        """Raise TrainingDiverged once max_skipped_steps steps in a row were skipped."""
+        if self.skipped_in_a_row >= self.max_skipped_steps:
+            raise TrainingDiverged(
+                f"{self.skipped_in_a_row} steps in a row were skipped; the last saved checkpoint is from before them. "
+                "Look at the samples named above, or lower --lr (--max-skipped-steps sets the number)"
+            )

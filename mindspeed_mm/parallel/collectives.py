@@ -1,0 +1,80 @@
+"""Moving activations between layouts, with gradients: sequence parallel (TP) and Ulysses context parallel (CP).
+
+CP follows DeepSpeed-Ulysses (2309.14509): tokens are split over the ranks everywhere but in attention, where heads are.
+Gradients of parameters are averaged over data *and* context ranks by Megatron's DDP, while each context rank has only
+its tokens' part; so gradients are multiplied by CP where the parts are joined, and divided where the whole is split.
+"""
+
+import torch
+from torch import Tensor
+
+from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.parallel.megatron import (
+    all_to_all,
+    gather_from_sequence_parallel_region,
+    scatter_to_sequence_parallel_region,
+)
+
+
+def split_tokens(x: Tensor, parallel: ParallelContext) -> Tensor:
+    """[S,B,D] on every rank -> this rank's [S/(CP*TP),B,D]; over TP only with sequence parallel."""
+    if parallel.context_size > 1:
+        x = _ScaleGradient.apply(x, 1 / parallel.context_size)
+        x = scatter_to_sequence_parallel_region(x, group=parallel.context)
+    if parallel.sequence_parallel:
+        x = scatter_to_sequence_parallel_region(x, group=parallel.tensor)
+    return x
+
+
+def join_tokens(x: Tensor, parallel: ParallelContext) -> Tensor:
+    """The inverse of `split_tokens`; what follows is computed alike on every rank."""
+    if parallel.sequence_parallel:
+        x = gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=False, group=parallel.tensor)
+    if parallel.context_size > 1:
+        x = gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=False, group=parallel.context)
+        x = _ScaleGradient.apply(x, parallel.context_size)
+    return x
+
+
+def split_heads(x: Tensor, parallel: ParallelContext) -> Tensor:
+    """[S/CP,B,H,D] -> [S,B,H/CP,D]: every token of some of the heads."""
+    ranks = parallel.context_size
+    if ranks == 1:
+        return x
+    tokens, batch, heads, dim = x.shape
+    x = x.reshape(tokens, batch, ranks, heads // ranks, dim).permute(2, 0, 1, 3, 4).contiguous()
+    # contiguous before all_to_all: its output buffer takes the strides of its input, which would give wrong gradients
+    return all_to_all(parallel.context, x).reshape(ranks * tokens, batch, heads // ranks, dim)
+
+
+def join_heads(x: Tensor, parallel: ParallelContext) -> Tensor:
+    """[S,B,H/CP,D] -> [S/CP,B,H,D]: the inverse of `split_heads`."""
+    ranks = parallel.context_size
+    if ranks == 1:
+        return x
+    tokens, batch, heads, dim = x.shape
+    x = all_to_all(parallel.context, x.reshape(ranks, tokens // ranks, batch, heads, dim).contiguous())
+    return x.permute(1, 2, 0, 3, 4).reshape(tokens // ranks, batch, ranks * heads, dim)
+
+
+def check_divisible(tokens: int, what: str, parallel: ParallelContext) -> None:
+    """Raise where a sequence cannot be split evenly over the ranks."""
+    parts = parallel.context_size * (parallel.tensor_size if parallel.sequence_parallel else 1)
+    if tokens % parts:
+        sizes = f"context parallel {parallel.context_size}"
+        if parallel.sequence_parallel:
+            sizes += f" x sequence parallel {parallel.tensor_size}"
+        raise ValueError(f"{tokens} {what} do not divide by {parts} ({sizes}); choose another size or layout")
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """The identity, with its gradient multiplied by a number."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return gradient * ctx.factor, None

@@ -1,0 +1,123 @@
+"""Process groups as a value: what a layer needs to know of the others, passed in and never asked for."""
+
+import dataclasses
+import datetime
+import warnings
+
+import torch
+import torch.distributed as dist
+
+from mindspeed_mm.parallel.megatron import TransformerConfig, parallel_state
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelContext:
+    """The groups of this process.
+
+    tensor: ranks that share every layer (TP); context: ranks that share every sequence (Ulysses CP); data: ranks with
+    other samples (DP); data_and_context: over which gradients are averaged. With `sequence_parallel`, activations
+    between the tensor-parallel layers are split along the sequence too (2205.05198).
+    """
+
+    tensor: dist.ProcessGroup
+    context: dist.ProcessGroup
+    data: dist.ProcessGroup
+    data_and_context: dist.ProcessGroup
+    sequence_parallel: bool = False
+
+    @classmethod
+    def start(
+        cls,
+        backend: str = "gloo",
+        tensor_size: int = 1,
+        context_size: int = 1,
+        sequence_parallel: bool = False,
+        timeout_minutes: float = 10,
+        store: dist.Store | None = None,
+        rank: int = -1,
+        world_size: int = -1,
+    ) -> "ParallelContext":
+        """Start the process group (unless one is running) and Megatron's groups in it; collective over all ranks."""
+        if not dist.is_initialized():
+            timeout = datetime.timedelta(minutes=timeout_minutes)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+        parallel_state.destroy_model_parallel()
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=tensor_size,
+            context_parallel_size=context_size,
+            create_gloo_process_groups=backend != "fake",
+            distributed_timeout_minutes=max(1, round(timeout_minutes)),
+        )
+        return cls.current(sequence_parallel)
+
+    @classmethod
+    def current(cls, sequence_parallel: bool = False) -> "ParallelContext":
+        """The groups that are running; starts one rank on an in-process store where there are none."""
+        if not parallel_state.model_parallel_is_initialized():
+            if dist.is_initialized():
+                return cls.start()
+            return cls.start(store=dist.HashStore(), rank=0, world_size=1)
+        return cls(
+            tensor=parallel_state.get_tensor_model_parallel_group(),
+            context=parallel_state.get_context_parallel_group(),
+            data=parallel_state.get_data_parallel_group(),
+            data_and_context=parallel_state.get_data_parallel_group(with_context_parallel=True),
+            sequence_parallel=sequence_parallel and parallel_state.get_tensor_model_parallel_world_size() > 1,
+        )
+
+    def stop(self) -> None:
+        """Leave all groups."""
+        parallel_state.destroy_model_parallel()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    @property
+    def tensor_size(self) -> int:
+        return self.tensor.size()
+
+    @property
+    def tensor_rank(self) -> int:
+        return self.tensor.rank()
+
+    @property
+    def context_size(self) -> int:
+        return self.context.size()
+
+    @property
+    def context_rank(self) -> int:
+        return self.context.rank()
+
+    @property
+    def data_size(self) -> int:
+        return self.data.size()
+
+    @property
+    def data_rank(self) -> int:
+        return self.data.rank()
+
+    @property
+    def is_first(self) -> bool:
+        """True on the one rank that writes logs and shared files."""
+        return dist.get_rank() == 0
+
+    def config(self, *, split_sequence: bool | None = None) -> TransformerConfig:
+        """The config object that megatron-core's layers and wrappers ask for.
+
+        split_sequence: whether a layer's input is split along the sequence; default: as `sequence_parallel`.
+        Layer counts and widths in it are placeholders: no layer of ours reads them.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns about defaults of its own
+            return TransformerConfig(
+                num_layers=1,
+                hidden_size=self.tensor_size * self.context_size,
+                num_attention_heads=self.tensor_size * self.context_size,
+                tensor_model_parallel_size=self.tensor_size,
+                context_parallel_size=self.context_size,
+                sequence_parallel=self.sequence_parallel if split_sequence is None else split_sequence,
+                # Weights are made empty, on the current torch device, and filled by `init_weights` or from a file.
+                use_cpu_initialization=True,
+                perform_initialization=False,
+                gradient_accumulation_fusion=False,
+                params_dtype=torch.float32,
+            )

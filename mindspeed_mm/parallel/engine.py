@@ -1,0 +1,212 @@
+"""A network under megatron-core's gradient buffers and optimizer: the whole of distributed training that is not ours.
+
+Megatron's optimizer step comes in parts (`prepare_grads`, `get_grad_norm`, `step_with_ready_grads`); they are offered
+one by one, so that clipping, skipping and EMA are decided between them (`optim/step.py`) and replace nothing.
+"""
+
+import contextlib
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from mindspeed_mm.config.run import OptimizerSettings
+from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.parallel.megatron import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    DistributedOptimizer,
+    OptimizerConfig,
+    OptimizerParamScheduler,
+    finalize_model_grads,
+    get_megatron_optimizer,
+)
+from mindspeed_mm.platforms.base import Platform
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MainShard:
+    """The fp32 weights that this rank updates of one parameter: elements start..end of it, flattened."""
+
+    name: str
+    main: Tensor  # shares storage with what the optimizer updates
+    start: int
+    end: int
+    shape: torch.Size  # of the whole (TP-local) parameter
+
+
+class Engine:
+    """Forward, backward and optimizer step of one network."""
+
+    def __init__(self, network: nn.Module, parallel: ParallelContext, platform: Platform, settings: OptimizerSettings):
+        self.network = network
+        self.parallel = parallel
+        self.platform = platform
+        self.settings = settings
+        dtype = next(network.parameters()).dtype
+        with platform.engine_scope():
+            self.ddp = DistributedDataParallel(
+                # With TP, Megatron sums the gradients of the parameters that `partition.mark` flagged as partial.
+                parallel.config(split_sequence=parallel.tensor_size > 1),
+                DistributedDataParallelConfig(
+                    grad_reduce_in_fp32=settings.grad_reduce_in_fp32,
+                    overlap_grad_reduce=settings.overlap_grad_reduce,
+                    overlap_param_gather=settings.overlap_param_gather,
+                    use_distributed_optimizer=settings.use_distributed_optimizer,
+                ),
+                network,
+            )
+            self.optimizer = get_megatron_optimizer(_optimizer_config(settings, dtype), [self.ddp]).chained_optimizers[
+                0
+            ]
+            self._create_optimizer_state()
+        self.scheduler: OptimizerParamScheduler | None = None
+
+    def schedule(self, global_batch_size: int) -> None:
+        """Start the learning-rate schedule; like Megatron it counts samples, so that a checkpoint means the same there."""
+        settings = self.settings
+        self.scheduler = OptimizerParamScheduler(
+            self.optimizer,
+            init_lr=settings.lr_warmup_init,
+            max_lr=settings.lr,
+            min_lr=settings.min_lr,
+            lr_warmup_steps=settings.lr_warmup_iters * global_batch_size,
+            lr_decay_steps=settings.lr_decay_iters * global_batch_size,
+            lr_decay_style=settings.lr_decay_style,
+            start_wd=settings.weight_decay,
+            end_wd=settings.weight_decay,
+            wd_incr_steps=settings.lr_decay_iters * global_batch_size,
+            wd_incr_style="constant",
+            use_checkpoint_opt_param_scheduler=False,
+            override_opt_param_scheduler=True,  # flags count; the checkpoint gives the position
+        )
+
+    # -------------------------------------------------------------------------------------------------------- one step
+
+    def start_step(self) -> None:
+        """Clear the gradients."""
+        with self.platform.engine_scope():
+            self.ddp.zero_grad_buffer()
+            self.optimizer.zero_grad()
+
+    def micro_batch(self, last: bool) -> contextlib.AbstractContextManager:
+        """Surrounds forward and backward of a micro-batch: gradients are exchanged in the last one only."""
+        return contextlib.nullcontext() if last else self.ddp.no_sync()
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradients of a scalar loss, scaled where fp16 needs it."""
+        (loss * self.loss_scale()).backward()
+
+    def loss_scale(self) -> float:
+        return float(self.optimizer.get_loss_scale())
+
+    def finish_gradients(self) -> bool:
+        """Average the gradients over the data ranks and hand them to the main weights; True if fp16 overflowed."""
+        with self.platform.engine_scope():
+            finalize_model_grads([self.ddp])
+            return bool(self.optimizer.prepare_grads())
+
+    def gradient_norm(self) -> float:
+        """L2 norm of the gradient of the whole network; the same number on every rank."""
+        with self.platform.engine_scope():
+            return float(self.optimizer.get_grad_norm())
+
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply all gradients."""
+        gradients = [parameter.grad for parameter in self.optimizer.get_parameters() if parameter.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, factor)
+
+    def update(self) -> None:
+        """One AdamW step on the main weights, and from them the model's weights on every rank."""
+        with self.platform.engine_scope():
+            self.optimizer.step_with_ready_grads()
+
+    def advance_schedule(self, samples: int) -> None:
+        self.scheduler.step(increment=samples)
+
+    def learning_rate(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+    # ---------------------------------------------------------------------------------------------------------- weights
+
+    def main_shards(self) -> list[MainShard]:
+        """This rank's main weights, in the order of the network's parameters."""
+        shards = []
+        for name, parameter in self.network.named_parameters():
+            whole = (0, parameter.numel())
+            if isinstance(self.optimizer, DistributedOptimizer):
+                if parameter not in self.optimizer.model_param_group_index_map:
+                    continue  # other data ranks own all of it
+                group, order = self.optimizer.model_param_group_index_map[parameter]
+                main = self.optimizer.param_groups[group]["params"][order]
+                part = self.optimizer._get_model_param_range_map(parameter)["param"]
+                shards.append(MainShard(name, main, part.start, part.end, parameter.shape))
+            else:
+                shards.append(MainShard(name, getattr(parameter, "main_param", parameter), *whole, parameter.shape))
+        return shards
+
+    def moments(self) -> dict[str, list[Tensor]]:
+        """AdamW's two moments, each a tensor beside every one of `main_shards`."""
+        state = self.optimizer.optimizer.state
+        shards = self.main_shards()
+        return {key: [state[shard.main][key] for shard in shards] for key in ("exp_avg", "exp_avg_sq")}
+
+    def counters(self) -> dict:
+        """The rest of the optimizer's state: its step count, the schedule's position, fp16's loss scale."""
+        scaler = getattr(self.optimizer, "grad_scaler", None)
+        steps = {int(state["step"]) for state in self.optimizer.optimizer.state.values()}
+        return {
+            "step": max(steps, default=0),
+            "opt_param_scheduler": self.scheduler.state_dict(),
+            "grad_scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def load_counters(self, state: dict) -> None:
+        """Restore what `counters` gave."""
+        for parameter_state in self.optimizer.optimizer.state.values():
+            parameter_state["step"].fill_(state["step"])
+        self.scheduler.num_steps = 0
+        self.scheduler.load_state_dict(state["opt_param_scheduler"])
+        if state["grad_scaler"] is not None and getattr(self.optimizer, "grad_scaler", None) is not None:
+            with self.platform.engine_scope():
+                self.optimizer.grad_scaler.load_state_dict(state["grad_scaler"])
+
+    def weights_changed(self) -> None:
+        """Take over the network's weights into the main weights, after they were loaded from a file."""
+        with self.platform.engine_scope():
+            self.optimizer.reload_model_params()
+
+    def _create_optimizer_state(self) -> None:
+        """Zero moments from the start, so that a checkpoint before the first step looks like any other."""
+        inner = self.optimizer.optimizer
+        for group in inner.param_groups:
+            for parameter in group["params"]:
+                inner.state[parameter] = {
+                    "step": torch.tensor(0.0),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+
+def _optimizer_config(settings: OptimizerSettings, dtype: torch.dtype) -> OptimizerConfig:
+    return OptimizerConfig(
+        optimizer="adam",
+        lr=settings.lr,
+        min_lr=settings.min_lr,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.beta1,
+        adam_beta2=settings.beta2,
+        adam_eps=settings.eps,
+        fp16=dtype == torch.float16,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        loss_scale=settings.loss_scale,
+        initial_loss_scale=settings.initial_loss_scale,
+        min_loss_scale=settings.min_loss_scale,
+        loss_scale_window=settings.loss_scale_window,
+        hysteresis=settings.hysteresis,
+        use_distributed_optimizer=settings.use_distributed_optimizer,
+        overlap_param_gather=settings.overlap_param_gather,
+        clip_grad=0.0,  # clipping is decided in optim/step.py
+    )

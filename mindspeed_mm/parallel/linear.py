@@ -1,0 +1,91 @@
+"""Megatron's column- and row-parallel linears with the calling convention of this project.
+
+They return a plain tensor, keep Megatron's parameter names (`weight`, `bias` and an empty `_extra_state`), and know how
+their parameters are split (`partition.py` reads it). With one rank they are ordinary linears.
+"""
+
+from torch import Tensor
+
+from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.parallel.megatron import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    all_gather_last_dim_from_tensor_parallel_region,
+    gather_from_tensor_model_parallel_region,
+)
+
+
+def _no_initialization(weight: Tensor) -> None:
+    """`perform_initialization` is off; Megatron asks for a function all the same."""
+
+
+class ColumnLinear(ColumnParallelLinear):
+    """y = x W^T + b with the outputs split over TP: x [S,B,in] -> [S,B,out/TP]; gathers x first under sequence parallel."""
+
+    partition = {"weight": 0, "bias": 0}
+
+    def __init__(self, in_features: int, out_features: int, parallel: ParallelContext, *, bias: bool):
+        super().__init__(
+            in_features,
+            out_features,
+            config=parallel.config(),
+            init_method=_no_initialization,
+            bias=bias,
+            gather_output=False,
+            tp_group=parallel.tensor,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[0]
+
+
+class RowLinear(RowParallelLinear):
+    """y = x W^T + b with the inputs split over TP: x [S,B,in/TP] -> [S,B,out], summed over TP (and split along S under
+    sequence parallel)."""
+
+    partition = {"weight": 1, "bias": None}
+
+    def __init__(self, in_features: int, out_features: int, parallel: ParallelContext, *, bias: bool):
+        super().__init__(
+            in_features,
+            out_features,
+            config=parallel.config(),
+            init_method=_no_initialization,
+            bias=bias,
+            input_is_parallel=True,
+            skip_bias_add=False,
+            tp_group=parallel.tensor,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[0]
+
+
+class ConditionLinear(ColumnParallelLinear):
+    """y = x W^T + b for a condition x [B,in] that every rank holds whole; the output [B,out] is whole too.
+
+    Computed in x's dtype: the condition is fp32 beside bf16 weights, and the original relied on matmul promoting.
+    Under sequence parallel each rank uses the output on its own tokens, so its gradient is summed over TP.
+    """
+
+    partition = {"weight": 0, "bias": 0}
+
+    def __init__(self, in_features: int, out_features: int, parallel: ParallelContext):
+        super().__init__(
+            in_features,
+            out_features,
+            config=parallel.config(split_sequence=False),
+            init_method=_no_initialization,
+            bias=True,
+            gather_output=False,
+            skip_bias_add=True,
+            tp_group=parallel.tensor,
+        )
+        self._tokens_are_split = parallel.sequence_parallel
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, bias = super().forward(x, weight=self.weight.to(x.dtype))
+        y = y + bias.to(x.dtype)
+        if self._tokens_are_split:
+            return all_gather_last_dim_from_tensor_parallel_region(y, group=self.tp_group)
+        return gather_from_tensor_model_parallel_region(y, group=self.tp_group)

@@ -1,0 +1,58 @@
+"""The names of megatron-core 0.16 that this project uses, all of them; imported here and nowhere else.
+
+Its import warns about Transformer Engine and Apex, which we do not need; those lines are silenced.
+"""
+
+import logging
+import warnings
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from megatron.core import parallel_state
+    from megatron.core.distributed import (
+        DistributedDataParallel,
+        DistributedDataParallelConfig,
+        finalize_model_grads,
+    )
+    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+    from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+    from megatron.core.tensor_parallel.layers import (
+        ColumnParallelLinear,
+        RowParallelLinear,
+        set_tensor_model_parallel_attributes,
+    )
+    from megatron.core.tensor_parallel.mappings import (
+        all_gather_last_dim_from_tensor_parallel_region,
+        all_to_all,
+        gather_from_sequence_parallel_region,
+        gather_from_tensor_model_parallel_region,
+        scatter_to_sequence_parallel_region,
+    )
+    from megatron.core.transformer import TransformerConfig
+    from megatron.core.transformer.module import MegatronModule
+
+logging.getLogger("megatron.core").setLevel(logging.WARNING)
+
+__all__ = [
+    "ColumnParallelLinear",
+    "DistributedDataParallel",
+    "DistributedDataParallelConfig",
+    "DistributedOptimizer",
+    "MegatronModule",
+    "OptimizerConfig",
+    "OptimizerParamScheduler",
+    "RowParallelLinear",
+    "TransformerConfig",
+    "all_gather_last_dim_from_tensor_parallel_region",
+    "all_to_all",
+    "clip_grad_by_total_norm_fp32",
+    "finalize_model_grads",
+    "gather_from_sequence_parallel_region",
+    "gather_from_tensor_model_parallel_region",
+    "get_megatron_optimizer",
+    "parallel_state",
+    "scatter_to_sequence_parallel_region",
+    "set_tensor_model_parallel_attributes",
+]

@@ -1,0 +1,61 @@
+"""How the parameters of a network are split over TP: read from its layers, never from lists of names."""
+
+import zlib
+
+import torch
+from torch import Tensor, nn
+
+from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.parallel.megatron import set_tensor_model_parallel_attributes
+from mindspeed_mm.parallel.seeds import generator
+
+
+def partition_dims(module: nn.Module) -> dict[str, int | None]:
+    """For each parameter name the dimension that is split over TP, None where every rank holds all of it."""
+    dims: dict[str, int | None] = {}
+    for prefix, layer in module.named_modules():
+        split = getattr(type(layer), "partition", {})  # the linears of `linear.py` say it; nothing else is split
+        for name, _ in layer.named_parameters(recurse=False):
+            dims[f"{prefix}.{name}" if prefix else name] = split.get(name)
+    return dims
+
+
+def shard(full: Tensor, dim: int | None, parallel: ParallelContext) -> Tensor:
+    """This TP rank's part of a whole parameter."""
+    if dim is None or parallel.tensor_size == 1:
+        return full
+    if full.shape[dim] % parallel.tensor_size:
+        raise ValueError(f"dimension {dim} of {list(full.shape)} does not divide by TP {parallel.tensor_size}")
+    return full.chunk(parallel.tensor_size, dim)[parallel.tensor_rank]
+
+
+def full_shape(shape: torch.Size, dim: int | None, tensor_size: int) -> tuple[int, ...]:
+    """Shape of the whole parameter of which a TP rank holds `shape`."""
+    return tuple(size * tensor_size if axis == dim else size for axis, size in enumerate(shape))
+
+
+def mark(module: nn.Module, partial_gradients) -> None:
+    """Tell megatron-core which parameters are split, and which have only a part of their gradient on each TP rank.
+
+    Its gradient norm counts a parameter that is not split once, on TP rank 0; `finalize_model_grads` sums the partial
+    gradients. Call it when the parameters have their final storage: moving a module off the meta device makes new ones.
+    """
+    for name, dim in partition_dims(module).items():
+        parameter = module.get_parameter(name)
+        if not hasattr(parameter, "tensor_model_parallel"):
+            set_tensor_model_parallel_attributes(parameter, dim is not None, -1 if dim is None else dim, 1)
+    for parameter in partial_gradients:
+        parameter.sequence_parallel = True  # the name that finalize_model_grads looks for
+
+
+@torch.no_grad()
+def fill(module: nn.Module, draw, seed: int, parallel: ParallelContext) -> None:
+    """Initialise every parameter from a generator of its own, seeded by its name: the same weights at every layout.
+
+    draw(name, full, generator) fills a whole fp32 CPU tensor; each rank keeps its part.
+    """
+    for name, dim in partition_dims(module).items():
+        parameter = module.get_parameter(name)
+        full = torch.empty(full_shape(parameter.shape, dim, parallel.tensor_size), dtype=torch.float32)
+        draw(name, full, generator(seed, zlib.crc32(name.encode())))
+        parameter.copy_(shard(full, dim, parallel))

@@ -1,0 +1,75 @@
+"""Optimizer state on its way to and from a checkpoint: shards of the data ranks <-> whole parameters, by name.
+
+Names and whole tensors, not Megatron's flat buffers, go into the file: they mean the same at any number of data ranks,
+with or without the distributed optimizer, and `reshard` can split them for another TP size.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mindspeed_mm.parallel.engine import MainShard
+from mindspeed_mm.parallel.megatron import parallel_state
+
+
+def gather(shards: list[MainShard], values: list[Tensor]) -> dict[str, Tensor] | None:
+    """Whole fp32 CPU tensors by parameter name on the first rank of each data group, None on the others; collective.
+
+    values: one tensor beside each of this rank's shards, of its size.
+    """
+    group = parallel_state.get_data_parallel_group_gloo(with_context_parallel=True)
+    flat = _flat([value.detach().float().cpu() for value in values])
+    pieces = [(shard.name, shard.start, shard.end, tuple(shard.shape)) for shard in shards]
+    if group.size() == 1:
+        return _assemble([pieces], [flat])
+    everyone: list = [None] * group.size()
+    dist.all_gather_object(everyone, pieces, group=group)
+    longest = max(sum(end - start for _, start, end, _ in rank) for rank in everyone)
+    padded = torch.cat((flat, flat.new_zeros(longest - flat.numel())))
+    first = group.rank() == 0
+    parts = [torch.empty_like(padded) for _ in everyone] if first else None
+    dist.gather(padded, parts, dst=dist.get_global_rank(group, 0), group=group)
+    return _assemble(everyone, parts) if first else None
+
+
+@torch.no_grad()
+def scatter(whole: dict[str, Tensor] | None, shards: list[MainShard], values: list[Tensor]) -> None:
+    """The inverse: fill each rank's `values` from the first rank's whole tensors; collective."""
+    group = parallel_state.get_data_parallel_group_gloo(with_context_parallel=True)
+    pieces = [(shard.name, shard.start, shard.end, tuple(shard.shape)) for shard in shards]
+    if group.size() == 1:
+        mine = _cut(whole, pieces)
+    else:
+        everyone: list = [None] * group.size()
+        dist.all_gather_object(everyone, pieces, group=group)
+        longest = max(sum(end - start for _, start, end, _ in rank) for rank in everyone)
+        parts = None
+        if group.rank() == 0:
+            cuts = [_cut(whole, rank) for rank in everyone]
+            parts = [torch.cat((cut, cut.new_zeros(longest - cut.numel()))) for cut in cuts]
+        mine = torch.empty(longest)
+        dist.scatter(mine, parts, src=dist.get_global_rank(group, 0), group=group)
+    at = 0
+    for value in values:
+        value.copy_(mine[at : at + value.numel()].view_as(value))
+        at += value.numel()
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors]) if tensors else torch.empty(0)
+
+
+def _assemble(pieces: list[list[tuple]], flats: list[Tensor]) -> dict[str, Tensor]:
+    whole: dict[str, Tensor] = {}
+    for rank_pieces, flat in zip(pieces, flats, strict=True):
+        at = 0
+        for name, start, end, shape in rank_pieces:
+            if name not in whole:
+                whole[name] = torch.empty(shape)
+            whole[name].view(-1)[start:end] = flat[at : at + end - start]
+            at += end - start
+    return whole
+
+
+def _cut(whole: dict[str, Tensor], pieces: list[tuple]) -> Tensor:
+    return _flat([whole[name].float().reshape(-1)[start:end] for name, start, end, _ in pieces])

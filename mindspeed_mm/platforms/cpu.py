@@ -1,0 +1,80 @@
+"""Plain CPU with gloo, and the adaptor that megatron-core needs there.
+
+megatron-core asks for `torch.cuda` in a few places even where no tensor has to be on a GPU. This file answers, as
+`torch_npu.contrib.transfer_to_npu` does for Ascend:
+- for good, from `prepare()` on: `torch.cuda.current_device()` is the CPU, RNG states are the CPU's, `.cuda()` and
+  `synchronize()` do nothing;
+- inside `engine_scope()`, around the optimizer and the gradient buffers only: `device="cuda"` means the CPU, and
+  `Tensor.type()` says `torch.cuda.FloatTensor`, which Megatron compares as strings.
+Nothing else in the package patches anything.
+"""
+
+import contextlib
+import resource
+import sys
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from mindspeed_mm.platforms.base import Platform, ordered_launches
+
+_CPU = torch.device("cpu")
+
+
+class CpuPlatform(Platform):
+    name = "cpu"
+    backend = "gloo"
+
+    def prepare(self, allow_tf32: bool = False, allow_internal_format: bool = False) -> None:
+        ordered_launches()
+        _stand_in_for_cuda()
+
+    def device(self, local_rank: int) -> torch.device:
+        return _CPU
+
+    @contextlib.contextmanager
+    def engine_scope(self):
+        true_type = torch.Tensor.type
+        torch.Tensor.type = _type_with_cuda_names(true_type)
+        try:
+            with _CudaMeansCpu():
+                yield
+        finally:
+            torch.Tensor.type = true_type
+
+    def peak_memory(self) -> int:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux
+
+
+class _CudaMeansCpu(TorchFunctionMode):
+    """Rewrites the keyword argument device="cuda" of torch functions."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if str(kwargs.get("device")).startswith("cuda"):
+            kwargs = {**kwargs, "device": _CPU}
+        return func(*args, **kwargs)
+
+
+def _type_with_cuda_names(true_type):
+    def type_(self, *args, **kwargs):
+        result = true_type(self, *args, **kwargs)
+        if isinstance(result, str) and result.startswith("torch.") and not result.startswith("torch.cuda."):
+            return "torch.cuda." + result.removeprefix("torch.")
+        return result
+
+    return type_
+
+
+def _stand_in_for_cuda() -> None:
+    cuda = torch.cuda
+    cuda.current_device = lambda: _CPU
+    cuda.set_device = lambda device: None
+    cuda.synchronize = lambda device=None: None
+    cuda.empty_cache = lambda: None
+    cuda.manual_seed = torch.default_generator.manual_seed
+    cuda.get_rng_state = cuda.random.get_rng_state = lambda device=None: torch.get_rng_state()
+    cuda.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self
+    torch.nn.Module.cuda = lambda self, *args, **kwargs: self

@@ -1,0 +1,82 @@
+"""Ascend NPUs with HCCL. The only file that imports torch_npu or MindSpeed.
+
+Order matters: `torch_npu`, then `transfer_to_npu` (so that megatron-core's `torch.cuda` means the NPU), then
+MindSpeed's adaptor, all before `megatron.core`. MindSpeed reads sys.argv when it is imported and would inject flags of
+ours as strings into Megatron's configs, so it sees an argv without them.
+"""
+
+import importlib
+import importlib.util
+import sys
+
+import torch
+
+from mindspeed_mm import logs
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.platforms.base import Platform, ordered_launches
+
+_log = logs.get(__name__)
+
+
+class NpuPlatform(Platform):
+    name = "npu"
+    backend = "cpu:gloo,npu:hccl"
+
+    def __init__(self, mindspeed: str = "auto"):
+        """mindspeed: "on" needs MindSpeed, "auto" uses it if it is installed, "off" never does."""
+        self.mindspeed = mindspeed
+
+    def prepare(self, allow_tf32: bool = False, allow_internal_format: bool = False) -> None:
+        ordered_launches()
+        try:
+            torch_npu = importlib.import_module("torch_npu")
+            importlib.import_module("torch_npu.contrib.transfer_to_npu")
+        except ImportError as error:
+            raise ConfigError(
+                f"--device npu: torch_npu cannot be imported ({error}); install the torch_npu that pairs with "
+                f"torch {torch.__version__} and source CANN's set_env.sh first"
+            ) from None
+        if not torch.npu.is_available():
+            raise ConfigError("--device npu: no NPU is visible; source CANN's set_env.sh first and see npu-smi info")
+        torch_npu.npu.config.allow_internal_format = allow_internal_format
+        torch.npu.matmul.allow_hf32 = allow_tf32
+        torch.npu.conv.allow_hf32 = allow_tf32
+        self._import_mindspeed()
+
+    def _import_mindspeed(self) -> None:
+        if self.mindspeed == "off":
+            return
+        if importlib.util.find_spec("mindspeed") is None:
+            if self.mindspeed == "on":
+                raise ConfigError("--mindspeed on: the package mindspeed is not installed (branch core_r0.16.0)")
+            _log.info("MindSpeed is not installed; running on torch_npu alone")
+            return
+        ours, sys.argv = sys.argv, sys.argv[:1]
+        try:
+            importlib.import_module("mindspeed.megatron_adaptor")
+        finally:
+            sys.argv = ours
+
+    def device(self, local_rank: int) -> torch.device:
+        if local_rank >= torch.npu.device_count():
+            raise ConfigError(
+                f"--nproc_per_node: process {local_rank} has no NPU, this node has {torch.npu.device_count()}"
+            )
+        torch.npu.set_device(local_rank)
+        return torch.device("npu", local_rank)
+
+    def synchronize(self) -> None:
+        torch.npu.synchronize()
+
+    def peak_memory(self) -> int:
+        return torch.npu.max_memory_allocated()
+
+    def reset_peak_memory(self) -> None:
+        torch.npu.reset_peak_memory_stats()
+
+    def rng_state(self) -> torch.Tensor | None:
+        return torch.npu.get_rng_state()
+
+    def set_rng_state(self, state: torch.Tensor | None) -> None:
+        if state is not None:
+            torch.npu.set_rng_state(state)

@@ -1,0 +1,32 @@
+"""Choosing the platform, once, at start-up."""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.platforms.base import Platform
+from mindspeed_mm.platforms.cpu import CpuPlatform
+from mindspeed_mm.platforms.cuda import CudaPlatform
+from mindspeed_mm.platforms.npu import NpuPlatform
+
+DEVICES = ("auto", "cpu", "cuda", "npu")
+
+
+def select(device: str = "auto", mindspeed: str = "auto") -> Platform:
+    """The platform for `--device`; "auto" takes an NPU, else a GPU, else the CPU. It is not prepared yet."""
+    if device not in DEVICES:
+        raise ConfigError(f"--device {device}: not one of {', '.join(DEVICES)}")
+    if device == "auto":
+        device = _find()
+    if device == "npu":
+        return NpuPlatform(mindspeed)
+    return CudaPlatform() if device == "cuda" else CpuPlatform()
+
+
+def _find() -> str:
+    # /dev/davinci* are the NPUs' device files: asking torch_npu instead would import it and, through it, CANN.
+    if importlib.util.find_spec("torch_npu") is not None and any(Path("/dev").glob("davinci[0-9]*")):
+        return "npu"
+    return "cuda" if torch.cuda.is_available() else "cpu"

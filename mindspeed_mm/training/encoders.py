@@ -1,0 +1,48 @@
+"""The frozen networks in front of the denoiser: clips and captions in, latents and text features out."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from mindspeed_mm.models.text.encoders import TextEncoders
+from mindspeed_mm.models.wfvae.model import WFVAE
+from mindspeed_mm.parallel.seeds import generator
+from mindspeed_mm.types import Batch, TextFeatures
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Encoded:
+    """A micro-batch as the denoiser sees it: z0 [B,C,T,H,W] fp32, its text, keep [B,T,H,W] bool."""
+
+    latents: Tensor
+    text: TextFeatures
+    keep: Tensor
+    positions: tuple[int, ...]  # of the samples in the stream of data: the address of their noise
+    paths: tuple[str, ...]
+
+
+class FrozenEncoders:
+    """WFVAE, T5 and CLIP on the device, without gradients."""
+
+    def __init__(self, autoencoder: WFVAE, text: TextEncoders, device: torch.device, seed: int):
+        self.autoencoder = autoencoder.requires_grad_(False).eval()
+        self.text = text
+        self.device = device
+        self.seed = seed
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Encoded:
+        """Encode a micro-batch; the posterior is sampled, with noise that belongs to each sample."""
+        batch = batch.to(self.device)
+        mean, logvar = self.autoencoder.encode_moments(batch.video)
+        noise = per_sample_noise(mean, self.seed, "posterior", batch.positions)
+        latents = self.autoencoder.latents(mean, logvar, noise).float()
+        text = self.text(batch.text, batch.pooled_text)
+        return Encoded(latents, text, batch.keep, batch.positions, batch.paths)
+
+
+def per_sample_noise(like: Tensor, seed: int, purpose: str, positions: tuple[int, ...]) -> Tensor:
+    """Standard normal noise [B,...] with a generator per sample: the same for a sample in any batch, on any layout."""
+    draws = [torch.randn(like.shape[1:], generator=generator(seed, purpose, position)) for position in positions]
+    return torch.stack(draws).to(device=like.device, dtype=like.dtype)

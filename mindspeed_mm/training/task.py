@@ -1,0 +1,47 @@
+"""The training task: a noisy latent, the velocity that the denoiser gives for it, and the loss."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from mindspeed_mm.config.geometry import LatentGrid
+from mindspeed_mm.config.model import DenoiserConfig, DiffusionConfig
+from mindspeed_mm.diffusion import flow, schedule
+from mindspeed_mm.parallel.seeds import generator
+from mindspeed_mm.training.encoders import Encoded, per_sample_noise
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FlowMatchingTask:
+    """Flow matching on text-conditioned latents. All randomness of a sample is addressed by its position in the data."""
+
+    diffusion: DiffusionConfig
+    denoiser: DenoiserConfig
+    seed: int
+
+    def loss(self, denoiser, sample: Encoded) -> Tensor:
+        """Loss of a micro-batch, a scalar; denoiser is called as SparseUMMDiT is."""
+        z0 = sample.latents
+        noise = per_sample_noise(z0, self.seed, "noise", sample.positions)
+        sigma = self._sigma(z0, sample.positions)
+        noisy = flow.interpolate(z0, noise, sigma)
+        prediction = denoiser(noisy, sigma, sample.text, sample.keep, self._rope_offset(z0, sample.positions))
+        return flow.loss(prediction, flow.velocity(z0, noise), sigma, self.diffusion, sample.keep)
+
+    def _sigma(self, z0: Tensor, positions: tuple[int, ...]) -> Tensor:
+        grid = LatentGrid(*z0.shape[2:])
+        draws = [schedule.draw(self.diffusion, grid, 1, generator(self.seed, "sigma", place)) for place in positions]
+        return torch.cat(draws).to(z0.device)
+
+    def _rope_offset(self, z0: Tensor, positions: tuple[int, ...]) -> tuple[int, int, int]:
+        """With explicit_uniform_rope, a random place of this extent within sample_size_*; one for the micro-batch."""
+        config = self.denoiser
+        if not config.explicit_uniform_rope:
+            return 0, 0, 0
+        t, h, w = z0.shape[2], z0.shape[3] // config.patch_size, z0.shape[4] // config.patch_size
+        limits = (config.sample_size_t - t, config.sample_size_h - h, config.sample_size_w - w)
+        if min(limits) < 0:
+            raise ValueError(f"a latent of {t}x{h}x{w} tokens is larger than sample_size_t, _h, _w of the predictor")
+        draw = generator(self.seed, "rope", positions[0])
+        return tuple(int(torch.randint(limit + 1, (1,), generator=draw)) for limit in limits)

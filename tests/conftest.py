@@ -1,0 +1,21 @@
+"""Fixtures that every test directory shares."""
+
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).resolve().parents[1]
+_GOLDEN_FOLDERS = (_ROOT.parent / "shared" / "golden", _ROOT / "tests" / "golden")
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Function from a name such as "vae/wavelets.json" to the file of golden numbers; skips where there is none."""
+
+    def find(name: str) -> Path:
+        for folder in _GOLDEN_FOLDERS:
+            if (folder / name).exists():
+                return folder / name
+        pytest.skip(f"no golden file {name} in {' or '.join(map(str, _GOLDEN_FOLDERS))}")
+
+    return find
