@@ -67,7 +67,8 @@ class Batch:
 
     video: [B,3,T,H,W] float32 in [-1,1] (bicubic resizing may overshoot a little); keep: [B,t,h,w] bool on the latent
     grid, True where there is video; text and pooled_text: the captions for T5 and for CLIP (None without a second
-    tokenizer); paths: the files, for messages about a bad sample.
+    tokenizer); paths: the files, for messages about a bad sample; addresses: (epoch, place in the list) of each sample,
+    from which its random numbers are derived.
     """
 
     video: Tensor
@@ -75,6 +76,7 @@ class Batch:
     text: TokenIds
     pooled_text: TokenIds | None
     paths: tuple[str, ...]
+    addresses: tuple[tuple[int, int], ...]
 
     def to(self, device=None) -> "Batch":
         return Batch(
@@ -83,4 +85,5 @@ class Batch:
             self.text.to(device),
             None if self.pooled_text is None else self.pooled_text.to(device),
             self.paths,
+            self.addresses,
         )

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from ranks import close_pools
 
 _ROOT = Path(__file__).resolve().parents[1]
 _GOLDEN_FOLDERS = (_ROOT.parent / "shared" / "golden", _ROOT / "tests" / "golden")
@@ -19,3 +20,19 @@ def golden():
         pytest.skip(f"no golden file {name} in {' or '.join(map(str, _GOLDEN_FOLDERS))}")
 
     return find
+
+
+@pytest.fixture(scope="session", autouse=True)
+def rank_pools():
+    """End the processes of `ranks.run_ranks` with the session."""
+    yield
+    close_pools()
+
+
+@pytest.fixture(scope="session")
+def clips() -> Path:
+    """Folder of real clips with captions, shared/clips; skips where it is absent."""
+    folder = _ROOT.parent / "shared" / "clips"
+    if not folder.is_dir():
+        pytest.skip(f"no real clips in {folder}")
+    return folder

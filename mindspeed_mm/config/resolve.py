@@ -24,6 +24,7 @@ _log = logs.get(__name__)
 def run_config(argv: list[str], world_size: int | None = None) -> RunConfig:
     """A training run from the flags of `pretrain_opensoraplan.py`. world_size: default torchrun's $WORLD_SIZE."""
     flags, without_effect = arguments.parse_train(argv)
+    _positive("--train-iters", flags.train_iters)
     notes: list[str] = []
     model_node, data_node = read_json(flags.mm_model), read_json(flags.mm_data)
     model, data = build(TrainModelConfig, model_node, notes), build(DataConfig, data_node, notes)
@@ -47,7 +48,7 @@ def run_config(argv: list[str], world_size: int | None = None) -> RunConfig:
         data=data,
         micro_batch_size=flags.micro_batch_size,
         global_batch_size=global_batch,
-        train_iters=_positive("--train-iters", flags.train_iters),
+        train_iters=flags.train_iters,
         seed=flags.seed,
         log_interval=_positive("--log-interval", flags.log_interval),
         recompute_blocks=recompute_blocks,

@@ -1,0 +1,1 @@
+"""Lists of clips -> batches: which clips, which frames, which captions, in which order."""

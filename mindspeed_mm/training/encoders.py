@@ -18,7 +18,7 @@ class Encoded:
     latents: Tensor
     text: TextFeatures
     keep: Tensor
-    positions: tuple[int, ...]  # of the samples in the stream of data: the address of their noise
+    addresses: tuple[tuple[int, int], ...]  # of each sample's random numbers: (epoch, place in the list)
     paths: tuple[str, ...]
 
 
@@ -36,13 +36,13 @@ class FrozenEncoders:
         """Encode a micro-batch; the posterior is sampled, with noise that belongs to each sample."""
         batch = batch.to(self.device)
         mean, logvar = self.autoencoder.encode_moments(batch.video)
-        noise = per_sample_noise(mean, self.seed, "posterior", batch.positions)
+        noise = per_sample_noise(mean, self.seed, "posterior", batch.addresses)
         latents = self.autoencoder.latents(mean, logvar, noise).float()
         text = self.text(batch.text, batch.pooled_text)
-        return Encoded(latents, text, batch.keep, batch.positions, batch.paths)
+        return Encoded(latents, text, batch.keep, batch.addresses, batch.paths)
 
 
-def per_sample_noise(like: Tensor, seed: int, purpose: str, positions: tuple[int, ...]) -> Tensor:
+def per_sample_noise(like: Tensor, seed: int, purpose: str, addresses: tuple[tuple[int, int], ...]) -> Tensor:
     """Standard normal noise [B,...] with a generator per sample: the same for a sample in any batch, on any layout."""
-    draws = [torch.randn(like.shape[1:], generator=generator(seed, purpose, position)) for position in positions]
+    draws = [torch.randn(like.shape[1:], generator=generator(seed, purpose, *address)) for address in addresses]
     return torch.stack(draws).to(device=like.device, dtype=like.dtype)

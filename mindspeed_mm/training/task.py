@@ -14,7 +14,7 @@ from mindspeed_mm.training.encoders import Encoded, per_sample_noise
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FlowMatchingTask:
-    """Flow matching on text-conditioned latents. All randomness of a sample is addressed by its position in the data."""
+    """Flow matching on text-conditioned latents. All randomness of a sample is addressed by its place in the data."""
 
     diffusion: DiffusionConfig
     denoiser: DenoiserConfig
@@ -23,18 +23,18 @@ class FlowMatchingTask:
     def loss(self, denoiser, sample: Encoded) -> Tensor:
         """Loss of a micro-batch, a scalar; denoiser is called as SparseUMMDiT is."""
         z0 = sample.latents
-        noise = per_sample_noise(z0, self.seed, "noise", sample.positions)
-        sigma = self._sigma(z0, sample.positions)
+        noise = per_sample_noise(z0, self.seed, "noise", sample.addresses)
+        sigma = self._sigma(z0, sample.addresses)
         noisy = flow.interpolate(z0, noise, sigma)
-        prediction = denoiser(noisy, sigma, sample.text, sample.keep, self._rope_offset(z0, sample.positions))
+        prediction = denoiser(noisy, sigma, sample.text, sample.keep, self._rope_offset(z0, sample.addresses))
         return flow.loss(prediction, flow.velocity(z0, noise), sigma, self.diffusion, sample.keep)
 
-    def _sigma(self, z0: Tensor, positions: tuple[int, ...]) -> Tensor:
+    def _sigma(self, z0: Tensor, addresses: tuple[tuple[int, int], ...]) -> Tensor:
         grid = LatentGrid(*z0.shape[2:])
-        draws = [schedule.draw(self.diffusion, grid, 1, generator(self.seed, "sigma", place)) for place in positions]
+        draws = [schedule.draw(self.diffusion, grid, 1, generator(self.seed, "sigma", *place)) for place in addresses]
         return torch.cat(draws).to(z0.device)
 
-    def _rope_offset(self, z0: Tensor, positions: tuple[int, ...]) -> tuple[int, int, int]:
+    def _rope_offset(self, z0: Tensor, addresses: tuple[tuple[int, int], ...]) -> tuple[int, int, int]:
         """With explicit_uniform_rope, a random place of this extent within sample_size_*; one for the micro-batch."""
         config = self.denoiser
         if not config.explicit_uniform_rope:
@@ -43,5 +43,5 @@ class FlowMatchingTask:
         limits = (config.sample_size_t - t, config.sample_size_h - h, config.sample_size_w - w)
         if min(limits) < 0:
             raise ValueError(f"a latent of {t}x{h}x{w} tokens is larger than sample_size_t, _h, _w of the predictor")
-        draw = generator(self.seed, "rope", positions[0])
+        draw = generator(self.seed, "rope", *addresses[0])
         return tuple(int(torch.randint(limit + 1, (1,), generator=draw)) for limit in limits)

@@ -1,0 +1,79 @@
+"""Text encoders with random weights and real tokenizers, in folders laid out like t5-v1_1-xl and CLIP-ViT-bigG-14."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
+
+T5_WIDTH, CLIP_WIDTH = 64, 32
+
+
+def write_encoders(folder: Path, texts: list[str], seed: int = 0) -> tuple[Path, Path]:
+    """Write both encoders with tokenizers trained on `texts`; returns the two folders."""
+    t5, clip = folder / "t5", folder / "clip"
+    _write_t5(t5, texts, seed)
+    _write_clip(clip, texts, seed)
+    return t5, clip
+
+
+def _write_t5(folder: Path, texts: list[str], seed: int) -> None:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", pad_token="<pad>", model_max_length=512
+    ).save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = T5Config(
+        vocab_size=256,
+        d_model=T5_WIDTH,
+        d_kv=16,
+        d_ff=128,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )
+    T5EncoderModel(config).eval().save_pretrained(folder)
+
+
+def _write_clip(folder: Path, texts: list[str], seed: int) -> None:
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    tokenizer = Tokenizer(models.BPE(unk_token=end, end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=[start, end], end_of_word_suffix="</w>", show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}", special_tokens=[(start, 0), (end, 1)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=start, eos_token=end, unk_token=end, pad_token=end, model_max_length=77
+    ).save_pretrained(folder)
+    torch.manual_seed(seed + 1)
+    config = CLIPTextConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=CLIP_WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        projection_dim=CLIP_WIDTH,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    CLIPTextModelWithProjection(config).eval().save_pretrained(folder)

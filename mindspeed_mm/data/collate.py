@@ -1,0 +1,85 @@
+"""Samples -> one batch, padded to what the autoencoder and the patches of the denoiser can take ("GroupLength")."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mindspeed_mm.data.dataset import Sample
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.types import Batch, TokenIds
+
+Extent = tuple[int, int, int]  # frames, height, width
+
+
+def collate(
+    samples: Sequence[Sample], *, strides: Extent, patch_size: int, patch_size_t: int = 1, target: Extent | None = None
+) -> Batch:
+    """Stack samples; zeros pad the end of each axis, and `keep` tells video from padding on the latent grid.
+
+    strides: (t, h, w) of the autoencoder. target: extent to pad or cut every sample to; None is for grouped samples,
+    which must have one shape and fill the latent grid (DataError otherwise).
+    """
+    extents = [tuple(sample.video.shape[1:]) for sample in samples]
+    if target is None and len(set(extents)) > 1:
+        shapes = ", ".join(f"{sample.path} {sample.key}" for sample in samples)
+        raise DataError(f"one batch holds samples of different shapes: {shapes}; grouped samples must have one shape")
+    padded = padded_extent(target or extents[0], strides, patch_size, patch_size_t)
+    keep = torch.stack([latent_mask(extent, padded, strides) for extent in extents])
+    if target is None and not keep.all():
+        multiples = [stride * patch_size for stride in strides[1:]]
+        raise DataError(
+            f"{samples[0].path}: a sample of {samples[0].key} leaves part of the latent grid empty; height and width "
+            f"must be multiples of {multiples[0]} and {multiples[1]} (autoencoder stride x patch_size): see hw_stride"
+        )
+    return Batch(
+        video=_stack([sample.video for sample in samples], padded),
+        keep=keep,
+        text=_join([sample.text for sample in samples]),
+        pooled_text=None if samples[0].pooled_text is None else _join([sample.pooled_text for sample in samples]),
+        paths=tuple(sample.path for sample in samples),
+        addresses=tuple(sample.address for sample in samples),
+    )
+
+
+def padded_extent(extent: Extent, strides: Extent, patch_size: int, patch_size_t: int = 1) -> Extent:
+    """Smallest extent that holds whole latents and whole patches; the first frame has a latent of its own."""
+    frames, height, width = extent
+    stride_t, stride_h, stride_w = strides
+    return (
+        _up(frames - 1 + stride_t, stride_t * patch_size_t) + 1 - stride_t,
+        _up(height, stride_h * patch_size),
+        _up(width, stride_w * patch_size),
+    )
+
+
+def latent_mask(extent: Extent, padded: Extent, strides: Extent) -> Tensor:
+    """[t,h,w] bool of the padded video's latent grid, True where a latent sees any of the video."""
+    (stride_t, stride_h, stride_w), (frames, height, width) = strides, extent
+    mask = torch.zeros((padded[0] - 1) // stride_t + 1, padded[1] // stride_h, padded[2] // stride_w, dtype=torch.bool)
+    mask[
+        : math.ceil((frames - 1) / stride_t) + 1,
+        : math.ceil(height / stride_h),
+        : math.ceil(width / stride_w),
+    ] = True
+    return mask
+
+
+def _up(value: int, multiple: int) -> int:
+    return math.ceil(value / multiple) * multiple
+
+
+def _stack(videos: Sequence[Tensor], padded: Extent) -> Tensor:
+    """[B,C,T,H,W] with every video cut or padded with zeros to `padded`."""
+    if len(videos) == 1 and tuple(videos[0].shape[1:]) == padded:
+        return videos[0][None]  # no copy: one clip of 121x576x1024 is 0.9 GB
+    batch = videos[0].new_zeros((len(videos), videos[0].shape[0], *padded))
+    for place, video in zip(batch, videos, strict=True):
+        frames, height, width = (min(have, room) for have, room in zip(video.shape[1:], padded, strict=True))
+        place[:, :frames, :height, :width] = video[:, :frames, :height, :width]
+    return batch
+
+
+def _join(tokens: Sequence[TokenIds]) -> TokenIds:
+    return TokenIds(torch.cat([item.ids for item in tokens]), torch.cat([item.keep for item in tokens]))

@@ -1,0 +1,228 @@
+"""Which rows are used, at what size and length: one predicate per rule, in the order of the original.
+
+The first rule that fires drops the row. Every rule is reported with a count and some paths, so that a user sees why a
+list shrinks; a list of which nothing is left is an error that says the same in one line.
+"""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+
+from mindspeed_mm.config.data import PreprocessConfig
+from mindspeed_mm.data import frames
+from mindspeed_mm.data.index import Row
+from mindspeed_mm.data.resolution import fit_pixels, stride_crop
+from mindspeed_mm.errors import DataError
+
+DEFAULT_FPS = 24.0  # of rows that do not say, as in the original
+_EXAMPLES = 3
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Clip:
+    """A row that is used, with the shape every sample of it has."""
+
+    row: Row
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def key(self) -> str:
+        """Clips with the same key can share a batch."""
+        return f"{self.frames}x{self.height}x{self.width}"
+
+    @property
+    def fps(self) -> float:
+        return _fps(self.row)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Dropped:
+    """What one rule dropped: its name, how many rows, and the first few paths."""
+
+    rule: str
+    count: int
+    examples: tuple[str, ...]
+
+    def __str__(self) -> str:
+        more = ", ..." if self.count > len(self.examples) else ""
+        return f"{self.rule} {self.count} ({', '.join(self.examples)}{more})"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FilterResult:
+    """clips: what is left, in the order of the list. dropped: one entry per rule that fired, most rows first."""
+
+    clips: tuple[Clip, ...]
+    dropped: tuple[Dropped, ...]
+    total: int
+
+    def lines(self) -> list[str]:
+        """The report, a sentence a line."""
+        shapes = collections.Counter(clip.key for clip in self.clips)
+        assumed = sum(clip.row.fps is None for clip in self.clips if clip.row.kind == "video")
+        lines = [f"data: {len(self.clips)} of {self.total} rows are used"]
+        lines += [f"data: dropped by rule {dropped}" for dropped in self.dropped]
+        if assumed:
+            lines.append(f"data: {assumed} videos state no fps; {DEFAULT_FPS:g} is assumed")
+        lines.append("data: clips by shape " + " ".join(f"{key}={count}" for key, count in shapes.most_common()))
+        return lines
+
+
+def filter_rows(
+    rows: Iterable[Row], config: PreprocessConfig, global_batch_size: int | None, source: str = "the list"
+) -> FilterResult:
+    """Apply all rules. `source` names the list in the error that is raised when nothing is left.
+
+    Shapes with fewer than 4 * global_batch_size clips are dropped (rule rare_shape); None keeps them.
+    """
+    draws = torch.Generator().manual_seed(config.seed)
+    dropped: dict[str, list[str]] = {}
+    clips: list[Clip] = []
+    total = 0
+    for row in rows:
+        total += 1
+        rule = _first_rule(row, config, lambda: torch.rand(1, generator=draws).item())
+        if rule is None:
+            clips.append(_clip(row, config))
+        else:
+            dropped.setdefault(rule, []).append(row.path)
+    if global_batch_size is not None:
+        counts = collections.Counter(clip.key for clip in clips)
+        rare = [clip for clip in clips if counts[clip.key] < 4 * global_batch_size]
+        if rare:
+            dropped["rare_shape"] = [f"{clip.row.path} {clip.key}" for clip in rare]
+            clips = [clip for clip in clips if counts[clip.key] >= 4 * global_batch_size]
+    report = tuple(
+        Dropped(rule, len(paths), tuple(paths[:_EXAMPLES]))
+        for rule, paths in sorted(dropped.items(), key=lambda item: -len(item[1]))
+    )
+    if not clips:
+        raise DataError(_nothing_left(source, total, report, config, global_batch_size))
+    return FilterResult(tuple(clips), report, total)
+
+
+def _nothing_left(source, total, report, config: PreprocessConfig, global_batch_size) -> str:
+    rules = "; ".join(str(dropped) for dropped in report) or "the list is empty"
+    text = f"{source}: none of {total} rows can be used: {rules}."
+    if any(dropped.rule == "rare_shape" for dropped in report):
+        text += f" rare_shape asks for {4 * global_batch_size} clips of one shape (4 x --global-batch-size)."
+    return text + (
+        f" preprocess_parameters ask for {config.num_frames} frames at {config.train_fps:g} fps "
+        f"and at least {config.least_pixels} pixels"
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- rules
+
+
+def _first_rule(row: Row, config: PreprocessConfig, draw: Callable[[], float]) -> str | None:
+    for name, fires in (*_ANY_RULES, *(_VIDEO_RULES if row.kind == "video" else ())):
+        if fires(row, config):
+            return name.format(kind="vid" if row.kind == "video" else "img")
+    return "too_short" if row.kind == "video" and _too_short(row, config, draw) else None
+
+
+def _no_caption(row: Row, config: PreprocessConfig) -> bool:
+    return not row.captions
+
+
+def _unknown_type(row: Row, config: PreprocessConfig) -> bool:
+    return row.kind == "unknown"
+
+
+def _no_resolution(row: Row, config: PreprocessConfig) -> bool:
+    return row.height is None or row.width is None or row.height <= 0 or row.width <= 0
+
+
+def _aspect_mismatch(row: Row, config: PreprocessConfig) -> bool:
+    return not config.min_h_div_w_ratio <= row.height / row.width <= config.max_h_div_w_ratio
+
+
+def _too_few_pixels(row: Row, config: PreprocessConfig) -> bool:
+    if row.height * row.width < config.least_pixels:
+        return True
+    if not config.force_resolution:
+        return False
+    # what is left after the crop to the target's ratio must still have least_pixels
+    target, ratio = config.max_height / config.max_width, row.height / row.width
+    return row.height * row.width < math.ceil(config.least_pixels * max(ratio / target, target / ratio))
+
+
+def _smaller_than_stride(row: Row, config: PreprocessConfig) -> bool:
+    return min(sample_size(row, config)) <= 0
+
+
+def _sample_too_small(row: Row, config: PreprocessConfig) -> bool:
+    height, width = sample_size(row, config)
+    return not config.force_resolution and height * width < config.least_pixels
+
+
+def _sample_too_large(row: Row, config: PreprocessConfig) -> bool:
+    height, width = sample_size(row, config)
+    return not config.force_resolution and height * width > config.max_hxw
+
+
+def _no_num_frames(row: Row, config: PreprocessConfig) -> bool:
+    return row.num_frames is None or row.num_frames < 1
+
+
+def _bad_fps(row: Row, config: PreprocessConfig) -> bool:
+    return row.fps is not None and row.fps <= 0
+
+
+def _too_long(row: Row, config: PreprocessConfig) -> bool:
+    return frames.too_long(row.num_frames, _fps(row), config)
+
+
+def _fps_too_low(row: Row, config: PreprocessConfig) -> bool:
+    return frames.frame_step(_fps(row), config.train_fps) < 1.0
+
+
+def _too_short(row: Row, config: PreprocessConfig, draw: Callable[[], float]) -> bool:
+    """Too short for `num_frames` (dropped with probability drop_short_ratio) or for any length the VAE takes."""
+    resampled, length = frames.selected_length(row.start, row.num_frames, _fps(row), config)
+    return (resampled < config.num_frames and draw() < config.drop_short_ratio) or length < 0
+
+
+# In the original's order: the first that fires gives the reason. Published names, where the original has one.
+_ANY_RULES = (
+    ("no_cap", _no_caption),
+    ("unknown_type", _unknown_type),
+    ("no_resolution", _no_resolution),
+    ("{kind}_aspect_mismatch", _aspect_mismatch),
+    ("{kind}_res_too_small", _too_few_pixels),
+    ("{kind}_res_mismatch_stride", _smaller_than_stride),
+    ("{kind}_res_too_small", _sample_too_small),
+    ("{kind}_res_too_large", _sample_too_large),
+)
+_VIDEO_RULES = (
+    ("no_num_frames", _no_num_frames),
+    ("bad_fps", _bad_fps),
+    ("too_long", _too_long),
+    ("fps_too_low", _fps_too_low),
+)
+
+
+def sample_size(row: Row, config: PreprocessConfig) -> tuple[int, int]:
+    """(height, width) of every sample of the row."""
+    if config.force_resolution:
+        return config.max_height, config.max_width
+    # The original leaves hw_stride out of the first step, so that its keys and its transforms could disagree.
+    resized = fit_pixels(row.height, row.width, config.max_hxw, config.force_5_ratio, config.hw_stride)
+    return stride_crop(*resized, config.hw_stride, config.force_5_ratio)[2:]
+
+
+def _clip(row: Row, config: PreprocessConfig) -> Clip:
+    length = 1
+    if row.kind == "video":
+        length = frames.selected_length(row.start, row.num_frames, _fps(row), config)[1]
+    return Clip(row, length, *sample_size(row, config))
+
+
+def _fps(row: Row) -> float:
+    return DEFAULT_FPS if row.fps is None else row.fps

@@ -1,0 +1,159 @@
+"""The order of samples: an endless stream that every data-parallel rank takes its share of.
+
+An epoch is a list of clips that depends on (seed, epoch, group size) and never on the number of ranks. It is cut
+into groups of `group_size` clips of one shape, the global batch of one optimizer step: clips are shuffled within
+their shape, cut into groups, and the groups shuffled. Clips that do not fill the last group of their shape are left
+out of this epoch (`drop_last`; another shuffle leaves out others), or the group is filled from the shape's first ones.
+
+A step takes the next world_size * micro_batch_size clips, rank r every world_size-th of them from the r-th on. So all
+ranks of a step have one shape, and the same clips make up optimizer step k at any number of ranks. (The original cut
+groups of world_size * micro_batch_size: with gradient accumulation an optimizer step could mix shapes, but what it saw
+depended on the number of ranks. Without accumulation, and where every shape fills its groups, epoch 0 with seed 42 is
+the original's order.)
+
+The position in the stream is a count of samples taken by all ranks together. If the group size changes on a resume, the
+clips that the running epoch has not seen are grouped anew, so that each is still seen exactly once.
+"""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from mindspeed_mm.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Position:
+    """A place in the stream.
+
+    consumed: samples taken from the epoch's order. earlier: (group_size, consumed) of each stretch of this epoch that
+    was taken with another group size.
+    """
+
+    epoch: int = 0
+    consumed: int = 0
+    earlier: tuple[tuple[int, int], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """What one rank takes in one micro-step: clip indices, and the position after all ranks have taken theirs."""
+
+    epoch: int
+    indices: tuple[int, ...]
+    after: Position
+
+
+def epoch_order(
+    keys: Sequence[str] | None,
+    members: Sequence[int],
+    group_size: int,
+    generator: torch.Generator | None = None,
+    drop_last: bool = True,
+) -> list[int]:
+    """The clips `members` in the order of one epoch; each `group_size` in a row have one key.
+
+    keys: shape of every clip, or None for one bucket of everything. generator: None keeps the order of the list.
+    """
+    buckets: dict[str, list[int]] = collections.defaultdict(list)
+    for index in members:
+        buckets["" if keys is None else keys[index]].append(index)
+    groups: list[list[int]] = []
+    for bucket in sorted(buckets.values(), key=len, reverse=True):
+        if generator is not None:
+            bucket = [bucket[place] for place in torch.randperm(len(bucket), generator=generator).tolist()]
+        groups += _cut(bucket, group_size, drop_last)
+    if generator is not None and keys is not None:
+        groups = [groups[place] for place in torch.randperm(len(groups), generator=generator).tolist()]
+    return list(itertools.chain.from_iterable(groups))
+
+
+def _cut(bucket: list[int], size: int, drop_last: bool) -> list[list[int]]:
+    whole = len(bucket) // size * size
+    groups = [bucket[begin : begin + size] for begin in range(0, whole, size)]
+    if not drop_last and whole < len(bucket):
+        groups.append(list(itertools.islice(itertools.cycle(bucket[whole:] + bucket[:whole]), size)))
+    return groups
+
+
+class GroupedSampler:
+    """The steps of one rank, from any position on."""
+
+    def __init__(
+        self,
+        keys: Sequence[str],
+        *,
+        seed: int,
+        group_size: int,
+        micro_batch_size: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        grouped: bool = True,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        repeat: bool = False,
+    ):
+        """grouped: cut groups by shape, else from everything. repeat: every epoch is epoch 0 (for evaluation)."""
+        self.step_size = world_size * micro_batch_size
+        if group_size % self.step_size:
+            raise ConfigError(
+                f"global batch size {group_size} is not a multiple of {world_size} data-parallel ranks x micro batch "
+                f"size {micro_batch_size}"
+            )
+        self.group_size = group_size
+        self._size = len(keys)
+        self._keys = tuple(keys) if grouped else None
+        self._seed, self._shuffle, self._drop_last, self._repeat = seed, shuffle, drop_last, repeat
+        self._rank, self._world_size = rank, world_size
+        if not self.epoch_size:
+            counts = collections.Counter(keys if grouped else [""] * len(keys)).most_common(1)
+            raise DataError(
+                f"no shape has the {group_size} clips of a global batch (the most frequent has "
+                f"{counts[0][1] if counts else 0}); use a smaller --global-batch-size, more clips, or drop_last false"
+            )
+
+    @property
+    def epoch_size(self) -> int:
+        """Samples of a whole epoch, all ranks together."""
+        counts = collections.Counter(self._keys).values() if self._keys else [self._size]
+        return (
+            sum((n if self._drop_last else n + self.group_size - 1) // self.group_size for n in counts)
+            * self.group_size
+        )
+
+    def steps(self, position: Position) -> Iterator[Step]:
+        """Steps from `position` on, without end."""
+        while True:
+            order = self._order(position)
+            for begin in range(position.consumed, len(order), self.step_size):
+                taken = order[begin : begin + self.step_size]
+                after = dataclasses.replace(position, consumed=begin + self.step_size)
+                yield Step(position.epoch, tuple(taken[self._rank :: self._world_size]), after)
+            position = Position(0 if self._repeat else position.epoch + 1)
+
+    def _order(self, position: Position) -> list[int]:
+        members: Sequence[int] = range(self._size)
+        for group_size, consumed in position.earlier:
+            seen = set(self._ordered(members, group_size, position.epoch)[:consumed])
+            members = [index for index in members if index not in seen]
+        return self._ordered(members, self.group_size, position.epoch)
+
+    def _ordered(self, members: Sequence[int], group_size: int, epoch: int) -> list[int]:
+        # seed + epoch, as torch's DistributedSampler; epoch 0 with seed 42 is the original's order
+        generator = torch.Generator().manual_seed(self._seed + epoch) if self._shuffle else None
+        return epoch_order(self._keys, members, group_size, generator, self._drop_last)
+
+    def state(self, position: Position) -> dict:
+        """The position as plain numbers, for a checkpoint. It is the same on every rank and valid for any number."""
+        return {**dataclasses.asdict(position), "group_size": self.group_size}
+
+    def position(self, state: dict) -> Position:
+        """The position of a `state` that was saved with any number of ranks and any group size."""
+        earlier = tuple((int(size), int(consumed)) for size, consumed in state["earlier"])
+        epoch, consumed, group_size = int(state["epoch"]), int(state["consumed"]), int(state["group_size"])
+        if group_size != self.group_size or consumed % self.step_size:
+            return Position(epoch, 0, (*earlier, (group_size, consumed)))
+        return Position(epoch, consumed, earlier)

@@ -1,0 +1,95 @@
+"""The entry points' common start: flags to config, device, process groups; one-line errors and exit codes."""
+
+import os
+import sys
+import warnings
+import zlib
+from collections.abc import Callable
+
+from mindspeed_mm import logs
+from mindspeed_mm.config import resolve
+from mindspeed_mm.config.run import LaunchConfig
+from mindspeed_mm.errors import MMError
+
+_log = logs.get(__name__)
+
+
+def pretrain() -> None:
+    """The main program of `pretrain_opensoraplan.py`."""
+    _run(_pretrain)
+
+
+def inference() -> None:
+    """The main program of `inference.py`."""
+    _run(_inference)
+
+
+def _pretrain() -> None:
+    config = resolve.run_config(sys.argv[1:])
+    platform, parallel = start(config.launch, config.model.allow_tf32, config.model.allow_internal_format)
+    from mindspeed_mm.training.build import build_trainer
+
+    build_trainer(config, platform, parallel).fit()
+    parallel.stop()
+
+
+def _inference() -> None:
+    config = resolve.sample_config(sys.argv[1:])
+    platform, parallel = start(config.launch)
+    from mindspeed_mm.sampling.run import run
+
+    run(config, platform, parallel)
+    parallel.stop()
+
+
+def start(launch: LaunchConfig, allow_tf32: bool = False, allow_internal_format: bool = False):
+    """Prepare the platform and join the process groups; without torchrun this is one process."""
+    from mindspeed_mm.platforms.select import select
+
+    platform = select(launch.device, launch.mindspeed)
+    platform.prepare(allow_tf32, allow_internal_format)
+    platform.device(int(os.environ.get("LOCAL_RANK", "0")))
+    from mindspeed_mm.parallel.context import ParallelContext  # imports megatron.core, which the platform has prepared
+
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
+        os.environ.setdefault(name, value)
+    parallel = ParallelContext.start(
+        platform.backend,
+        launch.tensor_size,
+        launch.context_size,
+        launch.sequence_parallel,
+        launch.timeout_minutes,
+    )
+    _log.info(
+        f"{platform.name}: TP {parallel.tensor_size}, CP {parallel.context_size}, DP {parallel.data_size}"
+        + (", sequence parallel" if parallel.sequence_parallel else "")
+    )
+    return platform, parallel
+
+
+def _run(program: Callable[[], None]) -> None:
+    """Run a program; an error of ours is one line and exit code 1."""
+    logs.setup(int(os.environ.get("RANK", "0")))
+    # Megatron-core's ways, of which a user of ours can change nothing.
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+    warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed\..*` is deprecated")
+    try:
+        program()
+    except MMError as error:
+        if _first_to_say(str(error)):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(1)  # an orderly exit would wait for ranks that wait for us
+
+
+def _first_to_say(message: str) -> bool:
+    """Whether no other rank has printed this message: what is wrong with the input is wrong on every rank."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():  # the flags and the JSONs, which all ranks read alike
+        return os.environ.get("RANK", "0") == "0"
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        return store.add(f"said/{zlib.crc32(message.encode())}", 1) == 1
+    except RuntimeError:  # the store is gone with the rank that held it
+        return True

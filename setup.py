@@ -1,0 +1,38 @@
+"""Package metadata. `pip install -e .` for development; requirements.txt holds the exact versions that were tested."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="mindspeed_mm",
+    version="1.5.0",
+    description="Open-Sora Plan v1.5, maintained: text-to-video training and sampling on Ascend NPUs, CUDA and CPUs",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=["mindspeed_mm", "mindspeed_mm.*"]),
+    install_requires=[
+        "torch>=2.7,<2.14",
+        "megatron-core>=0.16.1,<0.17",
+        "transformers>=4.51.3,<6",
+        "tokenizers",
+        "safetensors>=0.4",
+        "numpy>=1.26,<3",
+        "sentencepiece>=0.2",  # the published T5 folder holds spiece.model only; reading it needs both
+        "protobuf>=4",
+        "av>=14",
+        "pillow>=10",
+        "beautifulsoup4>=4.12",
+        "ftfy>=6.1",
+        "tqdm>=4.60",
+        "matplotlib>=3.8",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"],
+        # torch_npu pairs with one torch and one CANN version (docs: which); MindSpeed is installed from its repository.
+        "npu": ["torch_npu", "einops", "scipy"],
+        "readers": ["decord2>=3.0"],
+    },
+)

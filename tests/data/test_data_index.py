@@ -1,0 +1,133 @@
+"""data.txt and annotation files."""
+
+import json
+import re
+
+import pytest
+
+from mindspeed_mm.data.index import read_annotation, read_list
+from mindspeed_mm.errors import DataError
+
+
+def write(path, content):
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_rows_of_all_sources_come_in_order_with_their_folder(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    write(tmp_path / "one.json", [{"path": "1.mp4"}, {"path": "/elsewhere/2.mp4"}])
+    write(tmp_path / "two.jsonl", '{"path": "3.JPG"}\n\n{"path": "4.webm"}\n')
+    data = write(
+        tmp_path / "data.txt", f"{tmp_path}/a,{tmp_path}/one.json\n\n  {tmp_path}/b , {tmp_path}/two.jsonl \r\n"
+    )
+    rows = read_list(data)
+    assert [row.path for row in rows] == [
+        f"{tmp_path}/a/1.mp4",
+        "/elsewhere/2.mp4",
+        f"{tmp_path}/b/3.JPG",
+        f"{tmp_path}/b/4.webm",
+    ]
+    assert [row.kind for row in rows] == ["video", "video", "image", "video"]
+
+
+def test_missing_keys_stay_missing(tmp_path):
+    (row,) = read_annotation(write(tmp_path / "a.json", [{"path": "x.mp4", "extra": {"ignored": 1}}]))
+    assert row.captions == () and row.start == 0
+    assert (row.height, row.width, row.num_frames, row.fps, row.crop, row.aesthetic) == (None,) * 6
+
+
+def test_fields_are_read(tmp_path):
+    entry = {
+        "path": "x.mp4",
+        "cap": ["one", "two"],
+        "resolution": {"height": 480.0, "width": 640},
+        "num_frames": 121,
+        "fps": 29.97,
+        "cut": [37, 158],
+        "crop": [0, 640, 10, 470],
+        "aes": 5.5,
+    }
+    (row,) = read_annotation(write(tmp_path / "a.json", [entry]), "folder")
+    assert row.path == "folder/x.mp4" and row.captions == ("one", "two")
+    assert (row.height, row.width, row.num_frames, row.fps, row.start) == (480, 640, 121, 29.97, 37)
+    assert row.crop == (0, 640, 10, 470) and row.aesthetic == 5.5
+
+
+def test_null_and_nan_count_as_missing(tmp_path):
+    text = '[{"path": "x.mp4", "cap": NaN, "fps": NaN, "cut": null, "crop": [null, null, null, null], "aesthetic": null, "aes": 6}]'
+    (row,) = read_annotation(write(tmp_path / "a.json", text))
+    assert (row.captions, row.fps, row.start, row.crop, row.aesthetic) == ((), None, 0, None, 6)
+
+
+def test_captions_of_digits_stay_texts_and_line_separators_do_not_end_a_line(tmp_path):
+    text = json.dumps({"path": "x.mp4", "cap": "12 a\u2028b"}, ensure_ascii=False)
+    (row,) = read_annotation(write(tmp_path / "a.jsonl", text))
+    assert row.captions == ("12 a\u2028b",)
+
+
+def test_half_a_surrogate_pair_in_a_caption_becomes_a_question_mark(tmp_path):
+    (row,) = read_annotation(
+        write(tmp_path / "a.json", r'[{"path": "x.mp4", "cap": ["a \ud83d cat", "\ud83d\ude00"]}]')
+    )
+    assert row.captions == ("a ? cat", "\U0001f600")
+
+
+def test_relative_names_are_looked_for_in_the_working_directory_then_beside_the_list(tmp_path, monkeypatch):
+    lists, work = tmp_path / "lists", tmp_path / "work"
+    for folder in (lists / "videos", work / "videos"):
+        folder.mkdir(parents=True)
+        write(folder.parent / "rows.json", [{"path": f"of_{folder.parent.name}.mp4"}])
+    data = write(lists / "data.txt", "videos,rows.json\n")
+    monkeypatch.chdir(work)
+    assert [row.path for row in read_list(data)] == ["videos/of_work.mp4"]
+    (work / "rows.json").unlink()
+    (work / "videos").rmdir()
+    assert [row.path for row in read_list(data)] == [f"{lists}/videos/of_lists.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("only_a_folder\n", "data.txt:1: expected `folder,annotation file`, found 1 fields"),
+        ("\n.,a.json,third\n", "data.txt:2: expected `folder,annotation file`, found 3 fields"),
+        (".,missing.json\n", "data.txt:1: annotation file missing.json does not exist"),
+        ("nowhere,good.json\n", "data.txt:1: folder nowhere does not exist"),
+        ("\n", "data.txt: names no clips"),
+    ],
+)
+def test_a_bad_list_is_an_error_with_file_and_line(tmp_path, content, message):
+    write(tmp_path / "good.json", [{"path": "x.mp4"}])
+    with pytest.raises(DataError, match=re.escape(message)):
+        read_list(write(tmp_path / "data.txt", content))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", '[{"path": "x.mp4"},\n {"path": }]', "a.json:2: not valid JSON"),
+        ("a.jsonl", '{"path": "x.mp4"}\n{"path"\n', "a.jsonl:2: not valid JSON"),
+        ("a.json", {"path": "x.mp4"}, "a.json: expected an array of objects, found dict"),
+        ("a.json", [{"path": "x.mp4"}, {"cap": "no path"}], "a.json row 2: key 'path' must be the name of a file"),
+        (
+            "a.jsonl",
+            '{"path": "x.mp4"}\n{"path": "y.mp4", "num_frames": "9"}',
+            "a.jsonl:2: num_frames must be a number",
+        ),
+        ("a.json", [{"path": "x.mp4", "num_frames": 9.5}], "a.json row 1: num_frames must be a whole number"),
+        ("a.json", [{"path": "x.mp4", "cap": {"en": "x"}}], "a.json row 1: cap must be a text or a list of texts"),
+        ("a.json", [{"path": "x.mp4", "cut": [-3, 9]}], "a.json row 1: cut[0] is -3"),
+        ("a.json", [{"path": "x.mp4", "resolution": "480p"}], "a.json row 1: resolution must be {height, width}"),
+        ("a.pkl", "", "pandas.read_pickle"),
+        ("a.parquat", "", "annotation files end in .json or .jsonl"),
+    ],
+)
+def test_a_bad_annotation_is_an_error_with_file_and_row(tmp_path, name, content, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        read_annotation(write(tmp_path / name, content))
+
+
+def test_a_missing_list_is_an_error_that_names_the_key(tmp_path):
+    with pytest.raises(DataError, match="data.txt: no such file .*data_path"):
+        read_list(tmp_path / "data.txt")

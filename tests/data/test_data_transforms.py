@@ -1,0 +1,99 @@
+"""Transforms against the original's outputs."""
+
+import json
+import random
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mindspeed_mm.config.reader import node_from_python
+from mindspeed_mm.config.transforms import read_transforms
+from mindspeed_mm.data.transforms import build_pipeline, resize
+from mindspeed_mm.errors import ConfigError
+
+
+def pipeline(*steps):
+    named = [step if isinstance(step, dict) else {"trans_type": step} for step in steps]
+    return build_pipeline(read_transforms(node_from_python(named, "video"), None))
+
+
+def flip(p):
+    return {"trans_type": "RandomHorizontalFlipVideo", "param": {"p": p}}
+
+
+def test_every_golden_case(golden):
+    cases = json.loads(golden("data/transforms.json").read_text())["cases"]
+    tensors = load_file(golden("data/transforms.safetensors"))
+    assert len(cases) == 23
+    for case in cases:
+        transform = pipeline(*case["steps"])
+        out = transform(tensors[f"{case['id']}.in"], random.Random(0))
+        assert out.dtype == torch.float32
+        assert (out - tensors[f"{case['id']}.out"]).abs().max() <= 1e-5, case
+        assert list(transform.output_size(*case["in_shape"][-2:])) == case["out_shape"][-2:]
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_the_resize_kernel_is_the_one_of_the_specification(mode):
+    """Scale (n-1)/(m-1) with centres at s(i+0.5), SPEC_DATA section 6, written out here for one axis."""
+    line = torch.rand(1, 1, 1, 29, generator=torch.Generator().manual_seed(0))
+    for size in (12, 29, 47):
+        scale = 28 / (size - 1)
+        half = {"bilinear": 1, "bicubic": 2}[mode]
+        support, stretch = (half * scale, 1 / scale) if scale >= 1 else (half, 1.0)
+        expected = []
+        for i in range(size):
+            center = scale * (i + 0.5)
+            low, high = max(int(center - support + 0.5), 0), min(int(center + support + 0.5), 29)
+            weights = torch.tensor([kernel(mode, (j - center + 0.5) * stretch) for j in range(low, high)])
+            expected.append((weights / weights.sum() @ line[0, 0, 0, low:high]).item())
+        out = resize(line, 1, size, mode)[0, 0, 0]
+        assert (out - torch.tensor(expected)).abs().max() < 1e-5
+
+
+def kernel(mode: str, x: float) -> float:
+    x = abs(x)
+    if mode == "bilinear":
+        return max(0.0, 1 - x)
+    if x < 1:
+        return (1.5 * x - 2.5) * x * x + 1
+    return ((-0.5 * x + 2.5) * x - 4) * x + 2 if x < 2 else 0.0
+
+
+def test_a_clip_is_flipped_as_a_whole_and_by_its_own_random_numbers():
+    video = torch.randint(0, 256, (20, 3, 4, 6), dtype=torch.uint8)
+    plain = video.float() / 255
+    mirrored = 0
+    for seed in range(40):
+        out = pipeline("ToTensorVideo", flip(0.3))(video, random.Random(seed))
+        expected = random.Random(seed).random() < 0.3
+        mirrored += expected
+        assert torch.equal(out, plain.flip(-1) if expected else plain)
+    assert 0 < mirrored < 40
+
+
+def test_frames_do_not_see_each_other():
+    video = torch.randint(0, 256, (19, 3, 20, 30), dtype=torch.uint8)
+    crop = {"trans_type": "CenterCropResizeVideo", "param": {"size": [8, 8], "interpolation_mode": "bicubic"}}
+    transform = pipeline("ToTensorVideo", crop, "ae_norm")
+    whole = transform(video, random.Random(0))
+    assert whole.shape == (19, 3, 8, 8)
+    for number in (0, 8, 18):
+        alone = transform(video[number : number + 1], random.Random(0))
+        assert torch.equal(alone[0], whole[number])
+
+
+def test_norm_fun_takes_mean_and_std_per_channel():
+    video = torch.full((1, 3, 2, 2), 255, dtype=torch.uint8)
+    norm = {"trans_type": "norm_fun", "param": {"mean": [0.5, 0.0, 1.0], "std": [0.5, 2.0, 1.0]}}
+    out = pipeline("ToTensorVideo", norm)(video, random.Random(0))
+    assert out[0, :, 0, 0].tolist() == [1.0, 0.5, 0.0]
+
+
+def test_to_tensor_twice_and_division_by_zero_are_config_errors():
+    video = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+    with pytest.raises(ConfigError, match="ToTensorVideo takes uint8 frames, found torch.float32"):
+        pipeline("ToTensorVideo", "ToTensorVideo")(video, random.Random(0))
+    with pytest.raises(ConfigError, match="divides by std"):
+        pipeline({"trans_type": "norm_fun", "param": {"std": [1.0, 0.0, 1.0]}})

@@ -1,0 +1,91 @@
+"""Run a function on several gloo ranks from an ordinary test.
+
+One pool of processes per number of ranks serves the whole session, since importing torch and starting gloo cost more
+than most tests. A function runs on every rank as `function(*arguments)` and its results come back in rank order; it
+must be importable (module level), because the processes are spawned.
+"""
+
+import contextlib
+import os
+import tempfile
+import traceback
+
+import torch.multiprocessing as mp
+
+_POOLS: dict[int, "_Pool"] = {}
+_TIMEOUT_S = 240
+
+
+def run_ranks(function, world_size: int, *arguments) -> list:
+    """Results of function(*arguments) on `world_size` ranks; an exception on any rank is raised here with its text."""
+    pool = _POOLS.get(world_size)
+    if pool is None or not pool.alive():
+        pool = _POOLS[world_size] = _Pool(world_size)
+    return pool.run(function, arguments)
+
+
+def close_pools() -> None:
+    """End all processes; `conftest.py` calls it at the end of the session."""
+    while _POOLS:
+        _POOLS.popitem()[1].close()
+
+
+class _Pool:
+    def __init__(self, world_size: int):
+        context = mp.get_context("spawn")
+        handle, self.store_file = tempfile.mkstemp(prefix="ranks_")
+        os.close(handle)
+        os.unlink(self.store_file)
+        self.pipes, self.processes = [], []
+        for rank in range(world_size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, rank, world_size, self.store_file), daemon=True)
+            process.start()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def alive(self) -> bool:
+        return all(process.is_alive() for process in self.processes)
+
+    def run(self, function, arguments) -> list:
+        for pipe in self.pipes:
+            pipe.send((function, arguments))
+        results, failures = [], []
+        for rank, pipe in enumerate(self.pipes):
+            if failures or not pipe.poll(_TIMEOUT_S):
+                # After one rank failed, the others may wait for it in a collective for ever.
+                failures.append(f"rank {rank}: no answer")
+                continue
+            ok, value = pipe.recv()
+            (results if ok else failures).append(value if ok else f"rank {rank}:\n{value}")
+        if failures:
+            self.close()
+            raise RuntimeError("\n".join(failures))
+        return results
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.store_file)
+
+
+def _serve(pipe, rank: int, world_size: int, store_file: str) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from mindspeed_mm.platforms.cpu import CpuPlatform
+
+    torch.set_num_threads(1)
+    CpuPlatform().prepare()
+    dist.init_process_group("gloo", init_method=f"file://{store_file}", rank=rank, world_size=world_size)
+    while True:
+        try:
+            function, arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send((True, function(*arguments)))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))
