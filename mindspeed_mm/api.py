@@ -1,10 +1,12 @@
 """The doors for notebooks: build one part, call it. No launcher, no process group, no flags.
 
-A config is the JSON block as a dict (or its dataclass). Weights are fresh unless the block names `from_pretrained`.
+A config is the JSON block as a dict (or its dataclass). Weights are fresh unless the block names `from_pretrained`;
+on the meta device there are none to load.
 """
 
 import torch
 
+from mindspeed_mm import weights
 from mindspeed_mm.config.geometry import as_grid
 from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig, DiffusionConfig
 from mindspeed_mm.config.reader import build, check, node_from_python
@@ -16,12 +18,23 @@ from mindspeed_mm.parallel.context import ParallelContext
 def build_denoiser(config, *, device=None, dtype: str = "fp32", seed: int = 0, parallel: ParallelContext | None = None):
     """The denoiser of a `predictor` block: net(latents, sigma, text, keep) -> velocity (see SparseUMMDiT.forward)."""
     config = _typed(DenoiserConfig, config, "predictor")
-    return builders.build_denoiser(config, parallel or ParallelContext.current(), device=device, dtype=dtype, seed=seed)
+    source = config.from_pretrained
+    fresh = None if source else seed
+    network = builders.build_denoiser(
+        config, parallel or ParallelContext.current(), device=device, dtype=dtype, seed=fresh
+    )
+    if source and not network.proj_out.weight.is_meta:
+        weights.load_denoiser(network, source)
+    return network
 
 
 def build_autoencoder(config, *, device=None, dtype: str | None = None):
     """The autoencoder of an `ae` block: encode, encode_moments, decode (see WFVAE)."""
-    return builders.build_autoencoder(_typed(AutoencoderConfig, config, "ae"), device=device, dtype=dtype)
+    config = _typed(AutoencoderConfig, config, "ae")
+    autoencoder = builders.build_autoencoder(config, device=device, dtype=dtype)
+    if config.from_pretrained and not autoencoder.shift.is_meta:
+        weights.load_autoencoder(autoencoder, config.from_pretrained)
+    return autoencoder
 
 
 def sigma_grid(config, grid) -> torch.Tensor:

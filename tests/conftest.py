@@ -36,3 +36,12 @@ def clips() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real clips in {folder}")
     return folder
+
+
+def pytest_collection_modifyitems(items):
+    """With `-n`, one worker runs all tests on gloo ranks (one pool of processes), and one runs the whole programs."""
+    for item in items:
+        if hasattr(item.module, "run_ranks"):
+            item.add_marker(pytest.mark.xdist_group("ranks"))
+        elif item.path.parent.name == "e2e":
+            item.add_marker(pytest.mark.xdist_group("e2e"))

@@ -1,0 +1,124 @@
+"""The whole path on real clips at TP=2: train, die, resume, merge, sample."""
+
+import argparse
+import subprocess
+import sys
+
+import av
+import numpy as np
+import pytest
+import torch
+from programs import ROOT, losses, run, run_until
+
+FLAGS = [
+    "--tensor-model-parallel-size", 2, "--sequence-parallel", "--use-distributed-optimizer", "--lr", 1e-3,
+    "--train-iters", 20, "--save-interval", 10, "--log-interval", 1, "--optimizer-selection", "fused_ema_adamw",
+    "--clip_grad_ema_decay", 0.99, "--model_custom_precision", "--selective_recom", "--recom_ffn_layers", 2,
+]  # fmt: skip
+
+
+def train_flags(world, run_directory):
+    files = ["--mm-data", world / "data.json", "--mm-model", world / "model.json"]
+    return [*files, *FLAGS, "--save", run_directory, "--load", run_directory]
+
+
+@pytest.fixture(scope="module")
+def trained(world):
+    """A run that was killed at step 13 and then finished; the two outputs and its directory."""
+    directory = world / "run"
+    first = run_until("pretrain_opensoraplan.py", train_flags(world, directory), 2, "iteration 13/20")
+    second = run("pretrain_opensoraplan.py", train_flags(world, directory), 2)
+    assert second.returncode == 0, second.stdout + second.stderr
+    return first, second.stdout, directory
+
+
+def test_every_real_clip_is_used_and_losses_are_finite(trained):
+    first, second, _ = trained
+    assert "6 of 6 rows are used" in first
+    assert "bad sample" not in first + second
+    values = {**losses(first), **losses(second)}
+    assert sorted(values) == list(range(1, 21))
+    assert all(np.isfinite(float(loss)) for loss, _ in values.values())
+
+
+def test_a_killed_run_continues_where_its_checkpoint_ends(trained):
+    first, second, _ = trained
+    assert "at iteration 10" in second
+    assert sorted(losses(second)) == list(range(11, 21))
+    for iteration in (11, 12, 13):
+        assert losses(second)[iteration] == losses(first)[iteration]
+
+
+def test_the_directory_is_megatrons(trained):
+    *_, directory = trained
+    assert (directory / "latest_checkpointed_iteration.txt").read_text() == "20"
+    for rank in (0, 1):
+        file = directory / "iter_0000020" / f"mp_rank_{rank:02d}" / "model_optim_rng.pt"
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(file, weights_only=True)
+        assert {"model", "ema_model", "args", "iteration", "checkpoint_version", "rng_state"} <= set(state)
+        assert state["args"].tensor_model_parallel_size == 2
+        assert state["model"]["transformer_blocks.0.0.attn1.to_q.weight"].shape == (16, 32)
+        assert state["model"]["transformer_blocks.0.0.attn1.to_q._extra_state"] is None
+
+
+@pytest.fixture(scope="module")
+def merged(trained, world):
+    *_, directory = trained
+    for flags in ([], ["--ema"]):
+        result = run_converter("--load_dir", directory, "--save_dir", world, *flags)
+        assert result.returncode == 0, result.stderr
+    return world
+
+
+def run_converter(*flags):
+
+    script = ROOT / "examples" / "opensoraplan1.5" / "convert_mm_to_ckpt.py"
+    return subprocess.run([sys.executable, str(script), *map(str, flags)], capture_output=True, text=True)
+
+
+def test_live_and_ema_weights_are_merged(merged):
+    live = torch.load(merged / "model.pt", weights_only=True)
+    ema = torch.load(merged / "model_ema.pt", weights_only=True)
+    assert set(live) == set(ema)
+    assert live["transformer_blocks.0.0.attn1.to_q.weight"].shape == (32, 32)
+    moved = [name for name in live if not torch.equal(live[name], ema[name])]
+    assert len(moved) > 0.8 * len(live)
+
+
+def frames(path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def test_samples_are_the_same_at_every_layout_and_from_a_directory(merged, trained, tmp_path):
+    *_, directory = trained
+    common = ["--mm-model", merged / "sample.json", "--seed", 3]
+    layouts = {
+        "tp1": (1, []),
+        "tp2": (2, ["--tensor-model-parallel-size", 2, "--sequence-parallel"]),
+        "directory": (1, ["--load", directory]),
+    }
+    videos = {}
+    for name, (ranks, flags) in layouts.items():
+        result = run("inference.py", [*common, "--save-path", tmp_path / name, *flags], ranks)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "sampling: 100%" in result.stderr
+        (file,) = (tmp_path / name).glob("*.mp4")
+        assert file.name == "video_000000.mp4"
+        videos[name] = frames(file)
+        assert videos[name].shape == (9, 32, 32, 3)
+    for name in ("tp2", "directory"):
+        assert np.abs(videos[name].astype(int) - videos["tp1"]).max() <= 2  # one step of uint8, and the codec
+    other = run("inference.py", [*common[:-1], 4, "--save-path", tmp_path / "other"])
+    assert other.returncode == 0
+    assert np.abs(frames(tmp_path / "other" / "video_000000.mp4").astype(int) - videos["tp1"]).max() > 10
+
+
+def test_a_notebook_samples_without_a_launcher(merged):
+    import mindspeed_mm as mm
+
+    pipeline = mm.T2VPipeline.from_config(merged / "sample.json")
+    video = pipeline("a red circle", seed=0, progress=False)
+    assert video.dtype == np.uint8 and video.shape == (9, 32, 32, 3)
+    assert np.array_equal(video, pipeline("a red circle", seed=0, progress=False))

@@ -1,0 +1,102 @@
+"""The map of the package stays true: a file imports lower floors and its own folder only."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "mindspeed_mm"
+FLOORS = {
+    "errors": 0,
+    "logs": 0,
+    "types": 0,
+    "config": 1,
+    "platforms": 1,
+    "parallel": 2,
+    "ops": 2,
+    "models": 3,
+    "diffusion": 3,
+    "data": 3,
+    "optim": 3,
+    "checkpoint": 3,
+    "weights": 4,  # where checkpoint/ and models/ meet
+    "training": 5,
+    "sampling": 5,
+    "api": 6,
+    "launch": 6,
+    "__init__": 7,
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> list[tuple[str, int]]:
+    """Modules that a file imports anywhere, also inside functions, with their lines."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+            found += [(f"{node.module}.{alias.name}", node.lineno) for alias in node.names]
+    return found
+
+
+def part(module: str) -> str:
+    """The folder or top-level module of the package that a dotted name belongs to."""
+    return module.split(".")[1]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down(path):
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for module, line in imports(path):
+        if module.split(".")[0] == "mindspeed_mm":
+            other = part(module)
+            assert other == own or FLOORS[other] < FLOORS[own], f"{path.name}:{line} imports {module}"
+
+
+def test_every_part_has_a_floor():
+    assert {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES} == set(FLOORS)
+
+
+def test_only_one_file_imports_megatron_and_one_folder_devices():
+    for path in FILES:
+        for module, line in imports(path):
+            name = path.relative_to(PACKAGE)
+            if module.startswith("megatron"):
+                assert str(name) == "parallel/megatron.py", f"{name}:{line}"
+            if module.startswith(("torch_npu", "mindspeed.")):
+                assert str(name) == "platforms/npu.py", f"{name}:{line}"
+
+
+def test_the_config_is_free_of_torch():
+    for path in (PACKAGE / "config").glob("*.py"):
+        assert not [module for module, _ in imports(path) if module.split(".")[0] == "torch"]
+
+
+def test_importing_the_package_starts_nothing():
+    """Neither torch nor a device library: `import mindspeed_mm` is cheap and safe anywhere."""
+    check = (
+        "import sys, mindspeed_mm; print(sorted({'torch', 'torch_npu', 'megatron', 'transformers'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_api_needs_no_launcher_and_no_cuda():
+    check = """
+import torch, mindspeed_mm as mm
+from mindspeed_mm.types import TextFeatures
+net = mm.build_denoiser(dict(num_layers=[2, 2, 2], sparse_n=[1, 2, 1], sparse1d=True, num_heads=2, head_dim=16, in_channels=4,
+    caption_channels=8, pooled_projection_dim=6, timestep_embed_dim=16))
+text = TextFeatures(torch.randn(1, 3, 8), torch.ones(1, 3, dtype=torch.bool), torch.randn(1, 6))
+print(list(net(torch.randn(1, 4, 2, 8, 8), torch.tensor([0.5]), text).shape), torch.cuda.is_initialized())
+"""
+    result = subprocess.run(
+        [sys.executable, "-W", "error::FutureWarning", "-c", check], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[1, 4, 2, 8, 8] False"

@@ -1,0 +1,145 @@
+"""Small training runs on gloo ranks, with made-up latents instead of clips: the same data at every layout."""
+
+import dataclasses
+
+import torch
+
+from mindspeed_mm.config.model import DenoiserConfig, DiffusionConfig
+from mindspeed_mm.config.run import OptimizerSettings
+from mindspeed_mm.models.build import build_denoiser
+from mindspeed_mm.optim.adaptive_clip import AdaptiveClip, FixedClip
+from mindspeed_mm.optim.ema import Ema
+from mindspeed_mm.optim.step import OptimizerStep
+from mindspeed_mm.parallel import shards
+from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.parallel.engine import Engine
+from mindspeed_mm.parallel.seeds import generator
+from mindspeed_mm.platforms.cpu import CpuPlatform
+from mindspeed_mm.training.encoders import Encoded
+from mindspeed_mm.training.step import TrainStep
+from mindspeed_mm.training.task import FlowMatchingTask
+from mindspeed_mm.types import TextFeatures
+
+DENOISER = DenoiserConfig(
+    num_layers=(2, 2, 2),
+    sparse_n=(1, 2, 1),
+    sparse1d=True,
+    double_ff=True,
+    skip_connection=True,
+    num_heads=4,
+    head_dim=16,
+    in_channels=4,
+    caption_channels=12,
+    pooled_projection_dim=6,
+    timestep_embed_dim=16,
+)
+GLOBAL_BATCH = 4
+SEED = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a run is spread over its ranks, and in what precision."""
+
+    tensor: int = 1
+    context: int = 1
+    sequence_parallel: bool = False
+    micro_batch: int = 1
+    distributed_optimizer: bool = True
+    overlap: bool = False
+    dtype: str = "fp32"
+    clip_decay: float | None = None
+    recompute_blocks: int = 0
+    recompute_feed_forwards: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeBatch:
+    """Names of samples in the endless stream 0, 1, 2, ...; what `next(batches)` gives a TrainStep."""
+
+    numbers: tuple[int, ...]
+
+    @property
+    def paths(self):
+        return tuple(f"sample{number}" for number in self.numbers)
+
+
+class FakeEncoders:
+    """Latents and text of a sample from its number alone; `spoil` maps a number to a factor of its latents."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, spoil: dict[int, float] | None = None):
+        self.spoil = spoil or {}
+
+    def __call__(self, batch: FakeBatch) -> Encoded:
+        def draw(number, what, *shape):
+            return torch.randn(shape, generator=generator(SEED, what, number))
+
+        latents = torch.stack([draw(n, "z", 4, 2, 8, 8) * self.spoil.get(n, 1.0) for n in batch.numbers])
+        text = TextFeatures(
+            torch.stack([draw(n, "t", 8, 12) for n in batch.numbers]),
+            torch.stack([torch.arange(8) < 3 + n % 5 for n in batch.numbers]),
+            torch.stack([draw(n, "p", 6) for n in batch.numbers]),
+        )
+        keep = torch.ones(len(batch.numbers), 2, 8, 8, dtype=torch.bool)
+        return Encoded(latents, text, keep, tuple((0, n) for n in batch.numbers), batch.paths)
+
+
+class Run:
+    """A TrainStep on this rank, and its stream of data."""
+
+    def __init__(self, layout: Layout, *, ema: bool = True, spoil: dict | None = None, lr: float = 1e-2):
+        self.layout = layout
+        self.parallel = ParallelContext.start(
+            tensor_size=layout.tensor, context_size=layout.context, sequence_parallel=layout.sequence_parallel
+        )
+        self.network = build_denoiser(
+            DENOISER,
+            self.parallel,
+            dtype=layout.dtype,
+            seed=3,
+            recompute_blocks=layout.recompute_blocks,
+            recompute_feed_forwards=layout.recompute_feed_forwards,
+        ).train()
+        settings = OptimizerSettings(
+            lr=lr,
+            lr_decay_iters=100,
+            initial_loss_scale=2.0**20,  # a little too high for this network, so that fp16 has to find it
+            hysteresis=1,
+            use_distributed_optimizer=layout.distributed_optimizer,
+            overlap_grad_reduce=layout.overlap,
+            overlap_param_gather=layout.overlap and layout.distributed_optimizer,
+        )
+        self.engine = Engine(self.network, self.parallel, CpuPlatform(), settings)
+        self.engine.schedule(GLOBAL_BATCH)
+        clip = AdaptiveClip(layout.clip_decay) if layout.clip_decay else FixedClip(1.0)
+        self.ema = Ema(self.engine, 0.9999) if ema else None
+        self.optimizer = OptimizerStep(self.engine, clip, self.ema, max_skipped_steps=5)
+        self.micro_batches = GLOBAL_BATCH // (layout.micro_batch * self.parallel.data_size)
+        task = FlowMatchingTask(DiffusionConfig(), DENOISER, SEED)
+        self.step = TrainStep(self.engine, FakeEncoders(spoil), task, self.optimizer, self.micro_batches, GLOBAL_BATCH)
+
+    def batches(self, first_step: int = 0, skip: tuple[int, ...] = ()):
+        """This rank's micro-batches from a step on; the samples in `skip` are left out of the stream."""
+        stream = [number for number in range(400) if number not in skip]
+        width = self.layout.micro_batch * self.parallel.data_size
+        for start in range(first_step * GLOBAL_BATCH, len(stream) - width + 1, width):
+            yield FakeBatch(tuple(stream[start : start + width][self.parallel.data_rank :: self.parallel.data_size]))
+
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """Whole (TP-local) fp32 main weights on the first data rank."""
+        main = self.engine.main_shards()
+        return shards.gather(main, [shard.main for shard in main])
+
+    def averages(self) -> dict[str, torch.Tensor] | None:
+        main = self.engine.main_shards()
+        return shards.gather(main, [self.ema.shards[shard.name] for shard in main])
+
+
+def curve(layout: Layout, steps: int = 20) -> list[tuple[float, float]]:
+    """(loss, gradient norm) of each step."""
+    run = Run(layout)
+    batches = run.batches()
+    results = [run.step(batches) for _ in range(steps)]
+    return [(result.loss, result.report.gradient_norm) for result in results]

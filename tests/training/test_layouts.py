@@ -1,0 +1,70 @@
+"""Every layout of the same run gives the same curve."""
+
+import pytest
+from rank_runs import Layout, curve
+from ranks import run_ranks
+
+STEPS = 20
+TOLERANCE = 1e-4  # relative, of losses and gradient norms, fp32
+
+
+@pytest.fixture(scope="module")
+def one_rank():
+    return run_ranks(curve, 1, Layout(), STEPS)[0]
+
+
+def check(found, wanted):
+    assert len(found) > 0
+    for step, (mine, theirs) in enumerate(zip(found, wanted, strict=False)):
+        assert mine == pytest.approx(theirs, rel=TOLERANCE), step
+
+
+@pytest.mark.parametrize(
+    ("layout", "steps"),
+    [
+        (Layout(tensor=2, sequence_parallel=True, micro_batch=2), STEPS),  # x DP 2
+        (Layout(context=2, micro_batch=2), STEPS),  # x DP 2
+        (Layout(tensor=2, context=2, sequence_parallel=True, micro_batch=4), STEPS),
+        (Layout(), STEPS),  # DP 4
+        (Layout(overlap=True), 6),
+        (Layout(tensor=2, context=2, micro_batch=4, overlap=True), 3),
+        (Layout(tensor=2, micro_batch=1), 3),  # two micro-batches of each data rank
+        (Layout(distributed_optimizer=False), 3),
+        (Layout(distributed_optimizer=False, overlap=True), 3),
+    ],
+    ids=str,
+)
+def test_four_ranks_give_the_curve_of_one(one_rank, layout, steps):
+    for found in run_ranks(curve, 4, layout, steps):
+        assert len(found) == steps
+        check(found, one_rank)
+
+
+@pytest.mark.parametrize("layout", [Layout(micro_batch=2), Layout(micro_batch=4), Layout(distributed_optimizer=False)])
+def test_micro_batches_and_the_plain_optimizer_give_it_too(one_rank, layout):
+    check(run_ranks(curve, 1, layout, STEPS)[0], one_rank)
+
+
+@pytest.mark.parametrize("layout", [Layout(recompute_blocks=4), Layout(recompute_feed_forwards=6)])
+def test_recomputation_gives_it_bit_for_bit(one_rank, layout):
+    assert run_ranks(curve, 1, layout, 8)[0] == one_rank[:8]
+
+
+def test_the_loss_falls(one_rank):
+    losses = [loss for loss, _ in one_rank]
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
+
+
+def test_bf16_weights_with_fp32_main_weights_follow_the_curve(one_rank):
+    found = run_ranks(curve, 1, Layout(dtype="bf16", micro_batch=4), STEPS)[0]
+    for (mine, _), (theirs, _) in zip(found, one_rank, strict=True):
+        assert mine == pytest.approx(theirs, rel=5e-2)
+
+
+def test_fp16_finds_its_loss_scale_and_follows_the_curve(one_rank):
+    found = run_ranks(curve, 1, Layout(dtype="fp16", micro_batch=4), 8)[0]
+    overflowed = [norm == float("inf") for _, norm in found]
+    assert overflowed[0] and not overflowed[-1]  # the scale starts too high, and a skipped step changes no weight
+    start = overflowed.index(False)
+    for (mine, _), (theirs, _) in zip(found[start:], one_rank[start:], strict=False):
+        assert mine == pytest.approx(theirs, rel=2e-1)
