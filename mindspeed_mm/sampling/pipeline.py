@@ -1,5 +1,6 @@
 """Text to video: encoders, denoiser, guidance, Euler steps and the autoencoder's decoder, put together."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +131,9 @@ class T2VPipeline:
         """Euler steps from noise to clean latents."""
         sigmas = schedule.grid(self.config.diffusion, self.config.latent_grid).to(self.device)
         steps = list(zip(sigmas[:-1], sigmas[1:], strict=True))
-        for index, (sigma, following) in enumerate(tqdm(steps, desc="sampling", unit="step", disable=not progress)):
+        every = 0.1 if sys.stderr.isatty() else 10.0  # seconds; a log file is no terminal
+        bar = tqdm(steps, desc="sampling", unit="step", disable=not progress, mininterval=every)
+        for index, (sigma, following) in enumerate(bar):
             velocity = self._velocity(latents, sigma, text)
             if not torch.isfinite(velocity).all():
                 raise SamplingError(
