@@ -206,6 +206,9 @@ def _check_train_files(model: TrainModelConfig, model_node: Node, data: DataConf
     paths["dataset_param.basic_parameters.data_path"] = dataset.basic_parameters.data_path
     for path, file in paths.items():
         _must_exist(file, find(data_node, path))
+    for name in ("load_video_features", "load_text_features"):
+        if getattr(model, name):
+            raise find(model_node, name).error("true: training from stored features is not there yet; use false")
     if model.ae.from_pretrained is None:
         raise find(model_node, "ae.from_pretrained").error("is missing; training needs the weights of the autoencoder")
     if (model.text_encoder_2 is None) != (dataset.tokenizer_config_2 is None):

@@ -147,6 +147,12 @@ def test_processes_that_do_not_fit_the_layout(folder):
             r"model.json:\d+ predictor.from_pretrained: no.pt: no such file",
         ),
         ("model", "ae.from_pretrained", "no.ckpt", r"model.json:\d+ ae.from_pretrained: no.ckpt: no such file"),
+        (
+            "model",
+            "load_text_features",
+            True,
+            r"load_text_features: true: training from stored features is not there yet",
+        ),
         ("model", "ae.from_pretrained", KeyError, r"ae.from_pretrained: is missing"),
         ("model", "text_encoder_2", KeyError, r"text_encoder_2: "),
         ("model", "ae.scale", [1.0], r"ae.scale: 1 values for latent_dim 4"),

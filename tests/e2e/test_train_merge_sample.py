@@ -109,10 +109,11 @@ def test_samples_are_the_same_at_every_layout_and_from_a_directory(merged, train
         videos[name] = frames(file)
         assert videos[name].shape == (9, 32, 32, 3)
     for name in ("tp2", "directory"):
-        assert np.abs(videos[name].astype(int) - videos["tp1"]).max() <= 2  # one step of uint8, and the codec
+        # A pixel that rounds the other way can move the codec's choice for a block; tests/sampling compares the latents.
+        assert np.abs(videos[name].astype(int) - videos["tp1"]).mean() < 0.5
     other = run("inference.py", [*common[:-1], 4, "--save-path", tmp_path / "other"])
     assert other.returncode == 0
-    assert np.abs(frames(tmp_path / "other" / "video_000000.mp4").astype(int) - videos["tp1"]).max() > 10
+    assert np.abs(frames(tmp_path / "other" / "video_000000.mp4").astype(int) - videos["tp1"]).mean() > 5
 
 
 def test_a_notebook_samples_without_a_launcher(merged):
