@@ -38,6 +38,7 @@ def clips() -> Path:
     return folder
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """With `-n`, one worker runs all tests on gloo ranks (one pool of processes), and one runs the whole programs."""
     for item in items:

@@ -2,7 +2,8 @@
 
 One pool of processes per number of ranks serves the whole session, since importing torch and starting gloo cost more
 than most tests. A function runs on every rank as `function(*arguments)` and its results come back in rank order; it
-must be importable (module level), because the processes are spawned.
+must be importable (module level), because it is sent by name. The processes are forked from a server that has imported
+torch and megatron-core already.
 """
 
 import contextlib
@@ -32,7 +33,8 @@ def close_pools() -> None:
 
 class _Pool:
     def __init__(self, world_size: int):
-        context = mp.get_context("spawn")
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(["rank_preload"])
         handle, self.store_file = tempfile.mkstemp(prefix="ranks_")
         os.close(handle)
         os.unlink(self.store_file)

@@ -91,6 +91,11 @@ def frames(path) -> np.ndarray:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
+def distance(one: np.ndarray, other: np.ndarray) -> float:
+    """Mean difference of two videos' pixels."""
+    return np.abs(one.astype(int) - other).mean()
+
+
 def test_samples_are_the_same_at_every_layout_and_from_a_directory(merged, trained, tmp_path):
     *_, directory = trained
     common = ["--mm-model", merged / "sample.json", "--seed", 3]
@@ -108,12 +113,15 @@ def test_samples_are_the_same_at_every_layout_and_from_a_directory(merged, train
         assert file.name == "video_000000.mp4"
         videos[name] = frames(file)
         assert videos[name].shape == (9, 32, 32, 3)
-    for name in ("tp2", "directory"):
-        # A pixel that rounds the other way can move the codec's choice for a block; tests/sampling compares the latents.
-        assert np.abs(videos[name].astype(int) - videos["tp1"]).mean() < 0.5
     other = run("inference.py", [*common[:-1], 4, "--save-path", tmp_path / "other"])
     assert other.returncode == 0
-    assert np.abs(frames(tmp_path / "other" / "video_000000.mp4").astype(int) - videos["tp1"]).mean() > 5
+    assert (tmp_path / "directory" / "video_000000.mp4").read_bytes() == (
+        tmp_path / "tp1" / "video_000000.mp4"
+    ).read_bytes()
+    # At TP=2 a pixel may round the other way and move the codec's choices; tests/sampling compares the latents.
+    of_another_seed = distance(frames(tmp_path / "other" / "video_000000.mp4"), videos["tp1"])
+    assert of_another_seed > 5
+    assert distance(videos["tp2"], videos["tp1"]) < of_another_seed / 5
 
 
 def test_a_notebook_samples_without_a_launcher(merged):

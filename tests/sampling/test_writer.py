@@ -59,3 +59,12 @@ def test_an_image_is_written_exactly(tmp_path):
 def test_wrong_frames_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"v.mp4: frames are float64 \[2, 8, 8, 3\]"):
         write_video(np.zeros((2, 8, 8, 3)), tmp_path / "v.mp4", 24)
+
+
+def test_equal_frames_make_equal_files(tmp_path):
+    video = np.random.default_rng(0).integers(0, 255, (9, 32, 32, 3), dtype=np.uint8)
+    files = set()
+    for number in range(20):
+        write_video(video, tmp_path / f"{number}.mp4", 24)
+        files.add((tmp_path / f"{number}.mp4").read_bytes())
+    assert len(files) == 1
