@@ -89,7 +89,8 @@ def _first_to_say(message: str) -> bool:
     if not dist.is_initialized():  # the flags and the JSONs, which all ranks read alike
         return os.environ.get("RANK", "0") == "0"
     try:
-        store = dist.distributed_c10d._get_default_store()
-        return store.add(f"said/{zlib.crc32(message.encode())}", 1) == 1
+        from mindspeed_mm.parallel.context import ParallelContext
+
+        return ParallelContext.current().store.add(f"said/{zlib.crc32(message.encode())}", 1) == 1
     except RuntimeError:  # the store is gone with the rank that held it
         return True

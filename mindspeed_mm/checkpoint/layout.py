@@ -52,6 +52,36 @@ def find(root: Path) -> Location:
     raise CheckpointError(f"{root}: holds neither {TRACKER} nor mp_rank_XX directories; is it a checkpoint directory?")
 
 
+def iterations(root: Path) -> list[int]:
+    """Iterations of which a complete directory exists, latest first."""
+    found = [re.fullmatch(r"iter_(\d{7,})", item.name) for item in root.iterdir() if item.is_dir()]
+    return sorted((int(match.group(1)) for match in found if match), reverse=True)
+
+
+def candidates(root: Path) -> list[Location]:
+    """Checkpoints to load from, best first: the tracker's, then older ones. A bad tracker is not the end of a run."""
+    every = [Location(iteration_directory(root, number), number) for number in iterations(root)]
+    try:
+        first = find(root)
+    except CheckpointError:
+        if not every:
+            raise
+        return every
+    if first.iteration is None or first.directory == root:
+        return [first]
+    return [first, *(location for location in every if location.iteration < first.iteration)]
+
+
+def is_torch_dist(directory: Path) -> bool:
+    """Whether a checkpoint is in the format of megatron-core's dist_checkpointing."""
+    return (directory / "metadata.json").is_file()
+
+
+def parts(directory: Path) -> list[Path]:
+    """The folders of a checkpoint that hold files: one per TP rank, or the checkpoint itself for torch_dist."""
+    return [directory] if is_torch_dist(directory) else [file.parent for file in rank_files(directory)]
+
+
 def rank_files(directory: Path) -> list[Path]:
     """The model files of all TP ranks, in order; a gap in the ranks or a missing file is an error."""
     ranks = {}
