@@ -29,7 +29,10 @@ def rank_directory(directory: Path, tensor_rank: int) -> Path:
 
 
 def has_checkpoint(root: Path) -> bool:
-    return (root / TRACKER).is_file()
+    """Whether there is something to load here, be it damaged: a run's directory, or one checkpoint of it."""
+    if not root.is_dir():
+        return False
+    return (root / TRACKER).is_file() or bool(iterations(root)) or is_torch_dist(root) or _has_ranks(root)
 
 
 def find(root: Path) -> Location:
@@ -46,7 +49,7 @@ def find(root: Path) -> Location:
         if not location.directory.is_dir():
             raise CheckpointError(f"{tracker} names {location.directory.name}, but {location.directory} does not exist")
         return location
-    if any(_RANK.fullmatch(item.name) for item in root.iterdir()):
+    if _has_ranks(root) or is_torch_dist(root):
         named = re.fullmatch(r"iter_(\d{7})", root.name)
         return Location(root, int(named.group(1)) if named else None)
     raise CheckpointError(f"{root}: holds neither {TRACKER} nor mp_rank_XX directories; is it a checkpoint directory?")
@@ -75,6 +78,10 @@ def candidates(root: Path) -> list[Location]:
 def is_torch_dist(directory: Path) -> bool:
     """Whether a checkpoint is in the format of megatron-core's dist_checkpointing."""
     return (directory / "metadata.json").is_file()
+
+
+def _has_ranks(directory: Path) -> bool:
+    return any(_RANK.fullmatch(item.name) for item in directory.iterdir())
 
 
 def parts(directory: Path) -> list[Path]:

@@ -64,7 +64,7 @@ class CheckpointStore:
             self._raise_failure()
             return
         self._thread = threading.Thread(
-            target=self._write_and_commit, args=(iteration, write), name="checkpoint writer"
+            target=self._write_and_commit, args=(iteration, write), name="checkpoint writer", daemon=True
         )
         self._thread.start()
 
@@ -88,9 +88,9 @@ class CheckpointStore:
             if write is not None:
                 write(building)
         except Exception as error:  # any failure of a disk or a library must reach the other ranks as a report
-            report = f"rank {dist.get_rank()}: {type(error).__name__}: {error}"
+            report = f"rank {self.parallel.rank}: {type(error).__name__}: {error}"
         store, key = self.parallel.store, f"checkpoint/{self._saves}"
-        store.set(f"{key}/{dist.get_rank()}", report)
+        store.set(f"{key}/{self.parallel.rank}", report)
         if self.parallel.is_first:
             store.set(f"{key}/result", self._commit(iteration, self._reports(key)))
         result = _read(store, f"{key}/result")
@@ -99,7 +99,7 @@ class CheckpointStore:
 
     def _reports(self, key: str) -> str:
         """ "ok" when every rank has written its files, or the first failure."""
-        for rank in range(dist.get_world_size()):
+        for rank in range(self.parallel.world_size):
             report = _read(self.parallel.store, f"{key}/{rank}")
             if report != "ok":
                 return report
@@ -118,7 +118,7 @@ class CheckpointStore:
             files.write_text(str(iteration), self.root / layout.TRACKER)
             self._delete_old(iteration)
         except OSError as error:
-            return f"rank {dist.get_rank()}: {error}"
+            return f"rank {self.parallel.rank}: {error}"
         return "ok"
 
     def _delete_old(self, latest: int) -> None:
@@ -154,11 +154,11 @@ class CheckpointStore:
         """Why a checkpoint cannot be used, the same answer on every rank; each rank looks at its share of the files."""
         mine = None
         try:
-            for directory in layout.parts(location.directory)[dist.get_rank() :: dist.get_world_size()]:
+            for directory in layout.parts(location.directory)[self.parallel.rank :: self.parallel.world_size]:
                 integrity.verify(directory)
         except CheckpointError as error:
             mine = str(error)
-        everyone: list = [None] * dist.get_world_size()
+        everyone: list = [None] * self.parallel.world_size
         dist.all_gather_object(everyone, mine)
         return next((reason for reason in everyone if reason is not None), None)
 

@@ -98,9 +98,19 @@ class ParallelContext:
         return self.data.rank()
 
     @property
+    def rank(self) -> int:
+        """Of this process among all of them."""
+        return dist.get_rank()
+
+    @property
+    def world_size(self) -> int:
+        """All processes: TP x CP x DP."""
+        return dist.get_world_size()
+
+    @property
     def is_first(self) -> bool:
         """True on the one rank that writes logs and shared files."""
-        return dist.get_rank() == 0
+        return self.rank == 0
 
     def config(self, *, split_sequence: bool | None = None) -> TransformerConfig:
         """The config object that megatron-core's layers and wrappers ask for.

@@ -1,7 +1,5 @@
 """The profiler of tools.json, around the steps of a run."""
 
-import torch.distributed as dist
-
 from mindspeed_mm import logs
 from mindspeed_mm.config.tool import ProfileConfig
 from mindspeed_mm.platforms.base import Platform
@@ -12,10 +10,10 @@ _log = logs.get(__name__)
 class Profiler:
     """Profiles the configured steps on the configured ranks; elsewhere it does nothing."""
 
-    def __init__(self, config: ProfileConfig, platform: Platform, steps_before: int):
+    def __init__(self, config: ProfileConfig, platform: Platform, rank: int, steps_before: int):
         """steps_before: steps that an earlier part of this run has made; the window counts steps of the whole run."""
         self._profiler = None
-        if not config.includes(dist.get_rank()):
+        if not config.includes(rank):
             return
         self._skip = 0
         if config.profile_type == "dynamic":

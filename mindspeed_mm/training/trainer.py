@@ -9,6 +9,7 @@ from mindspeed_mm.config.run import RunConfig
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.training import metrics
 from mindspeed_mm.training.evaluation import Evaluation
+from mindspeed_mm.training.heartbeat import Heartbeat
 from mindspeed_mm.training.profiling import Profiler
 from mindspeed_mm.training.reports import Reports
 from mindspeed_mm.training.saving import Saver
@@ -42,15 +43,22 @@ class Trainer:
         self.platform = step.engine.platform
         self.saver = Saver(state)
         self.reports = Reports(config, self.parallel.is_first)
-        self.watchdog = Watchdog(self.parallel.store, config.report.hang_minutes)
+        rank, world_size, store = self.parallel.rank, self.parallel.world_size, self.parallel.store
+        self.heartbeat = Heartbeat(store, rank, world_size)
+        self.watchdog = Watchdog(store, rank, world_size, config.report.hang_minutes)
 
     def fit(self) -> None:
         """Train to the end, or until a signal asks to stop.
 
-        Raises TrainingDiverged when too many steps in a row were skipped; nothing is saved then.
+        Raises TrainingDiverged when too many steps in a row were skipped, nothing is saved then; RankLost when another
+        process has died.
         """
-        self._resume()
-        profiler = Profiler(self.config.tools.profile, self.platform, self.state.iteration)
+        with self.heartbeat:
+            self._resume()
+            self._train()
+
+    def _train(self) -> None:
+        profiler = Profiler(self.config.tools.profile, self.platform, self.parallel.rank, self.state.iteration)
         with self.reports.open(), self.watchdog, profiler, StopRequest() as request:
             batches = iter(self.state.loader)
             self.step.engine.network.train()
@@ -80,13 +88,15 @@ class Trainer:
     # ----------------------------------------------------------------------------------------------------- checkpoints
 
     def _resume(self) -> None:
-        load = self.config.checkpoint.load
+        load, save = self.config.checkpoint.load, self.config.checkpoint.save
         if load is None:
             return
-        if not Path(load).is_dir() or not (layout.has_checkpoint(Path(load)) or layout.iterations(Path(load))):
+        if layout.has_checkpoint(Path(load)):
+            self.saver.resume(Path(load))
+        elif save is not None and Path(load) == Path(save):  # how scripts start a run that they may start again
             _log.info(f"{load} holds no checkpoint yet; starting from iteration 0")
-            return
-        self.saver.resume(Path(load))
+        else:
+            raise CheckpointError(f"--load {load}: holds no checkpoint; leave --load out to start from iteration 0")
 
     def _save_is_due(self) -> bool:
         checkpoint = self.config.checkpoint

@@ -12,20 +12,17 @@ import time
 
 import torch.distributed as dist
 
-from mindspeed_mm import logs
-
-_log = logs.get(__name__)
-EXIT_CODE = 75  # EX_TEMPFAIL: trying again may help
+from mindspeed_mm.training.heartbeat import EXIT_CODE
 
 
 class Watchdog:
     """Ends the process when `beat` was not called for `minutes`."""
 
-    def __init__(self, store: dist.Store, minutes: float):
+    def __init__(self, store: dist.Store, rank: int, world_size: int, minutes: float):
         """store: key-value store of all ranks, in which each rank leaves what it did last."""
         self._store = store
         self._seconds = 60 * minutes
-        self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
+        self._rank, self._world_size = rank, world_size
         self._last = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
