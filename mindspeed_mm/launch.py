@@ -11,7 +11,8 @@ from pathlib import Path
 
 from mindspeed_mm import logs
 from mindspeed_mm.checkpoint import layout
-from mindspeed_mm.config import resolve
+from mindspeed_mm.config import autoencoder, resolve
+from mindspeed_mm.config.edit import write_vectors
 from mindspeed_mm.config.run import CheckpointConfig, LaunchConfig
 from mindspeed_mm.errors import MMError
 
@@ -26,6 +27,16 @@ def pretrain() -> None:
 def inference() -> None:
     """The main program of `inference.py`."""
     _run(_inference)
+
+
+def train_autoencoder() -> None:
+    """The main program of `tools/train_wfvae.py`."""
+    _run(_train_autoencoder)
+
+
+def evaluate_autoencoder() -> None:
+    """The main program of `tools/eval_vae.py`."""
+    _run(_evaluate_autoencoder)
 
 
 def _pretrain() -> None:
@@ -53,6 +64,32 @@ def _inference() -> None:
     from mindspeed_mm.sampling.run import run
 
     run(config, platform, parallel)
+    parallel.stop()
+
+
+def _train_autoencoder() -> None:
+    config = autoencoder.training_config(sys.argv[1:])
+    platform, parallel = start(config.launch)
+    from mindspeed_mm.training.autoencoder import AutoencoderTrainer
+
+    AutoencoderTrainer(config, platform, parallel).fit()
+    parallel.stop()
+
+
+def _evaluate_autoencoder() -> None:
+    config = autoencoder.evaluation_config(sys.argv[1:])
+    platform, parallel = start(config.launch)
+    from mindspeed_mm.sampling.writer import write_video
+    from mindspeed_mm.training.autoencoder_quality import measure
+
+    found = measure(config, platform.device(0))
+    _log.info(f"autoencoder on {found.clips} clips: PSNR {found.psnr:.2f} dB, SSIM {found.ssim:.4f}")
+    if config.video is not None:
+        write_video(found.comparison.numpy(), Path(config.video), config.fps)
+        _log.info(f"wrote {config.video}: original, reconstruction, 4 x difference")
+    for file in config.statistics:
+        write_vectors(file, "ae", {"shift": found.shift, "scale": found.scale})
+        _log.info(f"wrote shift and scale of {len(found.shift)} latent channels into {file}")
     parallel.stop()
 
 

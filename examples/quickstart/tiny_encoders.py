@@ -1,4 +1,8 @@
-"""Text encoders with random weights and real tokenizers, in folders laid out like t5-v1_1-xl and CLIP-ViT-bigG-14."""
+"""Text encoders with random weights and real tokenizers, in folders laid out like t5-v1_1-xl and CLIP-ViT-bigG-14.
+
+Random networks still map different captions to different features, which is all that a denoiser needs of frozen
+encoders: every attribute of the quickstart's captions can be read off the pooled features by a linear map.
+"""
 
 from pathlib import Path
 
@@ -24,19 +28,16 @@ def write_encoders(folder: Path, texts: list[str], seed: int = 0) -> tuple[Path,
 
 
 def _write_t5(folder: Path, texts: list[str], seed: int) -> None:
-    tokenizer = Tokenizer(models.Unigram())
+    tokenizer = Tokenizer(models.Unigram(_vocabulary(texts), unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    special = ["<pad>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", pad_token="<pad>", model_max_length=512
     ).save_pretrained(folder)
     torch.manual_seed(seed)
     config = T5Config(
-        vocab_size=256,
+        vocab_size=tokenizer.get_vocab_size(),
         d_model=T5_WIDTH,
         d_kv=16,
         d_ff=128,
@@ -46,6 +47,14 @@ def _write_t5(folder: Path, texts: list[str], seed: int) -> None:
         tie_word_embeddings=False,
     )
     T5EncoderModel(config).eval().save_pretrained(folder)
+
+
+def _vocabulary(texts: list[str]) -> list[tuple[str, float]]:
+    """Tokens with their log-probabilities: each word is one token, and any other word is spelled in characters."""
+    words = sorted({f"\u2581{word}" for text in texts for word in text.split()})
+    characters = sorted({character for word in words for character in word} - set(words))
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    return special + [(word, -1.0) for word in words] + [(character, -10.0) for character in characters]
 
 
 def _write_clip(folder: Path, texts: list[str], seed: int) -> None:

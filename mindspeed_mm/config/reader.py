@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mindspeed_mm.errors import ConfigError
 
-_TOKEN = re.compile(
+TOKEN = re.compile(
     r"""(?P<skip>[\s\ufeff]+|\#[^\n]*|//[^\n]*|/\*.*?\*/)
       | (?P<string>"(?:[^"\\\n]|\\.)*")
       | (?P<number>-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)
@@ -93,7 +93,7 @@ class _Parser:
     def _tokens(self, text: str):
         at, line = 0, 1
         while at < len(text):
-            match = _TOKEN.match(text, at)
+            match = TOKEN.match(text, at)
             if match is None:
                 raise ConfigError(f"{self.file}:{line} unexpected text {text[at : at + 20].splitlines()[0]!r}")
             if match.lastgroup != "skip":

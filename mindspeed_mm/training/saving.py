@@ -68,7 +68,8 @@ class Saver:
         model = {**snapshot.common, "model": self._with_empty_states(snapshot.model)}
         optimizer = dict(snapshot.optimizer or {})
         if "ema_params" in optimizer:
-            averages = {name: optimizer["ema_params"][name].to(value.dtype) for name, value in snapshot.model.items()}
+            ema = optimizer["ema_params"]  # without the parameters that are never trained, such as WFVAE's Haar kernels
+            averages = {name: ema.get(name, value).to(value.dtype) for name, value in snapshot.model.items()}
             model["ema_model"] = self._with_empty_states(averages)
         files.save(model, directory / layout.MODEL_FILE)
         if optimizer:

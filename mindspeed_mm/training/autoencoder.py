@@ -1,0 +1,168 @@
+"""Training of the autoencoder: the parts of a denoiser's run (engine, update, EMA, checkpoints) around another loss."""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from mindspeed_mm import logs
+from mindspeed_mm.checkpoint import files, layout
+from mindspeed_mm.config.autoencoder import AutoencoderRunConfig
+from mindspeed_mm.config.geometry import LatentGrid
+from mindspeed_mm.data.loader import build_loader
+from mindspeed_mm.models.build import TORCH_DTYPES, build_autoencoder
+from mindspeed_mm.optim.adaptive_clip import FixedClip
+from mindspeed_mm.optim.ema import Ema
+from mindspeed_mm.optim.step import OptimizerStep, StepReport
+from mindspeed_mm.parallel import partition
+from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.parallel.engine import Engine
+from mindspeed_mm.parallel.seeds import derive
+from mindspeed_mm.platforms.base import Platform
+from mindspeed_mm.training.autoencoder_loss import AutoencoderObjective
+from mindspeed_mm.training.encoders import per_sample_noise
+from mindspeed_mm.training.saving import Saver
+from mindspeed_mm.training.signals import StopRequest
+from mindspeed_mm.training.state import TrainingState
+from mindspeed_mm.types import Batch
+from mindspeed_mm.weights import load_autoencoder
+
+_log = logs.get(__name__)
+Parts = dict[str, Tensor]
+
+
+class AutoencoderTrainer:
+    """Runs `train_iters` steps, from the latest checkpoint of --load if there is one, and exports the weights."""
+
+    def __init__(self, config: AutoencoderRunConfig, platform: Platform, parallel: ParallelContext):
+        """Builds everything on this rank's device; collective."""
+        self.config = config
+        self.parallel = parallel
+        self.device = platform.device(int(os.environ.get("LOCAL_RANK", "0")))
+        loader = build_loader(
+            config.data,
+            global_batch_size=config.global_batch_size,
+            micro_batch_size=config.micro_batch_size,
+            dp_rank=parallel.data_rank,
+            dp_size=parallel.data_size,
+            seed=config.seed,
+            autoencoder_strides=config.autoencoder.strides,
+            patch_size=1,
+        )
+        self.objective = AutoencoderObjective(_autoencoder(config, self.device), config.loss)
+        partition.mark(self.objective, ())
+        self.engine = Engine(self.objective, parallel, platform, config.optimizer)
+        self.engine.schedule(config.global_batch_size)
+        ema = Ema(self.engine, config.optimizer.ema_decay) if config.optimizer.use_ema else None
+        self.optimizer = OptimizerStep(self.engine, FixedClip(config.optimizer.clip_grad), ema, max_skipped_steps=5)
+        self.state = TrainingState(config, self.engine, self.optimizer, loader)
+        self.saver = Saver(self.state)
+        self.micro_batches = config.global_batch_size // (config.micro_batch_size * parallel.data_size)
+
+    def fit(self) -> None:
+        """Train to the end, or until a signal asks to stop; then export."""
+        config, state = self.config, self.state
+        self._resume()
+        batches = iter(state.loader)
+        self.objective.train()
+        steps = range(state.iteration, config.train_iters)
+        every = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file is no terminal
+        hidden = not self.parallel.is_first
+        with (
+            StopRequest() as request,
+            tqdm(steps, desc="autoencoder", unit="step", disable=hidden, mininterval=every) as bar,
+        ):
+            for _ in bar:
+                parts, report = self._step(batches)
+                state.iteration += 1
+                state.consumed_samples += config.global_batch_size
+                self._log(parts, report)
+                self.optimizer.check()
+                signal = request.agreed()
+                if signal is not None or self._save_is_due():
+                    self._save()
+                if signal is not None:
+                    _log.info(f"{signal}: ending at iteration {state.iteration}")
+                    break
+        self.saver.finish()
+        if config.export is not None:
+            self.export(Path(config.export))
+
+    def _step(self, batches) -> tuple[Parts, StepReport]:
+        """One update; returns the loss and its parts, means over the global batch."""
+        self.engine.start_step()
+        total: Parts = {}
+        for index in range(self.micro_batches):
+            batch: Batch = next(batches).to(self.device)
+            with self.engine.micro_batch(last=index == self.micro_batches - 1):
+                loss, parts = self.engine.ddp(batch.video, self._noise(batch))
+                self.engine.backward(loss / self.micro_batches)
+            for name, value in {"loss": loss.detach(), **parts}.items():
+                total[name] = total.get(name, 0) + value / self.micro_batches
+        return total, self.optimizer(self.config.global_batch_size)
+
+    def _noise(self, batch: Batch) -> Tensor:
+        """Of the posteriors, each clip's own."""
+        config = self.config.autoencoder
+        grid = LatentGrid.of_video(*batch.video.shape[2:], config.strides)
+        like = batch.video.new_empty(grid.shape(len(batch.addresses), config.latent_dim))
+        return per_sample_noise(like, self.config.seed, "posterior", batch.addresses)
+
+    def _log(self, parts: Parts, report: StepReport) -> None:
+        iteration, config = self.state.iteration, self.config
+        if report.skipped is not None:
+            _log.warning(f"iteration {iteration}: skipped, {report.skipped}")
+        if iteration % config.log_interval and iteration != config.train_iters:
+            return
+        means = torch.stack(list(parts.values()))
+        dist.all_reduce(means, group=self.parallel.data)
+        values = (means / self.parallel.data_size).tolist()
+        _log.info(
+            f"iteration {iteration}/{config.train_iters} | learning rate: {report.learning_rate:.3E} | "
+            + " | ".join(f"{name}: {value:.6f}" for name, value in zip(parts, values, strict=True))
+            + f" | grad norm: {report.gradient_norm:.4f}"
+        )
+
+    # ----------------------------------------------------------------------------------------------------- checkpoints
+
+    def _resume(self) -> None:
+        load = self.config.checkpoint.load
+        if load is not None and Path(load).is_dir() and layout.iterations(Path(load)):
+            self.saver.resume(Path(load))
+
+    def _save_is_due(self) -> bool:
+        iteration, checkpoint = self.state.iteration, self.config.checkpoint
+        return iteration % checkpoint.save_interval == 0 or iteration == self.config.train_iters
+
+    def _save(self) -> None:
+        if self.config.checkpoint.save is not None:
+            self.saver.save()
+            _log.info(f"saved iteration {self.state.iteration} to {self.config.checkpoint.save}")
+
+    def export(self, path: Path) -> None:
+        """Write the averaged weights (the live ones where there is no average) as one flat state dict; collective."""
+        main, ema = self.engine.main_shards(), self.optimizer.ema
+        values = [shard.main if ema is None else ema.shards[shard.name] for shard in main]
+        dtype = TORCH_DTYPES[self.config.export_dtype]
+        with self.engine.weights_of(values):
+            weights = {name: value.to("cpu", dtype) for name, value in self.objective.autoencoder.state_dict().items()}
+        if self.parallel.is_first:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.save(weights, path)
+            _log.info(f"wrote {path}: {len(weights)} tensors, {path.stat().st_size / 2**20:.2f} MiB")
+
+
+def _autoencoder(config: AutoencoderRunConfig, device: torch.device):
+    """Published weights or fresh ones, to be trained on whole clips."""
+    whole = dataclasses.replace(config.autoencoder, use_tiling=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(config.seed, "autoencoder"))
+        autoencoder = build_autoencoder(whole, device=device, dtype=config.dtype)
+    if whole.from_pretrained is not None:
+        load_autoencoder(autoencoder, whole.from_pretrained)
+    return autoencoder

@@ -1,0 +1,74 @@
+"""The loss of the autoencoder: reconstruction, Kullback-Leibler divergence, and wavelet flow (WF-VAE, 2411.17459)."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from mindspeed_mm.config.autoencoder import AutoencoderLossConfig
+from mindspeed_mm.models.wfvae.model import WFVAE
+
+LEVELS = ("l1", "l2")  # of the subbands below the first, as the networks call them
+
+
+class AutoencoderObjective(nn.Module):
+    """An autoencoder with its loss as forward pass, so that gradients are exchanged as around any other network."""
+
+    def __init__(self, autoencoder: WFVAE, config: AutoencoderLossConfig):
+        """autoencoder: one that takes clips whole (use_tiling false), since subbands are compared as they pass."""
+        super().__init__()
+        if autoencoder.config.use_tiling:
+            raise ValueError("an autoencoder with use_tiling cannot be trained: give it use_tiling false")
+        self.autoencoder = autoencoder
+        self.config = config
+
+    def forward(self, video: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss, a scalar, and its parts, of clips [B,3,T,H,W] in [-1,1]; noise: standard normal, of the latents' shape.
+
+        Each part is a mean over clips of a sum, divided by the number of values of a clip.
+        """
+        with recorded_bands(self.autoencoder) as bands:
+            mean, logvar = self.autoencoder.encode_moments(video)
+            z = mean + torch.exp(0.5 * logvar) * noise.to(mean)
+            output = self.autoencoder.decode_unscaled(z)
+        values = video.numel()
+        parts = {
+            "l1": (output.float() - video.float()).abs().sum() / values,
+            "kl": kl_divergence(mean, logvar).sum() / values,
+            "wavelet": sum(_distance(*bands[level]) for level in LEVELS) / values,
+        }
+        loss = parts["l1"] + self.config.kl_weight * parts["kl"] + self.config.wavelet_weight * parts["wavelet"]
+        return loss, {name: part.detach() for name, part in parts.items()}
+
+
+def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
+    """Of each posterior from the standard normal (1312.6114, appendix B), in nats, elementwise, fp32."""
+    mean, logvar = mean.float(), logvar.float()
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
+
+
+@contextlib.contextmanager
+def recorded_bands(autoencoder: WFVAE) -> Iterator[dict[str, list[Tensor]]]:
+    """The subbands of both levels that pass through the networks meanwhile: level -> [encoder's, decoder's].
+
+    The wavelet loss asks the decoder to rebuild the subbands that the encoder took the video apart into. Both pass
+    through modules of their own, so they are read there and the networks' signatures stay as they are.
+    """
+    bands: dict[str, list[Tensor]] = {level: [] for level in LEVELS}
+    handles = []
+    for level in LEVELS:
+        transform = getattr(autoencoder.encoder, f"wavelet_transform_{level}")
+        inverse = getattr(autoencoder.decoder, f"inverse_wavelet_transform_{level}")
+        keep = bands[level].append
+        handles.append(transform.register_forward_hook(lambda module, inputs, output, keep=keep: keep(output)))
+        handles.append(inverse.register_forward_pre_hook(lambda module, inputs, keep=keep: keep(inputs[0])))
+    try:
+        yield bands
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _distance(one: Tensor, other: Tensor) -> Tensor:
+    return (one.float() - other.float()).abs().sum()
