@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mindspeed_mm.sampling.writer import write_video
 
-FRAMES, SIZE, FPS = 17, 64, 8  # 8n+1 frames, the lengths that the autoencoder takes
+FRAMES, SIZE, FPS = 17, 32, 8  # 8n+1 frames, the lengths that the autoencoder takes
 COLOURS = {
     "red": (225, 40, 40),
     "green": (40, 185, 70),
@@ -27,8 +27,11 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # y grows downwards
-BACKGROUNDS = {"dark": (20, 20, 30), "grey": (110, 110, 115)}
-RADIUS = (10.0, 13.0)  # pixels
+BACKGROUNDS = {
+    "dark": (20, 20, 30),
+    "grey": (165, 165, 170),
+}  # brighter or darker than every colour: mp4 keeps edges in brightness
+RADIUS = (6.0, 7.5)  # pixels
 HALF_EXTENT = {"circle": 0.95, "square": 0.85, "triangle": 1.0}  # of a shape's bounding box, in radii
 
 

@@ -9,12 +9,12 @@ import dataclasses
 import numpy as np
 from clips import BACKGROUNDS, COLOURS, DIRECTIONS, HALF_EXTENT, SHAPES, coverage
 
-_LEAST_CONTRAST = 60.0  # RGB distance of object and background; the set's least is 113, green on grey
-_AREA = (100, 1000)  # pixels of an object of 64x64; the set's are 200 to 580
+_LEAST_CONTRAST = 60.0  # RGB distance of object and background; the set's least is 128, white on grey
+_AREA = (0.04, 0.4)  # share of the picture that an object covers; the set's are 0.07 to 0.16
 _LEAST_FILL = 0.35  # share of its bounding box that an object fills; a triangle fills half
 _LEAST_FRAMES = 2 / 3  # share of the frames in which the object must be found
 _LEAST_OVERLAP = 0.6  # intersection over union with the best shape
-_LEAST_PATH = 10.0  # pixels; the set's objects move 30 or more
+_LEAST_PATH = 0.15  # of the picture's size; the set's objects move 0.45 or more
 _MOST_DISTANCE = 90.0  # RGB distance to the nearest named colour; the set's colours are 130 apart or more
 
 
@@ -29,12 +29,12 @@ class Answer:
 
 
 def measure(frames: np.ndarray) -> Answer:
-    """The answer for a video [T,64,64,3] uint8."""
+    """The answer for a video [T,H,W,3] uint8."""
     pixels = frames.astype(np.float32)
     behind = np.median(pixels.reshape(-1, 3), axis=0)  # an object covers less than half of the picture
     background = _nearest(behind, BACKGROUNDS)
     distance = np.linalg.norm(pixels - behind, axis=-1)
-    contrast = np.percentile(distance, 97)  # the smallest object covers 5 %
+    contrast = np.percentile(distance, 97)  # the smallest object covers 7 %
     if contrast < _LEAST_CONTRAST:
         return Answer(background=background)
     masks = distance > contrast / 2
@@ -52,7 +52,7 @@ def measure(frames: np.ndarray) -> Answer:
 def _is_object(mask: np.ndarray) -> bool:
     """Whether a mask [H,W] is one compact thing of a plausible size."""
     area = mask.sum()
-    if not _AREA[0] <= area <= _AREA[1]:
+    if not _AREA[0] <= area / mask.size <= _AREA[1]:
         return False
     top, bottom, left, right = _box(mask)
     return area >= _LEAST_FILL * (bottom - top) * (right - left)
@@ -85,7 +85,7 @@ def _direction(masks: list[np.ndarray]) -> str | None:
     centres = np.array([np.argwhere(mask).mean(0)[::-1] for mask in masks])  # [n,2] as (x, y)
     path = centres[-3:].mean(0) - centres[:3].mean(0)
     axis = int(np.abs(path[1]) > np.abs(path[0]))
-    if abs(path[axis]) < max(_LEAST_PATH, 2 * abs(path[1 - axis])):
+    if abs(path[axis]) < max(_LEAST_PATH * masks[0].shape[0], 2 * abs(path[1 - axis])):
         return None
     if np.abs(np.diff(centres[:, axis])).sum() > 2 * abs(path[axis]):
         return None

@@ -1,39 +1,21 @@
-"""Everything that the quickstart trains on, made here: clips, text encoders, an autoencoder, and the JSON configs."""
+"""Everything that the quickstart trains on, made here: clips, text encoders, prompts to sample, and the JSON configs."""
 
 import argparse
 import json
+import random
+import shutil
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a checkout without installing it
 
-import torch
-from clips import BACKGROUNDS, COLOURS, DIRECTIONS, FPS, SHAPES, SIZE, caption, write_clips
+from clips import FPS, FRAMES, SIZE, Scene, scenes, write_clips
 from tiny_encoders import CLIP_WIDTH, T5_WIDTH, write_encoders
 
-import mindspeed_mm as mm
+from mindspeed_mm.config.reader import read_json
 
-FRAMES = 17  # of a training sample and of a sampled video: 8n+1
-LATENT_CHANNELS = 8
-
-AUTOENCODER = {
-    "model_id": "wfvae",
-    "base_channels": 16,
-    "latent_dim": LATENT_CHANNELS,
-    "encoder_num_resblocks": 1,
-    "encoder_energy_flow_hidden_size": 16,
-    "decoder_num_resblocks": 1,
-    "decoder_energy_flow_hidden_size": 16,
-    "connect_res_layer_num": 1,
-    "norm_type": "layernorm",
-    "t_interpolation": "trilinear",
-    "l1_downsample_block": "Spatial2xTime2x3DDownsample",
-    "l1_downsample_wavelet": "HaarWaveletTransform3D",
-    "l1_upsample_block": "Spatial2xTime2x3DUpsample",
-    "l1_upsample_wavelet": "InverseHaarWaveletTransform3D",
-    "use_tiling": True,
-    "dtype": "fp32",
-}
+HERE = Path(__file__).resolve().parent
+TOKENS = 16  # of a caption; the grammar's have 10
 PREDICTOR = {
     "model_id": "SparseUMMDiT",
     "num_layers": [2, 2, 2, 2, 2],
@@ -42,79 +24,79 @@ PREDICTOR = {
     "double_ff": True,
     "skip_connection": True,
     "num_heads": 4,
-    "head_dim": 16,
-    "in_channels": LATENT_CHANNELS,
-    "out_channels": LATENT_CHANNELS,
-    "timestep_embed_dim": 64,
+    "head_dim": 32,
+    "timestep_embed_dim": 128,
     "caption_channels": T5_WIDTH,
     "pooled_projection_dim": CLIP_WIDTH,
     "patch_size": 2,
     "patch_size_t": 1,
 }
+DIFFUSION = {"model_id": "OpenSoraPlan", "weighting_scheme": "logit_normal"}
+GUIDANCE = 2.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for everything that is made")
-    parser.add_argument("--clips", type=int, default=64, help="number of clips (default 64)")
+    parser.add_argument("--clips", type=int, default=960, help="number of clips")
+    parser.add_argument("--seen", type=int, default=16, help="prompts of combinations that the clips show")
+    parser.add_argument("--unseen", type=int, default=8, help="prompts of combinations that no clip shows")
+    parser.add_argument("--seed", type=int, default=0, help="of the clips, the text encoders and the choice of prompts")
+    parser.add_argument("--caption-dropout", type=float, default=0.1, help="share of captions that are dropped")
+    parser.add_argument("--dense", action="store_true", help="full attention in every block, Skiparse off")
+    parser.add_argument("--steps", type=int, default=20, help="of sampling")
+    parser.add_argument(
+        "--weights", default="ema", choices=("ema", "live"), help="which of the merged weights to sample"
+    )
     options = parser.parse_args()
     out: Path = options.out
-    data_list = write_clips(out / "data", options.clips)
-    texts = [caption(c, s, d, b) for c in COLOURS for s in SHAPES for d in DIRECTIONS for b in BACKGROUNDS]
-    t5, clip = write_encoders(out / "encoders", texts)
-    autoencoder = write_autoencoder(out / "wfvae.pt")
+    data_list = write_clips(out / "data", options.clips, options.seed)
+    t5, clip = write_encoders(out / "encoders", [scene.caption for scene in [*scenes(False), *scenes(True)]])
+    shutil.copyfile(HERE / "wfvae.pt", out / "wfvae.pt")
     prompts = out / "prompts.txt"
-    prompts.write_text(f"{caption('red', 'circle', 'left', 'dark')}\n{caption('blue', 'square', 'up', 'grey')}\n")
-    write_json(out / "data.json", data_config(data_list, t5, clip))
-    write_json(out / "model.json", model_config(t5, clip, autoencoder))
-    write_json(
-        out / "sample.json",
-        sample_config(t5, clip, autoencoder, out / "merged" / "model_ema.pt", prompts, out / "samples"),
-    )
+    chosen = choose(options.seen, options.unseen, random.Random(options.seed))
+    prompts.write_text("".join(f"{scene.caption}\n" for scene in chosen), encoding="utf-8")
+    write_json(out / "data.json", data_config(data_list, t5, clip, options.caption_dropout))
+    shared = model_config(t5, clip, out / "wfvae.pt", sparse=not options.dense)
+    write_json(out / "model.json", shared | {"diffusion": DIFFUSION})
+    merged = out / "merged" / {"ema": "model_ema.pt", "live": "model.pt"}[options.weights]
+    predictor = {"predictor": {**shared["predictor"], "from_pretrained": str(merged)}}
+    write_json(out / "sample.json", shared | predictor | sample_config(t5, clip, prompts, out, options.steps))
     print(f"prepared {out}")
 
 
-def write_autoencoder(path: Path) -> Path:
-    """A WFVAE with fresh weights: it loses most of the picture, but has every shape right."""
-    torch.manual_seed(0)
-    torch.save(mm.build_autoencoder(AUTOENCODER).state_dict(), path)
-    return path
+def choose(seen: int, unseen: int, rng: random.Random) -> list[Scene]:
+    """Scenes to sample: first some that the clips show, then held-out ones."""
+    return [*rng.sample(scenes(held_out=False), seen), *rng.sample(scenes(held_out=True), unseen)]
 
 
-def encoder_configs(t5: Path, clip: Path) -> dict:
+def model_config(t5: Path, clip: Path, autoencoder: Path, sparse: bool) -> dict:
+    """What training and sampling share."""
+    ae = read_json(HERE / "autoencoder.json").plain()["ae"]
+    channels = {"in_channels": ae["latent_dim"], "out_channels": ae["latent_dim"]}
     return {
+        "weight_dtype": "fp32",
+        "ae": {**ae, "from_pretrained": str(autoencoder)},
         "text_encoder": {"model_id": "T5", "from_pretrained": str(t5)},
         "text_encoder_2": {"model_id": "CLIPWithProjection", "from_pretrained": str(clip)},
+        "predictor": {**PREDICTOR, **channels, "sparse1d": sparse},
     }
 
 
-def model_config(t5: Path, clip: Path, autoencoder: Path) -> dict:
+def sample_config(t5: Path, clip: Path, prompts: Path, out: Path, steps: int) -> dict:
     return {
-        "weight_dtype": "fp32",
-        "ae": {**AUTOENCODER, "from_pretrained": str(autoencoder)},
-        **encoder_configs(t5, clip),
-        "predictor": PREDICTOR,
-        "diffusion": {"model_id": "OpenSoraPlan", "weighting_scheme": "logit_normal"},
-    }
-
-
-def sample_config(t5: Path, clip: Path, autoencoder: Path, weights: Path, prompts: Path, samples: Path) -> dict:
-    return {
-        "weight_dtype": "fp32",
-        "ae": {**AUTOENCODER, "from_pretrained": str(autoencoder)},
-        **encoder_configs(t5, clip),
         "tokenizer": {"from_pretrained": str(t5)},
         "tokenizer_2": {"from_pretrained": str(clip)},
-        "predictor": {**PREDICTOR, "from_pretrained": str(weights)},
-        "diffusion": {"model_id": "OpenSoraPlan", "num_inference_steps": 20, "guidance_scale": 4.0, "shift": 1.0},
+        "diffusion": {**DIFFUSION, "num_inference_steps": steps, "guidance_scale": GUIDANCE, "guidance_rescale": 0.0},
         "pipeline_config": {"input_size": [FRAMES, SIZE, SIZE], "version": "none"},
         "prompt": str(prompts),
-        "save_path": str(samples),
+        "save_path": str(out / "samples"),
         "fps": FPS,
+        "micro_batch_size": 12,
     }
 
 
-def data_config(data_list: Path, t5: Path, clip: Path) -> dict:
+def data_config(data_list: Path, t5: Path, clip: Path, caption_dropout: float) -> dict:
     steps = [
         {"trans_type": "ToTensorVideo"},
         {"trans_type": "CenterCropResizeVideo", "param": {"size": [SIZE, SIZE], "interpolation_mode": "bicubic"}},
@@ -133,9 +115,10 @@ def data_config(data_list: Path, t5: Path, clip: Path) -> dict:
                 "max_hxw": SIZE * SIZE,
                 "min_hxw": SIZE * SIZE,
                 "ae_stride_t": 8,
+                "cfg": caption_dropout,
                 "train_pipeline": {"video": steps, "image": steps},
             },
-            "model_max_length": 32,
+            "model_max_length": TOKENS,
             "tokenizer_config": {"from_pretrained": str(t5)},
             "tokenizer_config_2": {"from_pretrained": str(clip)},
         },
@@ -144,7 +127,7 @@ def data_config(data_list: Path, t5: Path, clip: Path) -> dict:
 
 
 def write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=4) + "\n")
+    path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ class AutoencoderLossConfig:
     All terms are sums over a clip, divided by its number of pixel values, so that the weights mean what they do there.
     """
 
+    distance: str = "l1"  # of videos and of subbands: "l1", as in the paper, or "l2", which sees small objects sooner
     kl_weight: float = 1e-6
     wavelet_weight: float = 0.1
 
@@ -98,7 +99,9 @@ def training_config(argv: list[str], world_size: int | None = None) -> Autoencod
         launch=LaunchConfig(device=flags.device),
         autoencoder=autoencoder,
         data=data,
-        loss=AutoencoderLossConfig(kl_weight=flags.kl_weight, wavelet_weight=flags.wavelet_weight),
+        loss=AutoencoderLossConfig(
+            distance=flags.distance, kl_weight=flags.kl_weight, wavelet_weight=flags.wavelet_weight
+        ),
         optimizer=_optimizer(flags),
         checkpoint=CheckpointConfig(save=flags.save, load=flags.load, save_interval=flags.save_interval, keep_last=2),
         dtype="bf16" if flags.bf16 else "fp32",
@@ -201,6 +204,7 @@ def _training_parser() -> argparse.ArgumentParser:
     add("--weight-decay", type=float, default=1e-4, metavar="X")
     add("--clip-grad", type=float, default=1.0, metavar="X", help="largest gradient norm; 0: no limit")
     add("--ema-decay", type=float, default=0.999, metavar="X", help="of the averaged weights; 0: none are kept")
+    add("--distance", default=_PAPER.distance, choices=("l1", "l2"), help="of videos and of subbands in the loss")
     add("--kl-weight", type=float, default=_PAPER.kl_weight, metavar="X")
     add("--wavelet-weight", type=float, default=_PAPER.wavelet_weight, metavar="X")
     add("--bf16", action="store_true", help="bf16 weights, fp32 main weights")

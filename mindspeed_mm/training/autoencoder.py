@@ -33,6 +33,7 @@ from mindspeed_mm.types import Batch
 from mindspeed_mm.weights import load_autoencoder
 
 _log = logs.get(__name__)
+_FRESH_LOGVAR = -6.0  # of fresh weights' posteriors: noise of deviation 1 drowns latents that say little yet
 Parts = dict[str, Tensor]
 
 
@@ -60,7 +61,7 @@ class AutoencoderTrainer:
         self.engine.schedule(config.global_batch_size)
         ema = Ema(self.engine, config.optimizer.ema_decay) if config.optimizer.use_ema else None
         self.optimizer = OptimizerStep(self.engine, FixedClip(config.optimizer.clip_grad), ema, max_skipped_steps=5)
-        self.state = TrainingState(config, self.engine, self.optimizer, loader)
+        self.state = TrainingState(self.engine, self.optimizer, loader, config.checkpoint, config.flags)
         self.saver = Saver(self.state)
         self.micro_batches = config.global_batch_size // (config.micro_batch_size * parallel.data_size)
 
@@ -89,7 +90,7 @@ class AutoencoderTrainer:
                 if signal is not None:
                     _log.info(f"{signal}: ending at iteration {state.iteration}")
                     break
-        self.saver.finish()
+        self.saver.complete()
         if config.export is not None:
             self.export(Path(config.export))
 
@@ -163,6 +164,8 @@ def _autoencoder(config: AutoencoderRunConfig, device: torch.device):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "autoencoder"))
         autoencoder = build_autoencoder(whole, device=device, dtype=config.dtype)
+    with torch.no_grad():
+        autoencoder.encoder.conv_out.conv.bias[whole.latent_dim :].fill_(_FRESH_LOGVAR)
     if whole.from_pretrained is not None:
         load_autoencoder(autoencoder, whole.from_pretrained)
     return autoencoder

@@ -34,12 +34,21 @@ class AutoencoderObjective(nn.Module):
             output = self.autoencoder.decode_unscaled(z)
         values = video.numel()
         parts = {
-            "l1": (output.float() - video.float()).abs().sum() / values,
+            "reconstruction": self._distance(output, video) / values,
             "kl": kl_divergence(mean, logvar).sum() / values,
-            "wavelet": sum(_distance(*bands[level]) for level in LEVELS) / values,
+            "wavelet": sum(self._distance(*bands[level]) for level in LEVELS) / values,
         }
-        loss = parts["l1"] + self.config.kl_weight * parts["kl"] + self.config.wavelet_weight * parts["wavelet"]
+        loss = (
+            parts["reconstruction"]
+            + self.config.kl_weight * parts["kl"]
+            + self.config.wavelet_weight * parts["wavelet"]
+        )
         return loss, {name: part.detach() for name, part in parts.items()}
+
+    def _distance(self, one: Tensor, other: Tensor) -> Tensor:
+        """Sum of the absolute differences, or of their squares."""
+        difference = one.float() - other.float()
+        return difference.abs().sum() if self.config.distance == "l1" else difference.square().sum()
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
@@ -68,7 +77,3 @@ def recorded_bands(autoencoder: WFVAE) -> Iterator[dict[str, list[Tensor]]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _distance(one: Tensor, other: Tensor) -> Tensor:
-    return (one.float() - other.float()).abs().sum()

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Make the quickstart's autoencoder anew: train it on clips of the set, measure its latents, judge what it keeps.
+#   bash examples/quickstart/train_vae.sh
+# Replaces wfvae.pt and the shift and scale in autoencoder.json beside this file. CLIPS, ITERS, RANKS and OUT can be changed.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+. tools/environment.sh
+
+HERE=examples/quickstart
+OUT=${OUT:-$HERE/out/vae}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+FILES=(--mm-model "$HERE/autoencoder.json" --mm-data "$OUT/data.json" --device "${DEVICE:-cpu}")
+mkdir -p "$OUT"
+
+echo "== 1/3 clips"
+"$PYTHON" "$HERE/prepare.py" --out "$OUT" --clips "${CLIPS:-960}"
+
+echo "== 2/3 training the autoencoder"
+"$PYTHON" -m torch.distributed.run --nproc_per_node "${RANKS:-2}" --master_port "${MASTER_PORT:-29518}" \
+    tools/train_wfvae.py "${FILES[@]}" --train-iters "${ITERS:-1000}" --micro-batch-size 4 \
+    --lr 4e-3 --lr-decay-style cosine --lr-warmup-iters 20 --wavelet-weight 1.0 --ema-decay 0.99 \
+    --export "$HERE/wfvae.pt" --export-dtype fp16
+
+echo "== 3/3 what it keeps"
+"$PYTHON" tools/eval_vae.py "${FILES[@]}" --weights "$HERE/wfvae.pt" --clips 96 --batch-size 8 \
+    --video "$OUT/side_by_side.mp4" --write-statistics "$HERE/autoencoder.json"
