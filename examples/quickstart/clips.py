@@ -27,10 +27,8 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # y grows downwards
-BACKGROUNDS = {
-    "dark": (20, 20, 30),
-    "grey": (165, 165, 170),
-}  # brighter or darker than every colour: mp4 keeps edges in brightness
+# Far from every colour in brightness, of which mp4 keeps sharp edges; of colour it keeps half the resolution.
+BACKGROUNDS = {"dark": (20, 20, 30), "grey": (165, 165, 170)}
 RADIUS = (6.0, 7.5)  # pixels
 HALF_EXTENT = {"circle": 0.95, "square": 0.85, "triangle": 1.0}  # of a shape's bounding box, in radii
 
