@@ -1,5 +1,6 @@
 """A step that would harm the weights is left out: named, counted, and without a trace in anything else."""
 
+import dataclasses
 import math
 
 import pytest
@@ -91,3 +92,21 @@ def test_four_in_a_row_do_not(tmp_path):
     assert iteration == 14
     assert sum("skipped, gradient norm nan" in line and "samples" in line for line in lines) == 4
     assert "skipped steps: 4" in lines[-2]
+
+
+def overflow(lowest: float) -> tuple[list[str], int]:
+    """Seven fp16 steps on NaN; why each was skipped, and how many count."""
+    run = Run(Layout(dtype="fp16", micro_batch=4), spoil=dict.fromkeys(range(100), math.nan))
+    run.engine.settings = dataclasses.replace(run.engine.settings, min_loss_scale=lowest)
+    return [result.report.skipped for result in run.steps(7)], run.optimizer.skipped_in_a_row
+
+
+def test_an_overflow_counts_once_the_loss_scale_cannot_be_lowered():
+    (((reasons, count),)) = run_ranks(overflow, 1, 1.0)
+    assert (set(reasons), count) == ({"fp16 overflow, the loss scale is lowered"}, 0)
+    (((reasons, count),)) = run_ranks(overflow, 1, 2.0**15)  # from 2^20, halved each time
+    assert count == 2
+    assert reasons[-2:] == [
+        "fp16 overflow at the lowest loss scale, 32768",
+        "fp16 overflow at the lowest loss scale, 16384",
+    ]
