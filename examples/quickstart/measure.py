@@ -10,11 +10,11 @@ import numpy as np
 from clips import BACKGROUNDS, COLOURS, DIRECTIONS, HALF_EXTENT, SHAPES, coverage
 
 _LEAST_CONTRAST = 60.0  # RGB distance of object and background; the set's least is 128, white on grey
-_AREA = (0.04, 0.4)  # share of the picture that an object covers; the set's are 0.07 to 0.16
-_LEAST_FILL = 0.35  # share of its bounding box that an object fills; a triangle fills half
+_AREA = (0.04, 0.4)  # share of the picture that an object covers; the set's are 0.11 to 0.16
+_LEAST_FILL = 0.5  # share of its bounding box that an object fills; a circle fills four fifths
 _LEAST_FRAMES = 2 / 3  # share of the frames in which the object must be found
 _LEAST_OVERLAP = 0.6  # intersection over union with the best shape
-_LEAST_PATH = 0.15  # of the picture's size; the set's objects move 0.45 or more
+_LEAST_PATH = 0.15  # of the picture's size; the set's objects move 0.38 or more
 _MOST_DISTANCE = 90.0  # RGB distance to the nearest named colour; the set's colours are 130 apart or more
 
 
@@ -34,7 +34,7 @@ def measure(frames: np.ndarray) -> Answer:
     behind = np.median(pixels.reshape(-1, 3), axis=0)  # an object covers less than half of the picture
     background = _nearest(behind, BACKGROUNDS)
     distance = np.linalg.norm(pixels - behind, axis=-1)
-    contrast = np.percentile(distance, 97)  # the smallest object covers 7 %
+    contrast = np.percentile(distance, 97)  # the smallest object covers 11 %
     if contrast < _LEAST_CONTRAST:
         return Answer(background=background)
     masks = distance > contrast / 2
@@ -75,7 +75,8 @@ def _shape(masks: list[np.ndarray]) -> str | None:
 
 def _overlap(mask: np.ndarray, shape: str) -> float:
     top, bottom, left, right = _box(mask)
-    radius = (bottom - top + right - left) / 4 / HALF_EXTENT[shape]
+    across, down = HALF_EXTENT[shape]
+    radius = ((right - left) / across + (bottom - top) / down) / 4
     drawn = coverage(shape, (left + right) / 2, (top + bottom) / 2, radius) > 0.5
     return (mask & drawn).sum() / (mask | drawn).sum()
 

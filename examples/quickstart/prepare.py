@@ -18,17 +18,17 @@ HERE = Path(__file__).resolve().parent
 TOKENS = 16  # of a caption; the grammar's have 10
 PREDICTOR = {
     "model_id": "SparseUMMDiT",
-    "num_layers": [2, 2, 2, 2, 2],
-    "sparse_n": [1, 2, 4, 2, 1],
+    "num_layers": [2, 2, 2],
+    "sparse_n": [1, 2, 1],
     "sparse1d": True,
     "double_ff": True,
     "skip_connection": True,
     "num_heads": 4,
-    "head_dim": 32,
+    "head_dim": 16,
     "timestep_embed_dim": 128,
     "caption_channels": T5_WIDTH,
     "pooled_projection_dim": CLIP_WIDTH,
-    "patch_size": 2,
+    "patch_size": 1,
     "patch_size_t": 1,
 }
 DIFFUSION = {"model_id": "OpenSoraPlan", "weighting_scheme": "logit_normal"}

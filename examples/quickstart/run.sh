@@ -15,7 +15,7 @@ OUT=${OUT:-$HERE/out}
 if [[ ${FAST:-0} == 1 ]]; then
     : "${TRAIN_ITERS:=6}" "${CLIPS:=24}" "${MBS:=4}" "${SEEN:=2}" "${UNSEEN:=1}" "${STEPS:=4}"
 fi
-: "${TRAIN_ITERS:=2000}" "${CLIPS:=960}" "${MBS:=16}" "${SEEN:=16}" "${UNSEEN:=8}" "${STEPS:=20}"
+: "${TRAIN_ITERS:=1000}" "${CLIPS:=960}" "${MBS:=16}" "${SEEN:=16}" "${UNSEEN:=8}" "${STEPS:=20}"
 : "${WEIGHTS:=ema}" "${PREPARE_FLAGS:=}" "${SEED:=1234}"
 export DEVICE=${DEVICE:-cpu} SEED MBS
 export NPUS_PER_NODE=2 TP=2 MASTER_PORT=${MASTER_PORT:-29517} LOG_DIR=$OUT/logs
@@ -30,7 +30,7 @@ echo "the judge on the clips themselves:"
 "$PYTHON" $HERE/score.py "$OUT/data/data.txt"
 
 echo "== 2/5 training on 2 ranks, TP=2"
-MM_DATA=$OUT/data.json MM_MODEL=$OUT/model.json SAVE=$OUT/checkpoints TRAIN_ITERS=$TRAIN_ITERS LR=2e-3 \
+MM_DATA=$OUT/data.json MM_MODEL=$OUT/model.json SAVE=$OUT/checkpoints TRAIN_ITERS=$TRAIN_ITERS LR=3e-3 \
     SAVE_INTERVAL=$TRAIN_ITERS LOG_INTERVAL=50 RECOM_FFN_LAYERS=0 \
     bash examples/opensoraplan1.5/pretrain_opensoraplan1_5.sh \
     --lr-decay-style cosine --lr-decay-iters "$TRAIN_ITERS" --min-lr 0 --ema-decay 0.99

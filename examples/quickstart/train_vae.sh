@@ -16,9 +16,10 @@ echo "== 1/3 clips"
 "$PYTHON" "$HERE/prepare.py" --out "$OUT" --clips "${CLIPS:-960}"
 
 echo "== 2/3 training the autoencoder"
-"$PYTHON" -m torch.distributed.run --nproc_per_node "${RANKS:-2}" --master_port "${MASTER_PORT:-29518}" \
-    tools/train_wfvae.py "${FILES[@]}" --train-iters "${ITERS:-1000}" --micro-batch-size 4 \
-    --lr 4e-3 --lr-decay-style cosine --lr-warmup-iters 20 --wavelet-weight 1.0 --ema-decay 0.99 \
+"$PYTHON" -m torch.distributed.run --nproc_per_node "${RANKS:-1}" --master_port "${MASTER_PORT:-29518}" \
+    tools/train_wfvae.py "${FILES[@]}" --train-iters "${ITERS:-1300}" --global-batch-size 4 \
+    --micro-batch-size $((4 / ${RANKS:-1})) --distance l2 --wavelet-weight 0.1 \
+    --lr 4e-3 --lr-decay-style cosine --lr-warmup-iters 20 --ema-decay 0.99 \
     --export "$HERE/wfvae.pt" --export-dtype fp16
 
 echo "== 3/3 what it keeps"
