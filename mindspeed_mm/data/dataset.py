@@ -16,7 +16,7 @@ from mindspeed_mm.config.transforms import ToTensorAfterResize, ToTensorVideo
 from mindspeed_mm.data import captions, frames
 from mindspeed_mm.data.filters import Clip, filter_rows
 from mindspeed_mm.data.index import read_list
-from mindspeed_mm.data.readers import VIDEO_READERS, read_image, require_reader
+from mindspeed_mm.data.readers import build_reader, read_clip, read_image
 from mindspeed_mm.data.tokens import Tokenizer, load_tokenizer
 from mindspeed_mm.data.transforms import Pipeline, build_pipeline
 from mindspeed_mm.errors import ConfigError, DataError
@@ -75,7 +75,8 @@ class ClipDataset:
         pipelines = config.preprocess_parameters.train_pipeline
         self._pipelines = {"video": build_pipeline(pipelines.video), "image": build_pipeline(pipelines.image)}
         _check_pipelines(clips, self._pipelines)
-        require_reader(config.preprocess_parameters.video_reader_type)
+        preprocess = config.preprocess_parameters
+        self._reader = build_reader(preprocess.video_reader_type, preprocess.frame_index_folder)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -141,7 +142,7 @@ class ClipDataset:
             indices = frames.select(clip.row.start, clip.row.num_frames, clip.fps, config, rng)
         except DataError as error:
             raise DataError(f"{clip.row.path}: {error}") from None
-        return VIDEO_READERS[config.video_reader_type](clip.row.path, indices.tolist())
+        return read_clip(self._reader, clip.row.path, indices.tolist())
 
     def _caption(self, clip: Clip, rng: random.Random) -> str:
         config = self.config.preprocess_parameters
