@@ -76,7 +76,10 @@ class PreprocessConfig:
     video_reader_type: str = option("decoder", read=_read_video_reader)
     frame_index_folder: str | None = None  # where frame indexes are kept from run to run; None: in memory only
     image_reader_type: str = option("Image", choices=("Image",))
-    timeout: float = 600.0  # seconds for one clip
+    timeout: float = 600.0  # seconds for one clip; then its process is killed and the clip is a bad sample
+    fixed_crops: int = (
+        0  # temporal crops (and flips) of a clip: 0, new ones in every epoch; n, always the same n in turn
+    )
     train_pipeline: PipelineConfig = PipelineConfig()
 
     ACCEPTED: ClassVar[dict[str, str]] = {
@@ -106,6 +109,8 @@ class PreprocessConfig:
         for name in ("num_frames", "frame_interval", "hw_stride", "ae_stride_t", "sp_size", "min_num_frames"):
             if getattr(self, name) < 1:
                 yield name, f"{getattr(self, name)}: must be at least 1"
+        if self.fixed_crops < 0:
+            yield "fixed_crops", f"{self.fixed_crops}: must be 0 (new crops in every epoch) or more"
         for name in ("cfg", "drop_short_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 yield name, f"{getattr(self, name)} is not a probability"

@@ -39,6 +39,12 @@ class Clip:
     def fps(self) -> float:
         return _fps(self.row)
 
+    @property
+    def identity(self) -> str:
+        """What the clip is, whatever its place in the list: file, part of it, and shape."""
+        row = self.row
+        return f"{row.path}|{row.start}+{row.num_frames}@{self.fps:g}|{row.crop}|{self.key}"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Dropped:
