@@ -28,6 +28,7 @@ setup(
         "ftfy>=6.1",
         "tqdm>=4.60",
         "matplotlib>=3.8",
+        "pyarrow>=14",  # lists in .parquet
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"],
