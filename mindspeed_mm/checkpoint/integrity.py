@@ -1,4 +1,4 @@
-"""Checksums of the files of a checkpoint, written beside them by the rank that wrote them."""
+"""Checksums of the files of a checkpoint: taken by the rank that wrote a file, recorded in one list per checkpoint."""
 
 import json
 import zlib
@@ -10,32 +10,39 @@ from mindspeed_mm.errors import CheckpointError
 CHECKSUMS = "checksums.json"
 _BLOCK = 1 << 24
 
+Checksums = dict[str, list[int]]  # path below the checkpoint's directory -> [bytes, CRC-32]
 
-def write(directory: Path) -> None:
-    """Record size and CRC-32 of every file in a directory; called when they are complete."""
-    found = {path.name: {"size": path.stat().st_size, "crc32": crc32(path)} for path in _content(directory)}
+
+def measure(paths: list[Path], directory: Path) -> Checksums:
+    """Checksums of files below a directory."""
+    return {str(path.relative_to(directory)): [path.stat().st_size, crc32(path)] for path in paths}
+
+
+def write(found: Checksums, directory: Path) -> None:
+    """Record the checksums of all files of a checkpoint."""
     files.write_text(json.dumps(found, indent=1), directory / CHECKSUMS)
 
 
-def verify(directory: Path) -> None:
-    """Raise CheckpointError for the first file that is not what was written; directories without checksums pass.
-
-    Checkpoints of other programs have none.
-    """
+def read(directory: Path) -> Checksums:
+    """What was recorded; nothing for checkpoints of other programs, which record nothing."""
     record = directory / CHECKSUMS
     if not record.is_file():
-        return
+        return {}
     try:
-        wanted = json.loads(record.read_text(encoding="utf-8"))
+        return json.loads(record.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise CheckpointError(f"{record}: is damaged") from None
-    for name, facts in wanted.items():
+
+
+def verify(wanted: Checksums, directory: Path) -> None:
+    """Raise CheckpointError for the first file that is not what was recorded."""
+    for name, (size, checksum) in wanted.items():
         path = directory / name
         if not path.is_file():
             raise CheckpointError(f"{path}: missing")
-        if path.stat().st_size != facts["size"]:
-            raise CheckpointError(f"{path}: truncated, {path.stat().st_size} of {facts['size']} bytes")
-        if crc32(path) != facts["crc32"]:
+        if path.stat().st_size != size:
+            raise CheckpointError(f"{path}: truncated, {path.stat().st_size} of {size} bytes")
+        if crc32(path) != checksum:
             raise CheckpointError(f"{path}: damaged, its checksum is not the one that was recorded")
 
 
@@ -45,7 +52,3 @@ def crc32(path: Path) -> int:
         while block := file.read(_BLOCK):
             value = zlib.crc32(block, value)
     return value
-
-
-def _content(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.iterdir() if path.is_file() and path.name != CHECKSUMS)

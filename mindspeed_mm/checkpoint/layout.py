@@ -84,9 +84,12 @@ def _has_ranks(directory: Path) -> bool:
     return any(_RANK.fullmatch(item.name) for item in directory.iterdir())
 
 
-def parts(directory: Path) -> list[Path]:
-    """The folders of a checkpoint that hold files: one per TP rank, or the checkpoint itself for torch_dist."""
-    return [directory] if is_torch_dist(directory) else [file.parent for file in rank_files(directory)]
+def check(directory: Path) -> None:
+    """Raise CheckpointError unless a directory looks like a whole checkpoint, by the names in it."""
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such directory")
+    if not is_torch_dist(directory):
+        rank_files(directory)
 
 
 def rank_files(directory: Path) -> list[Path]:

@@ -1,17 +1,18 @@
 """A run's directory of checkpoints: written so that none can be lost, read so that a damaged one is passed over.
 
-A checkpoint is built under a temporary name. When every rank has reported that its files are on the disk, with
-checksums beside them, the first rank renames the directory and moves the tracker file. A crash, a full disk or a killed
-writer at any moment leaves the previous checkpoint the latest. The reports go through the process group's key-value
-store and not through collectives, so that all of it can happen in the background.
+A checkpoint is built under a temporary name. When every rank has its files on the disk, the first rank records their
+checksums, renames the directory and moves the tracker file. A crash, a full disk or a killed writer at any moment leaves
+the previous checkpoint the latest. Writing may happen in a thread; everything that ranks have to agree on happens in the
+caller's, because the steps of the training go on with collectives of their own.
 """
 
+import dataclasses
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from mindspeed_mm import logs
@@ -20,11 +21,32 @@ from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.parallel.context import ParallelContext
 
 _log = logs.get(__name__)
-_COMMIT_TIMEOUT_S = 3600.0
+_PROBE_BYTES = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Writing:
+    """How a rank writes its part of a checkpoint.
+
+    write(): its files, in any thread; returns their checksums. finish(): what the ranks then do together, if anything;
+    returns the checksums of files that this rank has added.
+    """
+
+    write: Callable[[], integrity.Checksums]
+    finish: Callable[[], integrity.Checksums] | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class _InFlight:
+    iteration: int
+    writing: Writing
+    thread: threading.Thread | None = None
+    found: integrity.Checksums = dataclasses.field(default_factory=dict)
+    failure: str | None = None
 
 
 class CheckpointStore:
-    """Saves and finds the checkpoints of one run."""
+    """Saves and finds the checkpoints of one run; every method is collective."""
 
     def __init__(
         self,
@@ -41,85 +63,96 @@ class CheckpointStore:
         self.in_background = in_background
         self.keep_last = keep_last
         self.keep_every = keep_every
-        self._thread: threading.Thread | None = None
-        self._failure: str | None = None
-        self._saves = 0  # counts alike on every rank, for keys of the store
+        self._in_flight: _InFlight | None = None
 
     # ------------------------------------------------------------------------------------------------------------ save
 
-    def save(self, iteration: int, write: Callable[[Path], None] | None) -> None:
-        """Write a checkpoint; collective. write(directory) writes this rank's files below it, None: it has none.
+    def save(self, iteration: int, prepare: Callable[[Path], Writing]) -> None:
+        """Write a checkpoint, or begin to; prepare(directory), on every rank, says how this one writes below it.
 
-        In the foreground a failure is raised on every rank; in the background it is raised by the next call.
+        Raises CheckpointError, on every rank, if it cannot be written; what was saved before stays as it is. One that is
+        still being written in the background is completed first.
         """
-        self.wait()
-        self._saves += 1
+        self.complete()
         building = self._building(iteration)
+        self._agree(iteration, self._attempt(lambda: self._begin(building)))
+        job = self._in_flight = _InFlight(iteration, prepare(building))
+        if self.in_background:
+            job.thread = threading.Thread(target=self._write, args=(job,), name="checkpoint writer", daemon=True)
+            job.thread.start()
+        else:
+            self._write(job)
+            self.complete()
+
+    def poll(self) -> int | None:
+        """Complete the checkpoint in the background if every rank has written its part; its iteration if so."""
+        if self._in_flight is None:
+            return None
+        running = torch.tensor(int(self._in_flight.thread.is_alive()))
+        dist.all_reduce(running, op=dist.ReduceOp.MAX)
+        return None if running else self.complete()
+
+    def complete(self) -> int | None:
+        """Wait for the checkpoint in the background, if there is one, and make it the latest; its iteration if so."""
+        job, self._in_flight = self._in_flight, None
+        if job is None:
+            return None
+        if job.thread is not None:
+            job.thread.join()
+        reports = self._agree(job.iteration, job.failure, job.found)
+        if job.writing.finish is not None:
+            added: integrity.Checksums = {}
+            failure = self._attempt(lambda: added.update(job.writing.finish()))
+            reports += self._agree(job.iteration, failure, added)
+        everything = {name: facts for report in reports for name, facts in report.items()}
+        self._agree(job.iteration, self._attempt(lambda: self._commit(job.iteration, everything)))
+        return job.iteration
+
+    def _begin(self, building: Path) -> None:
+        """An empty directory, on a disk that takes something."""
         if self.parallel.is_first:
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir(parents=True)
-        dist.barrier()
-        if not self.in_background:
-            self._write_and_commit(iteration, write)
-            self._raise_failure()
+            probe = building / "probe"
+            probe.write_bytes(bytes(_PROBE_BYTES))
+            probe.unlink()
+
+    def _write(self, job: _InFlight) -> None:
+        job.failure = self._attempt(lambda: job.found.update(job.writing.write()))
+
+    def _attempt(self, action: Callable[[], object]) -> str | None:
+        """Why it failed, or None; any failure of a disk or a library must reach the other ranks as a report."""
+        try:
+            action()
+        except Exception as error:
+            return f"rank {self.parallel.rank}: {type(error).__name__}: {error}"
+        return None
+
+    def _agree(self, iteration: int, failure: str | None, found: integrity.Checksums | None = None) -> list:
+        """What every rank has found; if one has failed, CheckpointError on all of them."""
+        everyone: list = [None] * self.parallel.world_size
+        dist.all_gather_object(everyone, (failure, found))
+        failures = [failure for failure, _ in everyone if failure is not None]
+        if failures:
+            if self.parallel.is_first:
+                shutil.rmtree(self._building(iteration), ignore_errors=True)
+            raise CheckpointError(
+                f"{self.root}: the checkpoint of iteration {iteration} is not saved ({failures[0]}); earlier ones are as "
+                "they were"
+            )
+        return [found for _, found in everyone]
+
+    def _commit(self, iteration: int, checksums: integrity.Checksums) -> None:
+        if not self.parallel.is_first:
             return
-        self._thread = threading.Thread(
-            target=self._write_and_commit, args=(iteration, write), name="checkpoint writer", daemon=True
-        )
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Wait until a checkpoint in the background is complete; raises what went wrong with it."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self._raise_failure()
-
-    def _raise_failure(self) -> None:
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise CheckpointError(failure)
-
-    def _write_and_commit(self, iteration: int, write: Callable[[Path], None] | None) -> None:
-        """Write, report to the first rank, and learn from it how it went everywhere. Never raises."""
-        building = self._building(iteration)
-        report = "ok"
-        try:
-            if write is not None:
-                write(building)
-        except Exception as error:  # any failure of a disk or a library must reach the other ranks as a report
-            report = f"rank {self.parallel.rank}: {type(error).__name__}: {error}"
-        store, key = self.parallel.store, f"checkpoint/{self._saves}"
-        store.set(f"{key}/{self.parallel.rank}", report)
-        if self.parallel.is_first:
-            store.set(f"{key}/result", self._commit(iteration, self._reports(key)))
-        result = _read(store, f"{key}/result")
-        if result != "ok":
-            self._failure = f"checkpoint of iteration {iteration} not saved: {result}; the previous one is the latest"
-
-    def _reports(self, key: str) -> str:
-        """ "ok" when every rank has written its files, or the first failure."""
-        for rank in range(self.parallel.world_size):
-            report = _read(self.parallel.store, f"{key}/{rank}")
-            if report != "ok":
-                return report
-        return "ok"
-
-    def _commit(self, iteration: int, report: str) -> str:
         building, final = self._building(iteration), layout.iteration_directory(self.root, iteration)
-        if report != "ok":
-            shutil.rmtree(building, ignore_errors=True)
-            return report
-        try:
-            if final.exists():  # a run that was resumed from before this iteration writes it again
-                shutil.rmtree(final)
-            building.rename(final)
-            files.flush_directory(self.root)
-            files.write_text(str(iteration), self.root / layout.TRACKER)
-            self._delete_old(iteration)
-        except OSError as error:
-            return f"rank {self.parallel.rank}: {error}"
-        return "ok"
+        integrity.write(checksums, building)
+        if final.exists():  # a run that was resumed from before this iteration writes it again
+            shutil.rmtree(final)
+        building.rename(final)
+        files.flush_directory(self.root)
+        files.write_text(str(iteration), self.root / layout.TRACKER)
+        self._delete_old(iteration)
 
     def _delete_old(self, latest: int) -> None:
         if self.keep_last is None:
@@ -136,7 +169,7 @@ class CheckpointStore:
     # ------------------------------------------------------------------------------------------------------------ load
 
     def latest_whole(self) -> layout.Location:
-        """The latest checkpoint whose files are all as they were written; collective.
+        """The latest checkpoint whose files are all as they were written.
 
         Damaged ones are passed over, each with a line that says why. Raises CheckpointError if none is left.
         """
@@ -154,20 +187,12 @@ class CheckpointStore:
         """Why a checkpoint cannot be used, the same answer on every rank; each rank looks at its share of the files."""
         mine = None
         try:
-            for directory in layout.parts(location.directory)[self.parallel.rank :: self.parallel.world_size]:
-                integrity.verify(directory)
-        except CheckpointError as error:
+            layout.check(location.directory)
+            recorded = sorted(integrity.read(location.directory).items())
+            share = dict(recorded[self.parallel.rank :: self.parallel.world_size])
+            integrity.verify(share, location.directory)
+        except (CheckpointError, OSError) as error:
             mine = str(error)
         everyone: list = [None] * self.parallel.world_size
         dist.all_gather_object(everyone, mine)
         return next((reason for reason in everyone if reason is not None), None)
-
-
-def _read(store: dist.Store, key: str) -> str:
-    """Wait for a key without holding the store, which the main thread uses too."""
-    end = time.monotonic() + _COMMIT_TIMEOUT_S
-    while not store.check([key]):
-        if time.monotonic() > end:
-            return f"no report {key} after {_COMMIT_TIMEOUT_S:.0f} s; a rank is gone"
-        time.sleep(0.02)
-    return store.get(key).decode()

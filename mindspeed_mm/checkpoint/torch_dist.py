@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mindspeed_mm.checkpoint import files
+from mindspeed_mm.checkpoint import files, integrity
+from mindspeed_mm.checkpoint.store import Writing
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.megatron import ShardedTensor, dist_checkpointing
@@ -17,16 +18,30 @@ from mindspeed_mm.parallel.megatron import ShardedTensor, dist_checkpointing
 STATE_FILE = "state.pt"
 
 
-def save(
+def prepare(
     tensors: dict[str, tuple[Tensor, int | None]], common: dict, directory: Path, parallel: ParallelContext
-) -> None:
-    """Write tensors (this TP rank's part, dimension that is split) by name, and common values once; collective.
+) -> Writing:
+    """How to write tensors (CPU; this TP rank's part, dimension that is split) by name, and common values once; collective.
 
     Data ranks other than the first may give no tensors.
     """
-    dist_checkpointing.save(_sharded(tensors, parallel), str(directory))
-    if parallel.is_first:
-        files.save(common, directory / STATE_FILE)
+    request = dist_checkpointing.save(_sharded(tensors, parallel), str(directory), async_sharded_save=True)
+
+    def write() -> integrity.Checksums:
+        if request.async_fn is not None:  # there is something for this rank
+            request.async_fn(*request.async_fn_args)
+        if parallel.is_first:
+            files.save(common, directory / STATE_FILE)
+        return integrity.measure(sorted(directory.glob(f"__{parallel.rank}_*.distcp")), directory)
+
+    def finish() -> integrity.Checksums:
+        for step in request.finalize_fns:
+            step()
+        if not parallel.is_first:
+            return {}
+        return integrity.measure([path for path in sorted(directory.iterdir()) if path.suffix != ".distcp"], directory)
+
+    return Writing(write, finish)
 
 
 def load_common(directory: Path) -> dict:
@@ -43,6 +58,8 @@ def load(wanted: dict[str, tuple[Tensor, int | None]], directory: Path, parallel
 
 
 def _sharded(tensors: dict[str, tuple[Tensor, int | None]], parallel: ParallelContext) -> dict:
+    if not tensors:
+        return {}
     data_rank = parallel.data_and_context.rank()
     result = {}
     for name, (tensor, dim) in tensors.items():

@@ -51,7 +51,7 @@ def build_trainer(
         held_out = _loader(config, parallel, held_out=True)
         evaluation = Evaluation(engine, optimizer.ema, encoders, task, held_out, config.evaluation.iterations)
     sampler = build_sampler(engine, optimizer.ema, encoders) if build_sampler is not None else None
-    state = TrainingState(config, engine, optimizer, loader)
+    state = TrainingState(engine, optimizer, loader, config.checkpoint, config.flags)
     return Trainer(config, step, state, evaluation, sampler)
 
 

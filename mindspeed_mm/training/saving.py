@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mindspeed_mm import logs
 from mindspeed_mm.checkpoint import files, integrity, layout, reshard, torch_dist
-from mindspeed_mm.checkpoint.store import CheckpointStore
+from mindspeed_mm.checkpoint.store import CheckpointStore, Writing
 from mindspeed_mm.parallel.partition import shard
 from mindspeed_mm.training.state import Named, Snapshot, TrainingState
 
@@ -21,7 +21,7 @@ class Saver:
     def __init__(self, state: TrainingState):
         self.state = state
         self.parallel = state.engine.parallel
-        settings = state.config.checkpoint
+        settings = state.settings
         self.format = settings.format
         self.store = None
         if settings.save is not None:
@@ -34,19 +34,18 @@ class Saver:
             )
 
     def save(self) -> None:
-        """Save the current iteration. Raises CheckpointError if it cannot be written; the previous one is untouched."""
+        """Save the current iteration, or begin to. Raises CheckpointError if it cannot be written."""
         snapshot = self.state.collect()
-        if self.format == "torch":
-            self.store.save(
-                self.state.iteration, snapshot and (lambda directory: self._write_rank(snapshot, directory))
-            )
-            return
-        self.store.save(self.state.iteration, lambda directory: self._write_torch_dist(snapshot, directory))
+        prepare = self._prepare_torch_dist if self.format == "torch_dist" else self._prepare_rank
+        self.store.save(self.state.iteration, lambda directory: prepare(snapshot, directory))
 
-    def finish(self) -> None:
-        """Wait for a checkpoint that is being written in the background."""
-        if self.store is not None:
-            self.store.wait()
+    def poll(self) -> int | None:
+        """The iteration of a checkpoint that was being written in the background and is complete now."""
+        return None if self.store is None else self.store.poll()
+
+    def complete(self) -> int | None:
+        """Wait for the checkpoint in the background; its iteration if there was one."""
+        return None if self.store is None else self.store.complete()
 
     def resume(self, root: Path) -> None:
         """Continue from the latest whole checkpoint under `root`, of any TP and DP size."""
@@ -60,9 +59,12 @@ class Saver:
 
     # -------------------------------------------------------------------------------------------------- Megatron layout
 
-    def _write_rank(self, snapshot: Snapshot, building: Path) -> None:
+    def _prepare_rank(self, snapshot: Snapshot | None, building: Path) -> Writing:
+        return Writing(lambda: {} if snapshot is None else self._write_rank(snapshot, building))
+
+    def _write_rank(self, snapshot: Snapshot, building: Path) -> integrity.Checksums:
         directory = layout.rank_directory(building, self.parallel.tensor_rank)
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir()
         model = {**snapshot.common, "model": self._with_empty_states(snapshot.model)}
         optimizer = dict(snapshot.optimizer or {})
         if "ema_params" in optimizer:
@@ -71,7 +73,8 @@ class Saver:
         files.save(model, directory / layout.MODEL_FILE)
         if optimizer:
             files.save(optimizer, directory / layout.OPTIMIZER_FILE)
-        integrity.write(directory)
+        files.flush_directory(directory)
+        return integrity.measure(sorted(directory.iterdir()), building)
 
     def _with_empty_states(self, model: Named) -> dict:
         """With the empty `_extra_state` entries that Megatron's layers have, in its order of names."""
@@ -89,13 +92,13 @@ class Saver:
         # The optimizer's tensors are only needed where they are scattered from.
         if self.parallel.data_and_context.rank() == 0 and paths[0].with_name(layout.OPTIMIZER_FILE).is_file():
             groups = [files.load(path.with_name(layout.OPTIMIZER_FILE)) for path in paths]
-            optimizer = {key: self._resharded([group[key] for group in groups]) for key in groups[0]}
-        return Snapshot(models[0], self._resharded([model["model"] for model in models]), optimizer)
+            optimizer = {key: [group[key] for group in groups] for key in groups[0]}
+            optimizer = {key: parts[0] if same else self._resharded(parts) for key, parts in optimizer.items()}
+        model = models[0]["model"] if same else self._resharded([model["model"] for model in models])
+        return Snapshot(models[0], model, optimizer)
 
     def _resharded(self, parts: list[Named]) -> Named:
-        """This TP rank's tensors from those of all TP ranks of the checkpoint, or from its own alone."""
-        if len(parts) == 1:
-            return parts[0]
+        """This TP rank's tensors from those of all TP ranks of the checkpoint."""
         dims = self.state.dims
         names = [name for name, value in parts[0].items() if isinstance(value, Tensor)]
         whole = ((name, reshard.merge([part[name] for part in parts], dims[name], name)) for name in names)
@@ -103,16 +106,13 @@ class Saver:
 
     # ------------------------------------------------------------------------------------------------------- torch_dist
 
-    def _write_torch_dist(self, snapshot: Snapshot | None, building: Path) -> None:
+    def _prepare_torch_dist(self, snapshot: Snapshot | None, building: Path) -> Writing:
         dims, tensors = self.state.dims, {}
         if snapshot is not None:
             tensors = {f"model.{name}": (value, dims[name]) for name, value in snapshot.model.items()}
             for key, group in (snapshot.optimizer or {}).items():
                 tensors |= {f"{key}.{name}": (value, dims[name]) for name, value in group.items()}
-        torch_dist.save(tensors, snapshot.common if snapshot else {}, building, self.parallel)
-        torch.distributed.barrier()  # every rank's files are there
-        if self.parallel.is_first:
-            integrity.write(building)
+        return torch_dist.prepare(tensors, snapshot.common if snapshot else {}, building, self.parallel)
 
     def _read_torch_dist(self, directory: Path) -> Snapshot:
         common = torch_dist.load_common(directory)

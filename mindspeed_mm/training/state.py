@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mindspeed_mm import logs
-from mindspeed_mm.config.run import RunConfig
+from mindspeed_mm.config.run import CheckpointConfig
 from mindspeed_mm.data.loader import Loader
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.optim.step import OptimizerStep
@@ -38,8 +38,17 @@ class Snapshot:
 class TrainingState:
     """Everything that has to survive: weights, EMA, optimizer, schedule, clipping, random numbers, place in the data."""
 
-    def __init__(self, config: RunConfig, engine: Engine, optimizer: OptimizerStep, loader: Loader):
-        self.config = config
+    def __init__(
+        self,
+        engine: Engine,
+        optimizer: OptimizerStep,
+        loader: Loader,
+        settings: CheckpointConfig,
+        flags: tuple[tuple[str, object], ...] = (),
+    ):
+        """settings: which of it is saved and loaded; flags: what the run was started with, kept as Megatron's `args`."""
+        self.settings = settings
+        self.flags = flags
         self.engine = engine
         self.optimizer = optimizer
         self.loader = loader
@@ -55,7 +64,7 @@ class TrainingState:
 
         All tensors are copies: training may go on while they are written.
         """
-        settings = self.config.checkpoint
+        settings = self.settings
         main = self.engine.main_shards()
         groups: dict[str, Named | None] = {}
         if settings.save_optimizer:
@@ -73,7 +82,7 @@ class TrainingState:
     def _common(self, rng: list[dict] | None) -> dict:
         ema = self.optimizer.ema
         return {
-            "args": argparse.Namespace(**dict(self.config.flags)),
+            "args": argparse.Namespace(**dict(self.flags)),
             "checkpoint_version": _CHECKPOINT_VERSION,
             "iteration": self.iteration,
             "consumed_train_samples": self.consumed_samples,
@@ -83,7 +92,7 @@ class TrainingState:
             "ema_updates": None if ema is None else ema.updates,
             "data": self.loader.state_dict(),
             "rng_state": rng,
-            "optimizer": self.engine.counters() if self.config.checkpoint.save_optimizer else None,
+            "optimizer": self.engine.counters() if self.settings.save_optimizer else None,
         }
 
     def _gather_rng(self) -> list[dict]:
@@ -98,7 +107,7 @@ class TrainingState:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Continue from a snapshot; collective. Its tensors are needed on the first data rank, the model's on all."""
-        settings, common = self.config.checkpoint, snapshot.common
+        settings, common = self.settings, snapshot.common
         self._restore_model(snapshot.model)
         self.iteration = common["iteration"]
         self.consumed_samples = common["consumed_train_samples"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from mindspeed_mm import logs
 from mindspeed_mm.checkpoint import layout
 from mindspeed_mm.config.run import RunConfig
-from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.errors import CheckpointError, TrainingDiverged
 from mindspeed_mm.training import metrics
 from mindspeed_mm.training.evaluation import Evaluation
 from mindspeed_mm.training.heartbeat import Heartbeat
@@ -41,6 +41,7 @@ class Trainer:
         self.sampler = sampler
         self.parallel = step.engine.parallel
         self.platform = step.engine.platform
+        self.stopping = False  # a signal has asked for the end
         self.saver = Saver(state)
         self.reports = Reports(config, self.parallel.is_first)
         rank, world_size, store = self.parallel.rank, self.parallel.world_size, self.parallel.store
@@ -67,10 +68,12 @@ class Trainer:
                 profiler.step()
                 signal = request.agreed()
                 if signal is not None:
+                    self.stopping = True
                     _log.info(f"{signal}: saving and ending at iteration {self.state.iteration}")
-                    self._save_if(self.config.checkpoint.save is not None and not self._save_is_due())
+                    if self.config.checkpoint.save is not None and not self._save_is_due():
+                        self._save()
                     break
-            self.saver.finish()
+            self._note_saved(self.saver.complete)
 
     def _one_step(self, batches) -> None:
         watch = metrics.Stopwatch()
@@ -81,9 +84,18 @@ class Trainer:
         self.state.skipped_steps += result.report.skipped is not None
         self._report(result, watch.read())
         self.watchdog.beat("the step", self.state.iteration)
-        self.step.optimizer.check()
-        self._save_if(self._save_is_due())
+        self._note_saved(self.saver.poll)
+        self._stop_if_diverged()
+        if self._save_is_due():
+            self._save()
         self._evaluate_if_due()
+
+    def _stop_if_diverged(self) -> None:
+        try:
+            self.step.optimizer.check()
+        except TrainingDiverged:
+            self._note_saved(self.saver.complete)
+            raise
 
     # ----------------------------------------------------------------------------------------------------- checkpoints
 
@@ -104,21 +116,28 @@ class Trainer:
             return False
         return self.state.iteration % checkpoint.save_interval == 0 or self.state.iteration == self.config.train_iters
 
-    def _save_if(self, due: bool) -> None:
-        """Save. A failure, such as a full disk, ends the run only if there is no later save that could make up for it."""
-        if not due:
-            return
+    def _save(self) -> None:
+        self._note_saved(self.saver.complete)
         watch = metrics.Stopwatch()
+        self._note_saved(self._save_now)
+        _log.debug(f"saving iteration {self.state.iteration} held up the training for {watch.read():.1f} s")
+        self.watchdog.beat("saving", self.state.iteration)
+
+    def _save_now(self) -> int | None:
+        self.saver.save()
+        return None if self.config.checkpoint.in_background else self.state.iteration
+
+    def _note_saved(self, action: Callable[[], int | None]) -> None:
+        """Log what has been saved. A failure, such as a full disk, ends the run only if no later save can make up for it."""
         try:
-            self.saver.save()
+            iteration = action()
         except CheckpointError as error:
-            if self.state.iteration == self.config.train_iters:
+            if self.stopping or self.state.iteration == self.config.train_iters:
                 raise
             _log.error(f"{error}; training goes on, the next save is at its interval")
             return
-        how = "is saving" if self.config.checkpoint.in_background else "saved"
-        _log.info(f"{how} iteration {self.state.iteration} to {self.config.checkpoint.save} ({watch.read():.1f} s)")
-        self.watchdog.beat("saving", self.state.iteration)
+        if iteration is not None:
+            _log.info(f"saved iteration {iteration} to {self.config.checkpoint.save}")
 
     # ------------------------------------------------------------------------------------------------------ evaluation
 
