@@ -62,6 +62,9 @@ def run_config(argv: list[str], world_size: int | None = None) -> RunConfig:
         evaluation=_evaluation(flags),
         report=_reports(flags),
         tools=build(ToolConfig, read_json(flags.mm_tool), notes) if flags.mm_tool else ToolConfig(),
+        probe=flags.probe,
+        max_bad_fraction=_fraction("--max-bad-fraction", flags.max_bad_fraction),
+        data_ledger=flags.data_ledger or (os.path.join(flags.save, "data") if flags.save else None),
         recompute_blocks=recompute_blocks,
         recompute_feed_forwards=recompute_feed_forwards,
         flags=tuple(sorted(vars(flags).items())),
@@ -384,6 +387,12 @@ def _recompute(flags) -> tuple[int, int]:
             f"--selective_recom excludes --recompute-num-layers {blocks}: recompute feed-forwards or whole blocks, not both"
         )
     return blocks, flags.recom_ffn_layers if flags.selective_recom else 0
+
+
+def _fraction(flag: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{flag} {value}: must be from 0 to 1")
+    return value
 
 
 def _positive(flag: str, value: int) -> int:

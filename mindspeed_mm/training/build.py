@@ -8,7 +8,6 @@ import torch
 from mindspeed_mm import logs
 from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.config.run import RunConfig
-from mindspeed_mm.data.loader import Loader, build_loader
 from mindspeed_mm.models.build import TORCH_DTYPES, build_autoencoder, build_denoiser
 from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
 from mindspeed_mm.models.text.encoders import TextEncoders
@@ -18,6 +17,7 @@ from mindspeed_mm.optim.step import OptimizerStep
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.engine import Engine
 from mindspeed_mm.platforms.base import Platform
+from mindspeed_mm.training.data import RunData
 from mindspeed_mm.training.encoders import FrozenEncoders
 from mindspeed_mm.training.evaluation import Evaluation
 from mindspeed_mm.training.state import TrainingState
@@ -37,7 +37,8 @@ def build_trainer(
 ) -> Trainer:
     """Everything for a run, on this rank's device; collective. build_sampler: makes videos while training, if given."""
     device = platform.device(int(os.environ.get("LOCAL_RANK", "0")))
-    loader = _loader(config, parallel)
+    data = RunData(config, parallel)
+    loader = data.train()
     encoders = _encoders(config, device)
     network = _denoiser(config, parallel, device)
     engine = Engine(network, parallel, platform, config.optimizer)
@@ -48,26 +49,11 @@ def build_trainer(
     step = TrainStep(engine, encoders, task, optimizer, micro_batches, config.global_batch_size)
     evaluation = None
     if config.evaluation.data_path is not None:
-        held_out = _loader(config, parallel, held_out=True)
-        evaluation = Evaluation(engine, optimizer.ema, encoders, task, held_out, config.evaluation.iterations)
+        iterations = config.evaluation.iterations
+        evaluation = Evaluation(engine, optimizer.ema, encoders, task, data.held_out(), iterations)
     sampler = build_sampler(engine, optimizer.ema, encoders) if build_sampler is not None else None
     state = TrainingState(engine, optimizer, loader, config.checkpoint, config.flags)
     return Trainer(config, step, state, evaluation, sampler)
-
-
-def _loader(config: RunConfig, parallel: ParallelContext, held_out: bool = False) -> Loader:
-    return build_loader(
-        config.data,
-        global_batch_size=config.global_batch_size,
-        micro_batch_size=config.micro_batch_size,
-        dp_rank=parallel.data_rank,
-        dp_size=parallel.data_size,
-        seed=config.seed,
-        autoencoder_strides=config.model.ae.strides,
-        patch_size=config.model.predictor.patch_size,
-        data_path=config.evaluation.data_path if held_out else None,
-        evaluation=held_out,
-    )
 
 
 def _encoders(config: RunConfig, device: torch.device) -> FrozenEncoders:
