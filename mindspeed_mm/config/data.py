@@ -33,6 +33,7 @@ class SourceConfig:
 
     data_path: str  # data.txt: lines `folder,annotation file`
     data_storage_mode: str = option("combine", choices=("combine",))
+    feature_folder: str | None = None  # of tools/extract_features.py, for load_video_features and load_text_features
 
     ACCEPTED: ClassVar[dict[str, str]] = {
         "data_folder": "folders are given in data.txt",

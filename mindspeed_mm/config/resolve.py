@@ -218,15 +218,33 @@ def _check_train_files(model: TrainModelConfig, model_node: Node, data: DataConf
     paths["dataset_param.basic_parameters.data_path"] = dataset.basic_parameters.data_path
     for path, file in paths.items():
         _must_exist(file, find(data_node, path))
-    for name in ("load_video_features", "load_text_features"):
-        if getattr(model, name):
-            raise find(model_node, name).error("true: training from stored features is not there yet; use false")
+    if model.load_video_features or model.load_text_features:
+        _check_features(model, data, data_node)
     if model.ae.from_pretrained is None:
         raise find(model_node, "ae.from_pretrained").error("is missing; training needs the weights of the autoencoder")
     if (model.text_encoder_2 is None) != (dataset.tokenizer_config_2 is None):
         raise find(model_node, "text_encoder_2").error("and tokenizer_config_2 of the data JSON: give both or neither")
     if model.text_encoder_2 is None:
         raise find(model_node, "text_encoder_2").error("is missing; v1.5 needs pooled CLIP features")
+
+
+def _check_features(model: TrainModelConfig, data: DataConfig, data_node: Node) -> None:
+    """What training from stored features asks of the data JSON; whether they fit is seen when they are opened."""
+    dataset = data.dataset_param
+    if dataset.basic_parameters.feature_folder is None:
+        raise find(data_node, "dataset_param.basic_parameters.feature_folder").error(
+            "is missing; load_video_features and load_text_features of the model JSON need the folder that "
+            "tools/extract_features.py has filled"
+        )
+    if model.load_video_features and dataset.preprocess_parameters.fixed_crops < 1:
+        raise find(data_node, "dataset_param.preprocess_parameters.fixed_crops").error(
+            "0, new temporal crops in every epoch, but load_video_features of the model JSON is true; "
+            "give the number of crops to store of each clip, for example 1"
+        )
+    if model.load_video_features and not data.dataloader_param.group_data:
+        raise find(data_node, "dataloader_param.group_data").error(
+            "false, but stored features cannot be padded to one size (load_video_features); use true"
+        )
 
 
 def _check_sample_files(model: SampleModelConfig, node: Node, flags) -> None:

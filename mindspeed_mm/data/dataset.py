@@ -111,16 +111,19 @@ class ClipDataset:
         """The sample of exactly the clip `chosen`, for the place `address` (epoch, index) in the stream."""
         clip, epoch = self.clips[chosen], address[0]
         # A text seed is hashed with SHA-512, the same in every process.
-        video = self._videos.load(clip, self.video_draws(chosen, epoch), allocate)
+        video = self._videos.load(clip, self.video_draws(chosen, epoch), self.crop(epoch), allocate)
         caption = self._caption(clip, random.Random(f"{self.seed}:{epoch}:{chosen}:caption"))
         text, pooled_text = self._texts.load(caption)
         return Sample(video, text, pooled_text, caption, clip.row.path, clip.key, address, chosen, missed)
 
+    def crop(self, epoch: int) -> int:
+        """The number of the temporal crop of every clip in an epoch, with `fixed_crops`; else 0."""
+        return epoch % (self.config.preprocess_parameters.fixed_crops or 1)
+
     def video_draws(self, index: int, epoch: int) -> random.Random:
         """What decides a clip's frames and flips: of (seed, epoch, index), or of the clip and its crop's number alone."""
-        crops = self.config.preprocess_parameters.fixed_crops
-        if crops:
-            return random.Random(f"{self.clips[index].identity}:crop {epoch % crops}")
+        if self.config.preprocess_parameters.fixed_crops:
+            return fixed_draws(self.clips[index], self.crop(epoch))
         return random.Random(f"{self.seed}:{epoch}:{index}")
 
     def _candidates(self, index: int, epoch: int) -> Iterator[int]:
@@ -140,6 +143,11 @@ class ClipDataset:
         if not self.config.enable_text_preprocessing:
             return caption
         return captions.drop_caption(captions.preprocess(caption, self.config.use_clean_caption), config.cfg, rng)
+
+
+def fixed_draws(clip: Clip, crop: int) -> random.Random:
+    """What decides the frames and flips of crop number `crop` of a clip, in any list and run."""
+    return random.Random(f"{clip.identity}:crop {crop}")
 
 
 def filtered_list(

@@ -55,8 +55,8 @@ class Loader:
 
         agree: ranks that share their samples decode a copy each, and a file may be too slow for one of them alone; so
         they agree on which clips to take. share: (i, n) gives the micro-batches number i, i + n, i + 2 n ... of this
-        rank's stream, counted from where the iteration starts; whoever uses the stream calls `consume` for each
-        micro-batch of it, its own or another's. With the default every batch counts when it is handed out.
+        rank's stream, counted from where the iteration starts, and each of them n times in a row: once for itself, and
+        once for each of the others of its round, which other ranks make.
         """
         self.dataset = dataset
         self.ledger = ledger or Ledger()
@@ -97,18 +97,16 @@ class Loader:
                     one = self._agreed(one)
                 if isinstance(one, MMError):
                     raise one
-                self.ledger.note(one.substitutions, len(one.batch.paths))
-                if self._share[1] == 1 and ahead is self._ahead:
-                    self.consume()
-                yield one.batch
+                mine, ranks = self._share
+                for turn in range(ranks):
+                    if turn == mine:
+                        self.ledger.note(one.substitutions, len(one.batch.paths))
+                    if ahead is self._ahead:
+                        self._position = ahead.popleft()
+                    yield one.batch
         finally:
             made.close()
             pool.close()
-
-    def consume(self, count: int = 1) -> None:
-        """Count micro-batches of the stream as used; only with a `share` of several, else it is done by iterating."""
-        for _ in range(count):
-            self._position = self._ahead.popleft()
 
     def _requests(self, ahead: collections.deque) -> Iterator["Request"]:
         steps = self._sampler.steps(self._position)

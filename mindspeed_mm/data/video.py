@@ -29,11 +29,12 @@ class VideoSource:
         pipelines = config.train_pipeline
         self._pipelines = {"video": build_pipeline(pipelines.video), "image": build_pipeline(pipelines.image)}
 
-    def load(self, clip: Clip, rng: random.Random, allocate: Allocate = torch.empty) -> Tensor:
+    def load(self, clip: Clip, rng: random.Random, crop: int = 0, allocate: Allocate = torch.empty) -> Tensor:
         """[3,T,H,W] fp32 of the size and length that the filter promised. Draws from `rng`: frames, then transforms.
 
-        allocate: makes the fp32 tensor of a given shape that is filled and returned. DataError for anything that is
-        wrong with the file or with what its row says.
+        crop: the number of what `rng` will draw, which stored features are found by. allocate: makes the fp32 tensor of a
+        given shape that is filled and returned. DataError for anything that is wrong with the file or with what its row
+        says.
         """
         path = clip.row.path
         indices = self._indices(clip, rng)

@@ -27,12 +27,25 @@ class Hosts:
             ranks = [rank for rank, other in enumerate(data_ranks) if other == data_rank]
             group = dist.new_group(ranks, backend="gloo", timeout=patience)
             if data_rank == parallel.data_rank:
-                self._same, self._first = group, ranks[0]
+                self._same, self._sharers = group, ranks
+
+    @property
+    def sharers(self) -> list[int]:
+        """The ranks that share their samples, this one among them, in order."""
+        return [self.parallel.rank] if self._same is None else self._sharers
 
     @property
     def is_first_of_samples(self) -> bool:
         """True on one of the ranks that share their samples."""
-        return self._same is None or self._first == self.parallel.rank
+        return self.sharers[0] == self.parallel.rank
+
+    def gather_of_samples(self, value) -> list:
+        """The values of the ranks that share their samples, in the order of `sharers`; collective among these."""
+        if len(self.sharers) == 1:
+            return [value]
+        values: list = [None] * len(self.sharers)
+        dist.all_gather_object(values, value, group=self._same)
+        return values
 
     def gather(self, value) -> list:
         """The values of all processes by rank; collective."""
@@ -53,8 +66,8 @@ class Hosts:
     def first_decides(self, chosen: tuple[int, ...] | None, count: int) -> tuple[int, ...] | None:
         """`count` whole numbers from 0, or None, as the first of the ranks that share their samples says; collective
         among these."""
-        if self._same is None or self._same.size() == 1:
+        if len(self.sharers) == 1:
             return chosen
         box = torch.tensor(chosen if chosen is not None else [-1] * count, dtype=torch.int64)
-        dist.broadcast(box, src=self._first, group=self._same)
+        dist.broadcast(box, src=self.sharers[0], group=self._same)
         return None if box[0] < 0 else tuple(box.tolist())
