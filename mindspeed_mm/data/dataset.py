@@ -89,7 +89,7 @@ class ClipDataset:
         excluded: clips that are not to be tried, and why. announce: told each clip before it is tried.
         """
         missed: list[Substitution] = []
-        for candidate in self._candidates(index, epoch):
+        for candidate in self.candidates(index, epoch):
             try:
                 if excluded and candidate in excluded:
                     raise DataError(excluded[candidate])
@@ -126,7 +126,7 @@ class ClipDataset:
             return fixed_draws(self.clips[index], self.crop(epoch))
         return random.Random(f"{self.seed}:{epoch}:{index}")
 
-    def _candidates(self, index: int, epoch: int) -> Iterator[int]:
+    def candidates(self, index: int, epoch: int) -> Iterator[int]:
         """`index`, then other clips of its shape in an order of its own, `max_tries` in all."""
         yield index
         peers = self._peers[self.keys[index]]
