@@ -23,7 +23,7 @@ from mindspeed_mm.data.dataset import build_dataset
 from mindspeed_mm.data.sampler import GroupedSampler, Position
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "data"))
-from data_helpers import row, write_clip, write_list  # noqa: E402
+from data_helpers import row, write_clip, write_list
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_changed_files_and_new_captions_are_refused_and_then_encoded_and_bad_fil
         write_clip(stored / name, 12)
     (stored / "bad.mp4").write_bytes(b"no video")
     names = ("a.mp4", "b.mp4", "c.mp4", "d.mp4", "bad.mp4")
-    rows = [row(name, num_frames=12, fps=8, cap=f"clip number {name[0]}") for name in names]
+    rows = [row(name, num_frames=12, fps=8, cap=f"clip number {name[:-4]}") for name in names]
     use_list(stored, rows)
     extracting = flags_of(stored, "no", 1)
     assert run_ranks(extract, 1, extracting)[0] == (8, 2, 6)
