@@ -44,7 +44,7 @@ class Check:
 
     @property
     def dropped_fraction(self) -> float:
-        return 1 - len(self.result.clips) / self.result.total
+        return (self.result.total - len(self.result.clips)) / self.result.total
 
     def lines(self) -> list[str]:
         """The report, a sentence a line."""
