@@ -94,9 +94,9 @@ def decode_with_decord(source: Path) -> None:
 
 
 def memory(folder: Path, clips: int, t5: Path, clip: Path) -> dict:
-    """Resident memory of one worker, without what it shares, while it makes clips of 29x288x512 from 50 files."""
-    files = [write_clip(folder / f"{number}.mp4", 29, 360, 640, seed=number) for number in range(50)]
-    config = data_config(folder, files, 29, 360, 640, 288, 512, t5, clip)
+    """Resident memory of one worker, without what it shares, while it makes clips of 25x288x512 from 50 files."""
+    files = [write_clip(folder / f"{number}.mp4", 25, 360, 640, seed=number) for number in range(50)]
+    config = data_config(folder, files, 25, 360, 640, 288, 512, t5, clip)
     dataset = build_dataset(config.dataset_param, global_batch_size=1, seed=0)
     sampler = GroupedSampler(dataset.keys, seed=0, group_size=1)
     loader = Loader(dataset, sampler, joiner(config, 1, (8, 8, 8), 2), num_workers=1)
@@ -156,7 +156,7 @@ def data_config(folder, files, frames, height, width, to_height, to_width, t5, c
     ]
     preprocess = {
         "num_frames": frames,
-        "min_num_frames": 29,
+        "min_num_frames": frames,
         "max_height": to_height,
         "max_width": to_width,
         "max_hxw": to_height * to_width,

@@ -172,6 +172,23 @@ def test_a_run_without_the_clips_and_without_a_crop_number(stored):
         train_on(1, flags_of(stored, "refused", 4))
 
 
+def test_a_held_out_list_is_stored_too(stored):
+    for name in "abcd":
+        write_clip(stored / f"{name}.mp4", 12)
+    write_list(stored, [row(f"{name}.mp4", num_frames=12, fps=8) for name in "abcd"], "held_out")
+    evaluation = ["--eval-data", stored / "held_out.txt", "--eval-interval", 1, "--eval-iters", 2]
+
+    def evaluated(name: str) -> list[dict]:
+        train_on(1, flags_of(stored, name, 1, *evaluation))
+        lines = (stored / name / "metrics.jsonl").read_text().splitlines()
+        return [values for values in map(json.loads, lines) if values["kind"] == "values"]
+
+    wanted = evaluated("on_the_fly")
+    assert run_ranks(extract, 1, flags_of(stored, "no", 1, *evaluation))[0][:2] == (20, 0)
+    use_stored(stored)
+    assert evaluated("stored") == wanted and wanted[0]["eval loss"] > 0
+
+
 # ---------------------------------------------------------------------------------------------------------- broken files
 
 
@@ -254,3 +271,13 @@ def test_every_dropped_row_is_listed_with_its_rule(files, clips):
         "no_cap": {"count": 1, "rows": [f"{files}/{rows[0]['path']}"]},
         "vid_aspect_mismatch": {"count": 1, "rows": [f"{files}/{rows[1]['path']}"]},
     }
+
+
+def test_what_rows_leave_out_is_taken_from_the_files_if_asked(files):
+    for name in "abcd":
+        write_clip(files / f"{name}.mp4", 12, fps=8)
+    use_list(files, [{"path": f"{name}.mp4", "cap": "a clip"} for name in "abcd"])
+    assert "no_resolution 4" in train_on(1, flags_of(files, "refused", 1))
+    found = run_ranks(train, 2, flags_of(files, "run", 1, "--probe"), 2)
+    assert found[0] == found[1] and len(found[0]["losses"]) == 1
+    assert len(json.loads((files / "list.txt.probe.json").read_text())["files"]) == 4
