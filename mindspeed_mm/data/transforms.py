@@ -115,6 +115,9 @@ class ClipPlan:
             frame = _on_bytes(item, frame)
         resized = False
         for place, item in enumerate(self._geometry):
+            if self._plain is not None and self._is_last_resize(place, item, frame):
+                self._resizer(place, item, frame).into(out, frame, self._plain[1])
+                return
             if isinstance(item, Crop):
                 frame = frame[item.top : item.top + item.height, item.left : item.left + item.width]
             elif isinstance(item, Flip):
@@ -137,6 +140,11 @@ class ClipPlan:
             size = tuple(frame.shape[:2])
             self._resizers[place] = Resizer(size, (item.height, item.width), item.mode, self._cache, factor)
         return self._resizers[place]
+
+    def _is_last_resize(self, place: int, item, frame: Tensor) -> bool:
+        """Whether nothing but arithmetic comes after, as in the published pipeline."""
+        resizes = isinstance(item, Resize) and tuple(frame.shape[:2]) != (item.height, item.width)
+        return resizes and place == len(self._geometry) - 1
 
     def _needs_channels(self) -> bool:
         return any(len(set(values)) > 1 for item in self._arithmetic for values in (item.minus, item.divide))

@@ -278,6 +278,6 @@ def test_what_rows_leave_out_is_taken_from_the_files_if_asked(files):
         write_clip(files / f"{name}.mp4", 12, fps=8)
     use_list(files, [{"path": f"{name}.mp4", "cap": "a clip"} for name in "abcd"])
     assert "no_resolution 4" in train_on(1, flags_of(files, "refused", 1))
-    found = run_ranks(train, 2, flags_of(files, "run", 1, "--probe"), 2)
+    found = run_ranks(train, 2, flags_of(files, "run", 1, "--probe", "--tensor-model-parallel-size", 2), 2)
     assert found[0] == found[1] and len(found[0]["losses"]) == 1
     assert len(json.loads((files / "list.txt.probe.json").read_text())["files"]) == 4
