@@ -82,6 +82,12 @@ def stored_tensors(network: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in network.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
 
 
+def weights_of(network: nn.Module) -> Weights:
+    """The weights that this process holds of a network, to be written."""
+    tensors = {name: value.detach() for name, value in stored_tensors(network).items()}
+    return Weights([tensors], lambda name: None, type(network).__name__)
+
+
 def grouped(names: Iterable[str]) -> list[str]:
     """Names of which many differ in numbers only, such as those of blocks, as one: "blocks.*.weight (32)"."""
     groups: dict[str, list[str]] = {}

@@ -108,7 +108,7 @@ def execute(todo: Plan, groups: Mapping[str, Weights] | Weights, what: str, prog
         with Progress(todo.nbytes, what, progress) as bar:
             for writer, piece in jobs:
                 chunks = groups[piece.group].chunks(piece.name, piece.index, piece.count)
-                writer.write(piece, (_counted(chunk.to(piece.dtype), bar) for chunk in chunks))
+                writer.write(piece, (_counted(chunk.to("cpu", piece.dtype), bar) for chunk in chunks))
         for writer, _ in writers:
             writer.close()
         staging.commit()

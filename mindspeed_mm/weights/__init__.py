@@ -6,6 +6,7 @@ Names are loaded on first use: a converter needs no network, and a network bring
 import importlib
 
 _HOMES = {
+    "describe": "inspect",
     "convert_autoencoder": "convert",
     "denoiser_partition": "partition",
     "load_autoencoder": "load",

@@ -27,7 +27,7 @@ def merge_checkpoint(
     load_dir: a run's directory, or anything that `sources.open_checkpoint` reads. Names are OSP's, and the text tail of
     its last block is kept if there is one. largest: bytes per safetensors file. Returns the path to load from.
     """
-    weights = _denoiser_weights(sources.open_checkpoint(load_dir), denoiser_partition(), ema)
+    weights = whole_denoiser(load_dir, ema)
     stem = Path(save_dir) / ("model_ema" if ema else "model")
     todo = targets.flat_file(weights, stem, format=format, dtype=dtype, largest=largest)
     return _run(todo, weights, f"merging {len(weights.shards)} TP shards of {weights.origin}", dry_run)
@@ -68,6 +68,11 @@ def split_checkpoint(
     )
     _run(todo, groups, f"splitting {source} over TP {tensor_size}, names of {dialect}", dry_run)
     return Path(save_dir)
+
+
+def whole_denoiser(source: str | Path, ema: bool = False) -> Weights:
+    """A denoiser's weights at `source`, to be read part by part; a name of another model is an error."""
+    return _denoiser_weights(sources.open_checkpoint(source), denoiser_partition(), ema)
 
 
 def convert_autoencoder(
