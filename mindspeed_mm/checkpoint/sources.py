@@ -3,6 +3,7 @@
 | source | what it looks like |
 |---|---|
 | Megatron directory of OSP or MM | latest_checkpointed_iteration.txt, iter_0001000 or release, mp_rank_XX[_000]/model_optim_rng.pt |
+| our torch_dist directory | iter_0001000 with metadata.json, .metadata, *.distcp, state.pt |
 | merged file of OSP | model.pt, model_ema.pt; a flat dict, or one under "model", "state_dict", "gen_model", "ema_state_dict" |
 | safetensors | one file, or several and an *.safetensors.index.json |
 | a folder | of any of these, such as a Hugging Face one with diffusion_pytorch_model.safetensors |
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mindspeed_mm.checkpoint import dialects, files, layout, safetensors_file
+from mindspeed_mm.checkpoint import dialects, files, layout, safetensors_file, torch_dist_reader
 from mindspeed_mm.checkpoint.mapped import MappedFiles
 from mindspeed_mm.checkpoint.reshard import DimOf, Weights, some
 from mindspeed_mm.errors import CheckpointError
@@ -69,11 +70,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _open_directory(path: Path) -> Checkpoint:
-    if _is_torch_dist(path):
-        return _open_torch_dist(layout.Location(path, None))
-    if layout.has_checkpoint(path) or any(path.glob("mp_rank_*")):
+    if layout.has_checkpoint(path):
         location = layout.find(path)
-        return (_open_torch_dist if _is_torch_dist(location.directory) else _open_megatron)(location)
+        return (_open_torch_dist if layout.is_torch_dist(location.directory) else _open_megatron)(location)
     found: dict[str, Path] = {}
     for stem, group in _STEMS.items():
         for suffix in _SUFFIXES:
@@ -127,16 +126,14 @@ def _open_torch(path: Path) -> Checkpoint:
     return _checkpoint(path, "torch file", groups or {MODEL: [_flat(state, path)]}, [path])
 
 
-def _is_torch_dist(directory: Path) -> bool:
-    return (directory / "metadata.json").is_file()
-
-
 def _open_torch_dist(location: layout.Location) -> Checkpoint:
-    """The seam for the format of megatron-core's dist_checkpointing: give `Checkpoint` whole tensors by name."""
-    raise CheckpointError(
-        f"{location.directory}: is in the torch_dist format, which is not read here yet; "
-        "continue the run from it with --load, and save with --ckpt-format torch"
-    )
+    """Our own --ckpt-format torch_dist. Its average is in fp32, as the run holds it."""
+    groups, paths, iteration = torch_dist_reader.read(location.directory, {"model": MODEL, "ema_params": EMA})
+    if None not in (iteration, location.iteration) and iteration != location.iteration:
+        raise CheckpointError(
+            f"{location.directory}: holds iteration {iteration}; these are files of another checkpoint"
+        )
+    return _checkpoint(location.directory, "torch_dist directory", groups, paths, iteration)
 
 
 def _check_one_run(paths: list[Path], states: list[dict], location: layout.Location) -> None:
