@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_MADV_DONTNEED = 4  # the same number on every Linux we run on; Python's mmap module has it for its own mappings only
+# The same numbers on every Linux we run on; Python's mmap module has them for its own mappings only.
+_MADV_DONTNEED = 4
+_MADV_POPULATE_READ = 22  # since Linux 5.14; an older one says no, and faults the pages in one by one
 _MARGIN = 2**20  # a page fault maps some of the pages around it as well, 64 KiB or more
 
 
@@ -31,8 +33,15 @@ class MappedFiles:
         self._tensors = list(tensors)
         self._ranges = _ranges({os.path.realpath(path) for path in paths})
 
+    def fetch(self, tensor: Tensor) -> None:
+        """Map the pages under a tensor all at once; faults of a few pages each cost more than the reading."""
+        self._advise(tensor, 0, _MADV_POPULATE_READ)
+
     def release(self, tensor: Tensor) -> None:
         """Forget the pages under a tensor, if it lies in one of the files."""
+        self._advise(tensor, _MARGIN, _MADV_DONTNEED)
+
+    def _advise(self, tensor: Tensor, margin: int, advice: int) -> None:
         if tensor.numel() == 0:
             return
         at = tensor.data_ptr()
@@ -40,9 +49,9 @@ class MappedFiles:
         end = at + (last + 1) * tensor.element_size()
         for first, stop in self._ranges:
             if first <= at < stop:
-                begin = max(first, (at - _MARGIN) // mmap.PAGESIZE * mmap.PAGESIZE)
-                length = min(stop, end + _MARGIN) - begin
-                _libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), ctypes.c_int(_MADV_DONTNEED))
+                begin = max(first, (at - margin) // mmap.PAGESIZE * mmap.PAGESIZE)
+                length = min(stop, end + margin) - begin
+                _libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), ctypes.c_int(advice))
 
 
 def _ranges(paths: set[str]) -> list[tuple[int, int]]:

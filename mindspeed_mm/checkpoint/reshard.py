@@ -3,6 +3,7 @@
 How a parameter is split is given (`partition.partition_dims` reads it from the layers); this file knows no names.
 """
 
+import collections
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -16,6 +17,7 @@ _log = logs.get(__name__)
 
 # Read and written at a time. Large enough for full speed, and small beside any parameter that matters.
 CHUNK_BYTES = 4 * 2**20
+_KEPT = 2  # chunks whose pages stay for a while
 
 DimOf = Callable[[str], int | None]
 
@@ -38,6 +40,7 @@ class Weights:
         self.dim = dim_of
         self.origin = origin
         self.mapped = mapped
+        self._used: collections.deque[list[Tensor]] = collections.deque()
         self._different: dict[str, float] = {}
         for rank, shard in enumerate(shards):
             difference = shard.keys() ^ shards[0].keys()
@@ -85,7 +88,7 @@ class Weights:
         return tuple(shape)
 
     def chunks(self, name: str, index: int = 0, count: int = 1) -> Iterator[Tensor]:
-        """Part `index` of `count` as contiguous pieces of rows, in order; each is valid until the next is asked for.
+        """Part `index` of `count` as contiguous pieces of rows, in order; each is valid until the one after the next is asked for.
 
         Of a parameter that every shard holds, the last shard's is taken, as the original's converter does; `report`
         tells where the others differ.
@@ -132,13 +135,19 @@ class Weights:
             self._different.clear()
 
     def _joined(self, pieces: list[Tensor], dim: int) -> Iterator[Tensor]:
+        if self.mapped is not None:
+            for piece in pieces:
+                self.mapped.fetch(piece)
         yield (torch.cat(pieces, dim) if len(pieces) > 1 else pieces[0].contiguous())
         self._release(pieces)
 
     def _release(self, pieces: list[Tensor]) -> None:
+        """Give back pages, a little later: a chunk may still be on its way to the disk (see `write_behind.py`)."""
         if self.mapped is not None:
-            for piece in pieces:
-                self.mapped.release(piece)
+            self._used.append(pieces)
+            if len(self._used) > _KEPT:
+                for piece in self._used.popleft():
+                    self.mapped.release(piece)
 
     def _compare(self, name: str, pieces: list[Tensor]) -> None:
         for piece in pieces[:-1]:

@@ -10,13 +10,13 @@ import math
 import struct
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from mindspeed_mm.checkpoint.mapped import as_bytes
 from mindspeed_mm.checkpoint.plan import Piece
+from mindspeed_mm.checkpoint.write_behind import WriteBehind
 from mindspeed_mm.errors import CheckpointError
 
 _DTYPES = {
@@ -81,7 +81,7 @@ def index_text(files: dict[str, list[Piece]], names: dict[Piece, str]) -> str:
 class SafetensorsWriter:
     """Writes one dict of `Piece`s to an open file; `write` gives the bytes of one piece after another, in any order."""
 
-    def __init__(self, file: BinaryIO, content: dict[str, Piece]):
+    def __init__(self, file: WriteBehind, content: dict[str, Piece]):
         self._file = file
         self._offsets: dict[Piece, int] = {}
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}

@@ -1,12 +1,11 @@
 """Several files that appear complete and together, or not at all."""
 
 import contextlib
-import os
 import shutil
 from pathlib import Path
-from typing import BinaryIO
 
 from mindspeed_mm.checkpoint.files import flush_directory
+from mindspeed_mm.checkpoint.write_behind import WriteBehind
 from mindspeed_mm.errors import CheckpointError
 
 _MARK = ".tmp"
@@ -24,7 +23,7 @@ class Staging:
         if directory is not None and directory.exists():
             raise CheckpointError(f"{directory}: exists already; remove it, or write elsewhere")
         self._directory = directory
-        self._files: list[tuple[BinaryIO, Path]] = []
+        self._files: list[tuple[WriteBehind, Path]] = []
         self._made: list[Path] = []
         self._committed = False
 
@@ -45,19 +44,18 @@ class Staging:
             with contextlib.suppress(OSError):  # not empty: someone else's files are in it
                 path.rmdir()
 
-    def open(self, path: Path) -> BinaryIO:
+    def open(self, path: Path) -> WriteBehind:
         """A new file that will be `path`."""
         if self._directory is not None:
             path = _temporary(self._directory) / path.relative_to(self._directory)
         self._make(path.parent)
-        file = open(_temporary(path), "w+b")  # noqa: SIM115 (closed by commit or __exit__)
+        file = WriteBehind(_temporary(path))
         self._files.append((file, path))
         return file
 
     def commit(self) -> None:
         for file, _ in self._files:
-            file.flush()
-            os.fsync(file.fileno())
+            file.sync()
             file.close()
         for _, path in self._files:
             _temporary(path).replace(path)

@@ -1,8 +1,9 @@
 """From weights to files: the plans of the layouts that can be written, and their execution, one tensor at a time."""
 
 import argparse
+import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -99,7 +100,7 @@ def execute(todo: Plan, groups: Mapping[str, Weights] | Weights, what: str, prog
     if isinstance(groups, Weights):
         groups = {_GROUP: groups}
     _check_space(todo)
-    with Staging(todo.directory) as staging:
+    with _disk_errors(todo), Staging(todo.directory) as staging:
         writers = [(_writer(staging.open(output.path), output), output.pieces) for output in todo.files]
         jobs = [(writer, piece) for writer, pieces in writers for piece in pieces]
         place = {group: {name: at for at, name in enumerate(weights)} for group, weights in groups.items()}
@@ -112,8 +113,9 @@ def execute(todo: Plan, groups: Mapping[str, Weights] | Weights, what: str, prog
         for writer, _ in writers:
             writer.close()
         staging.commit()
-    for path, text in todo.texts:
-        files.write_text(text, path)
+    with _disk_errors(todo):
+        for path, text in todo.texts:
+            files.write_text(text, path)
     for weights in groups.values():
         weights.report()
 
@@ -158,6 +160,14 @@ def _writer(file, output: OutputFile) -> TorchFileWriter | SafetensorsWriter:
 def _counted(chunk: torch.Tensor, bar: Progress) -> torch.Tensor:
     bar.add(chunk.numel() * chunk.element_size())
     return chunk
+
+
+@contextlib.contextmanager
+def _disk_errors(todo: Plan) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{todo.files[0].path}: cannot be written: {error.strerror or error}") from None
 
 
 def _check_space(todo: Plan) -> None:

@@ -11,13 +11,13 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from mindspeed_mm.checkpoint.mapped import as_bytes
 from mindspeed_mm.checkpoint.plan import Piece
+from mindspeed_mm.checkpoint.write_behind import WriteBehind
 from mindspeed_mm.errors import CheckpointError
 
 _STORAGES = {
@@ -41,7 +41,7 @@ _FIXED_HEADER, _LONG_SIZES = 30, 20  # bytes of a zip record's header, and of th
 class TorchFileWriter:
     """Writes `content`, whose tensors are `Piece`s, to an open file; `write` gives the bytes of one piece after another."""
 
-    def __init__(self, file: BinaryIO, content: dict):
+    def __init__(self, file: WriteBehind, content: dict):
         self._file = file
         self._zip = zipfile.ZipFile(file, "w", zipfile.ZIP_STORED)
         pickled, self._keys = _pickle(content)
