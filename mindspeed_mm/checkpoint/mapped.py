@@ -13,6 +13,7 @@ from torch import Tensor
 # The same numbers on every Linux we run on; Python's mmap module has them for its own mappings only.
 _MADV_DONTNEED = 4
 _MADV_POPULATE_READ = 22  # since Linux 5.14; an older one says no, and faults the pages in one by one
+_MANY_PAGES = 2**17  # bytes; fewer come with one fault
 _MARGIN = 2**20  # a page fault maps some of the pages around it as well, 64 KiB or more
 
 
@@ -35,7 +36,8 @@ class MappedFiles:
 
     def fetch(self, tensor: Tensor) -> None:
         """Map the pages under a tensor all at once; faults of a few pages each cost more than the reading."""
-        self._advise(tensor, 0, _MADV_POPULATE_READ)
+        if tensor.numel() * tensor.element_size() >= _MANY_PAGES:
+            self._advise(tensor, 0, _MADV_POPULATE_READ)
 
     def release(self, tensor: Tensor) -> None:
         """Forget the pages under a tensor, if it lies in one of the files."""

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 _SYNC_EVERY = 2**25  # bytes
+_SMALL = 2**16
 _SYNC_FILE_RANGE_WRITE = 2
 
 
@@ -25,8 +26,11 @@ class WriteBehind:
         self._synced = 0
 
     def write(self, data) -> int:
-        self.flush()
-        self._under_way = self._worker.submit(self._write, data, self._at)
+        if len(data) < _SMALL:  # a thread would cost more than it saves
+            self._write(data, self._at)
+        else:
+            self.flush()
+            self._under_way = self._worker.submit(self._write, data, self._at)
         self._at += len(data)
         return len(data)
 

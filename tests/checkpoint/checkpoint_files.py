@@ -1,6 +1,7 @@
 """Checkpoints of a tiny denoiser in every layout and dialect, written with torch.save and by the rules of the originals."""
 
 import argparse
+import dataclasses
 import re
 from pathlib import Path
 
@@ -26,7 +27,7 @@ TINY = DenoiserConfig(
     pooled_projection_dim=6,
     timestep_embed_dim=16,
 )
-LAST = "transformer_blocks.6.1"
+SMALL = dataclasses.replace(TINY, num_layers=(2, 2, 2), sparse_n=(1, 2, 1))
 # From the originals' converters (COMPAT.md, section 5), written down again: nothing here comes from our layers.
 SPLIT_0 = re.compile(
     r"attn1\.(to_[qkv]|add_[qkv]_proj)\.|ff(_enc)?\.net\.0\.proj\.weight|norm[12]\.linear\.|^norm_out\.linear\."
@@ -48,14 +49,20 @@ def dim_of(name: str) -> int | None:
     return 0 if SPLIT_0.search(name) else 1 if SPLIT_1.search(name) else None
 
 
-def whole_weights(seed: int = 0, config: DenoiserConfig = TINY, text_tail: bool = False) -> Tensors:
+def last_block(config: DenoiserConfig) -> str:
+    return f"transformer_blocks.{len(config.num_layers) - 1}.{config.num_layers[-1] - 1}"
+
+
+def whole_weights(seed: int = 0, config: DenoiserConfig = SMALL, text_tail: bool = False) -> Tensors:
     """Random bf16 values for every parameter; with text_tail also those that Open-Sora Plan's last block has at TP > 1."""
     network = build_denoiser(config, ParallelContext.current(), device="meta", seed=None)
     shapes = {name: value.shape for name, value in network.named_parameters()}
     if text_tail:
         first = "transformer_blocks.0.0."
         tail = re.compile(re.escape(first) + r"(attn1\.to_add_out|norm2\.norm_enc|ff_enc)\.")
-        shapes |= {name.replace(first, f"{LAST}."): shape for name, shape in shapes.items() if tail.match(name)}
+        shapes |= {
+            name.replace(first, f"{last_block(config)}."): shape for name, shape in shapes.items() if tail.match(name)
+        }
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.randn(shape, generator=generator).to(torch.bfloat16) for name, shape in shapes.items()}
 

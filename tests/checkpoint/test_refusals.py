@@ -1,6 +1,5 @@
 """What is wrong with a checkpoint is said in one sentence, and nothing is written; an interruption leaves nothing whole."""
 
-import dataclasses
 import os
 import pickle
 import shutil
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_files import TINY, files_below, shards_of, whole_weights, write_directory
+from checkpoint_files import files_below, shards_of, whole_weights, write_directory
 from safetensors.torch import save_file
 
 from mindspeed_mm.checkpoint import layout, sources, torch_dist_reader
@@ -20,7 +19,6 @@ from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.weights import convert_autoencoder, merge_checkpoint, split_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = dataclasses.replace(TINY, num_layers=(2, 2, 2), sparse_n=(1, 1, 1))
 
 
 class Trap:
@@ -32,7 +30,7 @@ class Trap:
 
 @pytest.fixture(scope="module")
 def weights():
-    return whole_weights(config=SMALL)
+    return whole_weights()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from checkpoint_files import LAST, TINY, mm_name, same, shards_of, whole_weights, write_directory
+from checkpoint_files import TINY, last_block, mm_name, same, shards_of, whole_weights, write_directory
 from ranks import run_ranks
 
 from mindspeed_mm.checkpoint import safetensors_file, sources, targets, torch_dist
@@ -19,6 +19,8 @@ from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.partition import partition_dims
 from mindspeed_mm.training import build as training_build
 from mindspeed_mm.weights import denoiser_partition, load_denoiser, merge_checkpoint, split_checkpoint
+
+LAST = last_block(TINY)
 
 
 def table(golden, name: str) -> dict:
@@ -58,7 +60,7 @@ def write_torch_dist(folder, whole) -> None:
 
 @pytest.fixture(scope="module")
 def whole():
-    return whole_weights(text_tail=True)
+    return whole_weights(config=TINY, text_tail=True)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,7 @@ def every_source(golden, whole, tmp_path_factory):
     found["iteration"] = folder / "osp" / "iter_0000007"
     found["pt"] = merge_checkpoint(found["osp"], folder / "pt")
     found["safetensors"] = merge_checkpoint(found["pt"], folder / "safetensors", format="safetensors")
-    found["several"] = merge_checkpoint(found["pt"], folder / "several", format="safetensors", largest=500_000)
+    found["several"] = merge_checkpoint(found["pt"], folder / "several", format="safetensors", largest=2_000_000)
     found["folder"] = folder / "several"
     return found
 
