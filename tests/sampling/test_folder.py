@@ -12,6 +12,7 @@ from config_files import AUTOENCODER, PREDICTOR, sample_block
 from safetensors.torch import load_file
 
 import mindspeed_mm as mm
+from mindspeed_mm import logs
 from mindspeed_mm.checkpoint import layout
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.weights import merge_checkpoint, split_checkpoint
@@ -57,6 +58,7 @@ def sampled(pipeline) -> np.ndarray:
 def run_tool(monkeypatch, capsys, name: str, *flags) -> str:
     """What a tool prints; the result is on the last line."""
     monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
+    monkeypatch.setattr(logs, "setup", lambda: None)  # this process's log stays as the tests want it
     runpy.run_path(str(ROOT / name), run_name="__main__")
     return capsys.readouterr().out
 
