@@ -56,9 +56,10 @@ def main() -> None:
     prompts = out / "prompts.txt"
     chosen = choose(options.seen, options.unseen, random.Random(options.seed))
     prompts.write_text("".join(f"{scene.caption}\n" for scene in chosen), encoding="utf-8")
-    write_json(out / "data.json", data_config(data_list, t5, clip, options.caption_dropout))
+    write_json(out / "data.json", data_config(data_list, t5, clip, out / "features", options.caption_dropout))
     shared = model_config(t5, clip, out / "wfvae.pt", sparse=not options.dense)
-    write_json(out / "model.json", shared | {"diffusion": DIFFUSION})
+    stored = {"load_video_features": True, "load_text_features": True}  # by tools/extract_features.py
+    write_json(out / "model.json", shared | stored | {"diffusion": DIFFUSION})
     merged = out / "merged" / {"ema": "model_ema.pt", "live": "model.pt"}[options.weights]
     predictor = {"predictor": {**shared["predictor"], "from_pretrained": str(merged)}}
     write_json(out / "sample.json", shared | predictor | sample_config(t5, clip, prompts, out, options.steps))
@@ -96,7 +97,7 @@ def sample_config(t5: Path, clip: Path, prompts: Path, out: Path, steps: int) ->
     }
 
 
-def data_config(data_list: Path, t5: Path, clip: Path, caption_dropout: float) -> dict:
+def data_config(data_list: Path, t5: Path, clip: Path, features: Path, caption_dropout: float) -> dict:
     steps = [
         {"trans_type": "ToTensorVideo"},
         {"trans_type": "CenterCropResizeVideo", "param": {"size": [SIZE, SIZE], "interpolation_mode": "bicubic"}},
@@ -105,7 +106,7 @@ def data_config(data_list: Path, t5: Path, clip: Path, caption_dropout: float) -
     return {
         "dataset_param": {
             "dataset_type": "t2v",
-            "basic_parameters": {"data_path": str(data_list)},
+            "basic_parameters": {"data_path": str(data_list), "feature_folder": str(features)},
             "preprocess_parameters": {
                 "num_frames": FRAMES,
                 "min_num_frames": FRAMES,
@@ -116,6 +117,7 @@ def data_config(data_list: Path, t5: Path, clip: Path, caption_dropout: float) -
                 "min_hxw": SIZE * SIZE,
                 "ae_stride_t": 8,
                 "cfg": caption_dropout,
+                "fixed_crops": 1,
                 "train_pipeline": {"video": steps, "image": steps},
             },
             "model_max_length": TOKENS,
