@@ -40,16 +40,16 @@ MM_DATA=$OUT/data.json MM_MODEL=$OUT/model.json SAVE=$OUT/checkpoints TRAIN_ITER
     --lr-decay-style cosine --lr-decay-iters "$TRAIN_ITERS" --min-lr 0 --ema-decay 0.99
 
 echo "== 4/6 merging the shards"
-CONVERT=("$PYTHON" examples/opensoraplan1.5/convert_mm_to_ckpt.py --load_dir "$OUT/checkpoints" --save_dir "$OUT/merged")
-"${CONVERT[@]}"
-"${CONVERT[@]}" --ema
+MERGE=()
+if [[ $WEIGHTS == ema ]]; then
+    MERGE=(--ema)
+fi
+"$PYTHON" examples/opensoraplan1.5/convert_mm_to_ckpt.py --load_dir "$OUT/checkpoints" --save_dir "$OUT/merged" "${MERGE[@]}"
 
 echo "== 5/6 sampling $((SEEN + UNSEEN)) prompts"
 MM_MODEL=$OUT/sample.json bash examples/opensoraplan1.5/inference_t2v_1_5.sh
 
 echo "== 6/6 do the videos obey their prompts?"
-"$PYTHON" $HERE/score.py "$OUT/samples" --prompts "$OUT/prompts.txt" --json "$OUT/score.json"
-echo "the same with shuffled prompts (chance):"
-"$PYTHON" $HERE/score.py "$OUT/samples" --prompts "$OUT/prompts.txt" --shuffled 50
+"$PYTHON" $HERE/score.py "$OUT/samples" --prompts "$OUT/prompts.txt" --json "$OUT/score.json" --shuffled 50
 "$PYTHON" $HERE/sheet.py "$OUT/samples" "$OUT/score.json"
 echo "done in $((SECONDS - STARTED)) s"

@@ -32,7 +32,7 @@ def main() -> int:
         "--shuffled",
         type=int,
         metavar="N",
-        help="give the videos each other's prompts, N times, and report the mean: what chance would score",
+        help="then give the videos each other's prompts, N times, and report the mean: what chance would score",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores, and every answer, here")
     options = parser.parse_args()
@@ -45,12 +45,20 @@ def main() -> int:
         return 1
     answers = [measure(read_video(path)) for path, _ in tqdm(pairs, desc="judging", unit="video", leave=False)]
     judged = [(scene, answer) for (_, scene), answer in zip(pairs, answers, strict=True)]
-    scores = chance(judged, options.shuffled) if options.shuffled else score(judged)
-    for name, value in scores.items():
-        print(f"{name} {value:.1f}")
+    scores = score(judged)
+    show(scores)
+    if options.shuffled:
+        print("with shuffled prompts:")
+        show(chance(judged, options.shuffled))
     if options.json:
         write_report(options.json, scores, pairs, answers)
     return 0
+
+
+def show(scores: dict[str, float]) -> None:
+    """One line for each score."""
+    for name, value in scores.items():
+        print(f"{name} {value:.1f}")
 
 
 def score(judged: Judged) -> dict[str, float]:

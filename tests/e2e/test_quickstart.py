@@ -26,7 +26,7 @@ def test_the_fast_path_trains_samples_and_judges(tmp_path):
         timeout=300,
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    for part in ("the judge on the clips themselves", "do the videos obey their prompts", "shuffled prompts"):
+    for part in ("the judge on the clips themselves", "do the videos obey their prompts", "with shuffled prompts"):
         section = result.stdout[result.stdout.index(part) :]
         assert re.search(r"^colour \d+\.\d\ndirection \d+\.\d\nshape \d+\.\d\n", section, re.MULTILINE), section
     clips = result.stdout[result.stdout.index("the judge on") :]

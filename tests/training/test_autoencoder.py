@@ -75,16 +75,16 @@ def test_tiling_is_refused():
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder with four clips of coloured squares, tokenizers, model.json (its `ae` block alone) and data.json."""
+    """A folder with eight clips of coloured squares, tokenizers, model.json (its `ae` block alone) and data.json."""
     sys.path.insert(0, str(launch.Path(__file__).resolve().parents[2] / "examples" / "quickstart"))
     from tiny_encoders import write_encoders
 
     folder = tmp_path_factory.mktemp("autoencoder")
     write_encoders(folder, ["a square"])
     rows = []
-    for number in range(4):
+    for number in range(8):
         frames = np.full((9, 32, 32, 3), 40, dtype=np.uint8)
-        frames[:, 8:24, 4 * number : 4 * number + 12, number % 3] = 220
+        frames[:, 8:24, 2 * number : 2 * number + 12, number % 3] = 220
         write_video(frames, folder / f"{number}.mp4", 8)
         size = {"height": 32, "width": 32}
         rows.append({"path": f"{number}.mp4", "cap": "a square", "num_frames": 9, "fps": 8, "resolution": size})
@@ -156,13 +156,13 @@ def test_statistics_make_latents_standard_normal_per_channel(world, trained):
     from mindspeed_mm.platforms.cpu import CpuPlatform
     from mindspeed_mm.training.autoencoder_quality import measure
 
-    config = evaluation_config(flags(world, "--weights", world / "vae.pt", "--clips", 4, "--batch-size", 3))
+    config = evaluation_config(flags(world, "--weights", world / "vae.pt", "--clips", 5, "--batch-size", 3))
     found = measure(config, CpuPlatform().device(0))
-    assert found.clips == 4 and 0 < found.ssim < 1 and 0 < found.psnr < 60
-    assert found.comparison.shape == (9, 4 * 32, 3 * 32, 3)
+    assert found.clips == 5 and 0 < found.ssim < 1 and 0 < found.psnr < 60
+    assert found.comparison.shape == (9, 5 * 32, 3 * 32, 3)
     normalised = small_autoencoder(shift=list(found.shift), scale=list(found.scale))
     normalised.load_state_dict(trained)
-    originals = found.comparison[:, :, :32].reshape(9, 4, 32, 32, 3).permute(1, 4, 0, 2, 3) / 127.5 - 1
+    originals = found.comparison[:, :, :32].reshape(9, 5, 32, 32, 3).permute(1, 4, 0, 2, 3) / 127.5 - 1
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
         draws = torch.stack([normalised.encode(originals, generator) for _ in range(50)])  # [50,B,C,t,h,w]
