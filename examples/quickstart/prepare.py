@@ -32,7 +32,7 @@ PREDICTOR = {
     "patch_size_t": 1,
 }
 DIFFUSION = {"model_id": "OpenSoraPlan", "weighting_scheme": "logit_normal"}
-GUIDANCE = 3.0
+GUIDANCE = 4.0
 
 
 def main() -> None:
