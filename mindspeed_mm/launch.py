@@ -59,10 +59,12 @@ def start(launch: LaunchConfig, allow_tf32: bool = False, allow_internal_format:
         launch.context_size,
         launch.sequence_parallel,
         launch.timeout_minutes,
+        guidance_parallel=launch.guidance_parallel,
     )
     _log.info(
         f"{platform.name}: TP {parallel.tensor_size}, CP {parallel.context_size}, DP {parallel.data_size}"
         + (", sequence parallel" if parallel.sequence_parallel else "")
+        + (", guidance parallel" if parallel.guidance_size > 1 else "")
     )
     return platform, parallel
 

@@ -33,6 +33,13 @@ class Platform:
     def reset_peak_memory(self) -> None:
         """Start a new measurement of `peak_memory`."""
 
+    def total_memory(self) -> int:
+        """Bytes of memory that this process may fill on its device."""
+        raise NotImplementedError
+
+    def release_memory(self) -> None:
+        """Give memory that torch keeps for later back to the device."""
+
     def rng_state(self) -> torch.Tensor | None:
         """State of the device's own random numbers; None where the CPU's state is all there is."""
         return None

@@ -36,6 +36,12 @@ class CudaPlatform(Platform):
     def reset_peak_memory(self) -> None:
         torch.cuda.reset_peak_memory_stats()
 
+    def total_memory(self) -> int:
+        return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+
+    def release_memory(self) -> None:
+        torch.cuda.empty_cache()
+
     def rng_state(self) -> torch.Tensor | None:
         return torch.cuda.get_rng_state()
 
