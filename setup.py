@@ -26,6 +26,7 @@ setup(
         "pillow>=10",
         "beautifulsoup4>=4.12",
         "ftfy>=6.1",
+        "psutil>=5.9",  # megatron-core writes torch_dist with it and does not ask for it
         "tqdm>=4.60",
         "matplotlib>=3.8",
     ],

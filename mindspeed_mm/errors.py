@@ -24,5 +24,9 @@ class TrainingDiverged(MMError):
     """Too many steps in a row had a non-finite or extreme gradient norm."""
 
 
+class RankLost(MMError):
+    """Another process of the run has died."""
+
+
 class SamplingError(MMError):
     """A sample that cannot be finished, for example because a velocity is NaN."""

@@ -1,14 +1,18 @@
 """The entry points' common start: flags to config, device, process groups; one-line errors and exit codes."""
 
+import dataclasses
 import os
 import sys
+import traceback
 import warnings
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 from mindspeed_mm import logs
+from mindspeed_mm.checkpoint import layout
 from mindspeed_mm.config import resolve
-from mindspeed_mm.config.run import LaunchConfig
+from mindspeed_mm.config.run import CheckpointConfig, LaunchConfig
 from mindspeed_mm.errors import MMError
 
 _log = logs.get(__name__)
@@ -26,11 +30,21 @@ def inference() -> None:
 
 def _pretrain() -> None:
     config = resolve.run_config(sys.argv[1:])
+    config = dataclasses.replace(config, checkpoint=_after_restart(config.checkpoint))
     platform, parallel = start(config.launch, config.model.allow_tf32, config.model.allow_internal_format)
     from mindspeed_mm.training.build import build_trainer
 
     build_trainer(config, platform, parallel).fit()
     parallel.stop()
+
+
+def _after_restart(checkpoint: CheckpointConfig) -> CheckpointConfig:
+    """What to load: where torchrun has restarted the ranks (--max-restarts), the run's own checkpoints come first."""
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if restarts == 0 or checkpoint.save is None or not layout.has_checkpoint(Path(checkpoint.save)):
+        return checkpoint
+    _log.info(f"restart {restarts} by torchrun: continuing from {checkpoint.save}")
+    return dataclasses.replace(checkpoint, load=checkpoint.save, load_optimizer=True, load_rng=True)
 
 
 def _inference() -> None:
@@ -70,7 +84,10 @@ def start(launch: LaunchConfig, allow_tf32: bool = False, allow_internal_format:
 
 
 def _run(program: Callable[[], None]) -> None:
-    """Run a program; an error of ours is one line and exit code 1."""
+    """Run a program; an error of ours is one line, and like any other it ends with exit code 1.
+
+    At once: an orderly exit would wait for ranks that wait for this one.
+    """
     logs.setup(int(os.environ.get("RANK", "0")))
     # Megatron-core's ways, of which a user of ours can change nothing.
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
@@ -81,7 +98,12 @@ def _run(program: Callable[[], None]) -> None:
         if _first_to_say(str(error)):
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        os._exit(1)  # an orderly exit would wait for ranks that wait for us
+        os._exit(1)
+    except Exception:
+        traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _first_to_say(message: str) -> bool:
@@ -91,7 +113,8 @@ def _first_to_say(message: str) -> bool:
     if not dist.is_initialized():  # the flags and the JSONs, which all ranks read alike
         return os.environ.get("RANK", "0") == "0"
     try:
-        store = dist.distributed_c10d._get_default_store()
-        return store.add(f"said/{zlib.crc32(message.encode())}", 1) == 1
+        from mindspeed_mm.parallel.context import ParallelContext
+
+        return ParallelContext.current().store.add(f"said/{zlib.crc32(message.encode())}", 1) == 1
     except RuntimeError:  # the store is gone with the rank that held it
         return True

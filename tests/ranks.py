@@ -6,6 +6,7 @@ must be importable (module level), because it is sent by name. The processes are
 torch and megatron-core already.
 """
 
+import atexit
 import contextlib
 import os
 import tempfile
@@ -25,6 +26,7 @@ def run_ranks(function, world_size: int, *arguments) -> list:
     return pool.run(function, arguments)
 
 
+@atexit.register  # before multiprocessing's own, which waits for children
 def close_pools() -> None:
     """End all processes; `conftest.py` calls it at the end of the session."""
     while _POOLS:
@@ -41,7 +43,7 @@ class _Pool:
         self.pipes, self.processes = [], []
         for rank in range(world_size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank, world_size, self.store_file), daemon=True)
+            process = context.Process(target=_serve, args=(theirs, rank, world_size, self.store_file))
             process.start()
             self.pipes.append(ours)
             self.processes.append(process)

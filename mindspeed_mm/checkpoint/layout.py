@@ -29,7 +29,10 @@ def rank_directory(directory: Path, tensor_rank: int) -> Path:
 
 
 def has_checkpoint(root: Path) -> bool:
-    return (root / TRACKER).is_file()
+    """Whether there is something to load here, be it damaged: a run's directory, or one checkpoint of it."""
+    if not root.is_dir():
+        return False
+    return (root / TRACKER).is_file() or bool(iterations(root)) or is_torch_dist(root) or _has_ranks(root)
 
 
 def find(root: Path) -> Location:
@@ -46,10 +49,47 @@ def find(root: Path) -> Location:
         if not location.directory.is_dir():
             raise CheckpointError(f"{tracker} names {location.directory.name}, but {location.directory} does not exist")
         return location
-    if any(_RANK.fullmatch(item.name) for item in root.iterdir()):
+    if _has_ranks(root) or is_torch_dist(root):
         named = re.fullmatch(r"iter_(\d{7})", root.name)
         return Location(root, int(named.group(1)) if named else None)
     raise CheckpointError(f"{root}: holds neither {TRACKER} nor mp_rank_XX directories; is it a checkpoint directory?")
+
+
+def iterations(root: Path) -> list[int]:
+    """Iterations of which a complete directory exists, latest first."""
+    found = [re.fullmatch(r"iter_(\d{7,})", item.name) for item in root.iterdir() if item.is_dir()]
+    return sorted((int(match.group(1)) for match in found if match), reverse=True)
+
+
+def candidates(root: Path) -> list[Location]:
+    """Checkpoints to load from, best first: the tracker's, then older ones. A bad tracker is not the end of a run."""
+    every = [Location(iteration_directory(root, number), number) for number in iterations(root)]
+    try:
+        first = find(root)
+    except CheckpointError:
+        if not every:
+            raise
+        return every
+    if first.iteration is None or first.directory == root:
+        return [first]
+    return [first, *(location for location in every if location.iteration < first.iteration)]
+
+
+def is_torch_dist(directory: Path) -> bool:
+    """Whether a checkpoint is in the format of megatron-core's dist_checkpointing."""
+    return (directory / "metadata.json").is_file()
+
+
+def _has_ranks(directory: Path) -> bool:
+    return any(_RANK.fullmatch(item.name) for item in directory.iterdir())
+
+
+def check(directory: Path) -> None:
+    """Raise CheckpointError unless a directory looks like a whole checkpoint, by the names in it."""
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such directory")
+    if not is_torch_dist(directory):
+        rank_files(directory)
 
 
 def rank_files(directory: Path) -> list[Path]:

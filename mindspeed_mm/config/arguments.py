@@ -73,9 +73,8 @@ def parse_train(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     _add_optimizer(parser)
     _add_checkpoints(parser)
     _add_recompute(parser)
-    group = parser.add_argument_group("logging")
-    group.add_argument("--log-interval", type=int, default=100, metavar="N", help="steps between lines of the log")
-    group.add_argument("--mm-tool", metavar="JSON", help="tools.json: the profiler's settings")
+    _add_evaluation(parser)
+    _add_reports(parser)
     return _parse(parser, argv, MEANINGLESS)
 
 
@@ -243,9 +242,49 @@ def _add_checkpoints(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--save", metavar="DIR")
     group.add_argument("--load", metavar="DIR", help="resume from here if it holds a checkpoint")
     group.add_argument("--save-interval", type=int, default=1000, metavar="N", help="steps")
-    group.add_argument("--ckpt-format", default="torch", choices=("torch",), help="Megatron's layout")
+    group.add_argument(
+        "--ckpt-format",
+        default="torch",
+        choices=("torch", "torch_dist"),
+        help="Megatron's layout, or dist_checkpointing",
+    )
+    group.add_argument("--async-save", action="store_true", help="write in the background, while training goes on")
+    group.add_argument("--keep-last-n", type=int, metavar="N", help="delete older checkpoints; default: keep all")
+    group.add_argument("--keep-every-n", type=int, metavar="N", help="never delete iterations that N divides")
     for flag in ("--no-save-optim", "--no-save-rng", "--no-load-optim", "--no-load-rng"):
         group.add_argument(flag, action="store_true")
+
+
+def _add_evaluation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("evaluation while training")
+    group.add_argument("--eval-interval", type=int, default=1000, metavar="N", help="steps")
+    group.add_argument("--eval-iters", type=int, default=10, metavar="N", help="micro-batches of each data rank")
+    group.add_argument("--eval-data", metavar="DATA.TXT", help="held-out list; without it nothing is evaluated")
+    group.add_argument("--sample-interval", type=int, default=1000, metavar="N", help="steps")
+    group.add_argument(
+        "--mm-sample", metavar="JSON", help="inference JSON: what to sample, from EMA weights; without it nothing is"
+    )
+
+
+def _add_reports(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("reports")
+    group.add_argument("--log-interval", type=int, default=100, metavar="N", help="steps between lines of the log")
+    group.add_argument("--tensorboard-dir", metavar="DIR", help="write TensorBoard events (needs the package)")
+    group.add_argument("--tensorboard-log-interval", type=int, default=1, metavar="N", help="steps")
+    group.add_argument(
+        "--wandb-project", metavar="NAME", help="report to Weights & Biases (needs the package and a login)"
+    )
+    group.add_argument("--wandb-exp-name", metavar="NAME", help="name of the run there")
+    group.add_argument("--wandb-save-dir", metavar="DIR", help="its local files")
+    group.add_argument("--mm-tool", metavar="JSON", help="tools.json: the profiler's settings")
+    group.add_argument("--peak-tflops", type=float, metavar="X", help="of one device, for MFU; default: by its name")
+    group.add_argument(
+        "--hang-timeout-minutes",
+        type=float,
+        default=15,
+        metavar="MIN",
+        help="without a step, before stacks are printed",
+    )
 
 
 def _add_recompute(parser: argparse.ArgumentParser) -> None:

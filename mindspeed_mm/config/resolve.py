@@ -14,8 +14,17 @@ from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig, TrainModelConfig
 from mindspeed_mm.config.reader import Node, build, find, read_json
-from mindspeed_mm.config.run import CheckpointConfig, LaunchConfig, OptimizerSettings, PrecisionConfig, RunConfig
+from mindspeed_mm.config.run import (
+    CheckpointConfig,
+    EvaluationConfig,
+    LaunchConfig,
+    OptimizerSettings,
+    PrecisionConfig,
+    ReportConfig,
+    RunConfig,
+)
 from mindspeed_mm.config.sample import SampleConfig, SampleModelConfig, SamplingOptions, ServeConfig
+from mindspeed_mm.config.tool import ToolConfig
 from mindspeed_mm.errors import ConfigError
 
 _log = logs.get(__name__)
@@ -50,13 +59,13 @@ def run_config(argv: list[str], world_size: int | None = None) -> RunConfig:
         global_batch_size=global_batch,
         train_iters=flags.train_iters,
         seed=flags.seed,
-        log_interval=_positive("--log-interval", flags.log_interval),
+        evaluation=_evaluation(flags),
+        report=_reports(flags),
+        tools=build(ToolConfig, read_json(flags.mm_tool), notes) if flags.mm_tool else ToolConfig(),
         recompute_blocks=recompute_blocks,
         recompute_feed_forwards=recompute_feed_forwards,
         flags=tuple(sorted(vars(flags).items())),
     )
-    if flags.mm_tool:
-        read_json(flags.mm_tool)  # the profiler's settings: checked for being JSON
     _report(without_effect, notes)
     return config
 
@@ -354,14 +363,51 @@ def _optimizer(flags) -> OptimizerSettings:
 
 
 def _checkpoint(flags) -> CheckpointConfig:
+    for flag, value in (("--keep-last-n", flags.keep_last_n), ("--keep-every-n", flags.keep_every_n)):
+        if value is not None:
+            _positive(flag, value)
+    if flags.async_save and flags.ckpt_format != "torch":
+        raise ConfigError(f"--async-save: only with --ckpt-format torch, not {flags.ckpt_format}")
     return CheckpointConfig(
         save=flags.save,
         load=flags.load,
+        format=flags.ckpt_format,
+        in_background=flags.async_save,
+        keep_last=flags.keep_last_n,
+        keep_every=flags.keep_every_n,
         save_interval=_positive("--save-interval", flags.save_interval),
         save_optimizer=not flags.no_save_optim,
         save_rng=not flags.no_save_rng,
         load_optimizer=not flags.no_load_optim,
         load_rng=not flags.no_load_rng,
+    )
+
+
+def _evaluation(flags) -> EvaluationConfig:
+    for flag, file in (("--eval-data", flags.eval_data), ("--mm-sample", flags.mm_sample)):
+        if file is not None and not Path(file).is_file():
+            raise ConfigError(f"{flag} {file}: no such file")
+    return EvaluationConfig(
+        interval=_positive("--eval-interval", flags.eval_interval),
+        iterations=_positive("--eval-iters", flags.eval_iters),
+        data_path=flags.eval_data,
+        sample_interval=_positive("--sample-interval", flags.sample_interval),
+        sample_config=flags.mm_sample,
+    )
+
+
+def _reports(flags) -> ReportConfig:
+    if flags.hang_timeout_minutes <= 0:
+        raise ConfigError(f"--hang-timeout-minutes {flags.hang_timeout_minutes}: must be positive")
+    return ReportConfig(
+        log_interval=_positive("--log-interval", flags.log_interval),
+        tensorboard_dir=flags.tensorboard_dir,
+        tensorboard_interval=_positive("--tensorboard-log-interval", flags.tensorboard_log_interval),
+        wandb_project=flags.wandb_project,
+        wandb_name=flags.wandb_exp_name,
+        wandb_dir=flags.wandb_save_dir,
+        peak_tflops=flags.peak_tflops,
+        hang_minutes=flags.hang_timeout_minutes,
     )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.model import TrainModelConfig
+from mindspeed_mm.config.tool import ToolConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,10 +66,39 @@ class CheckpointConfig:
     save: str | None = None
     load: str | None = None
     save_interval: int = 1000
+    format: str = "torch"  # "torch": Megatron's layout; "torch_dist": megatron-core's dist_checkpointing
+    in_background: bool = False
+    keep_last: int | None = None  # checkpoints to keep; None: all
+    keep_every: int | None = None  # iterations that are multiples of this are kept for good
     save_optimizer: bool = True
     save_rng: bool = True
     load_optimizer: bool = True
     load_rng: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """Loss on a held-out list, and videos, while training; either is off without its list."""
+
+    interval: int = 1000
+    iterations: int = 10  # micro-batches of each data rank
+    data_path: str | None = None  # a data.txt
+    sample_interval: int = 1000
+    sample_config: str | None = None  # an inference JSON
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ReportConfig:
+    """Where the numbers of a run go, beside the log and metrics.jsonl in the checkpoint directory."""
+
+    log_interval: int = 100
+    tensorboard_dir: str | None = None
+    tensorboard_interval: int = 1
+    wandb_project: str | None = None
+    wandb_name: str | None = None
+    wandb_dir: str | None = None
+    peak_tflops: float | None = None  # of one device, for MFU; None: by the device's name
+    hang_minutes: float = 15.0  # without progress, before every rank prints its stack and the process ends
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +115,9 @@ class RunConfig:
     global_batch_size: int = 1
     train_iters: int = 1
     seed: int = 1234
-    log_interval: int = 100
+    evaluation: EvaluationConfig = EvaluationConfig()
+    report: ReportConfig = ReportConfig()
+    tools: ToolConfig = ToolConfig()
     recompute_blocks: int = 0
     recompute_feed_forwards: int = 0
     flags: tuple[tuple[str, object], ...] = ()  # argv as parsed, kept in the checkpoint as Megatron's `args`

@@ -26,6 +26,7 @@ class ParallelContext:
     context: dist.ProcessGroup
     data: dist.ProcessGroup
     data_and_context: dist.ProcessGroup
+    store: dist.Store  # key-value store of all ranks, for what must not be a collective
     sequence_parallel: bool = False
     guidance: dist.ProcessGroup | None = None
 
@@ -68,6 +69,7 @@ class ParallelContext:
             context=parallel_state.get_context_parallel_group(),
             data=parallel_state.get_data_parallel_group(),
             data_and_context=parallel_state.get_data_parallel_group(with_context_parallel=True),
+            store=dist.PrefixStore("mindspeed_mm", dist.distributed_c10d._get_default_store()),
             sequence_parallel=sequence_parallel and parallel_state.get_tensor_model_parallel_world_size() > 1,
         )
 
@@ -128,10 +130,19 @@ class ParallelContext:
         """Number of ranks that make a sample together."""
         return self.tensor_size * self.context_size * self.guidance_size
 
+    def rank(self) -> int:
+        """Of this process among all of them."""
+        return dist.get_rank()
+
+    @property
+    def world_size(self) -> int:
+        """All processes: TP x CP x DP."""
+        return dist.get_world_size()
+
     @property
     def is_first(self) -> bool:
         """True on the one rank that writes logs and shared files."""
-        return dist.get_rank() == 0
+        return self.rank == 0
 
     @property
     def is_first_of_sample(self) -> bool:

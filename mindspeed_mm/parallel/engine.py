@@ -172,6 +172,33 @@ class Engine:
             with self.platform.engine_scope():
                 self.optimizer.grad_scaler.load_state_dict(state["grad_scaler"])
 
+    @contextlib.contextmanager
+    @torch.no_grad()
+    def weights_of(self, values: list[Tensor]):
+        """The network with other weights for a while: one tensor beside each of `main_shards`, such as their averages.
+
+        Collective. Afterwards the weights are bit for bit what they were.
+        """
+        mains = [shard.main for shard in self.main_shards()]
+        kept = [main.detach().clone() for main in mains]
+        self._show(mains, values)
+        try:
+            yield
+        finally:
+            self._show(mains, kept)
+
+    def _show(self, mains: list[Tensor], values: list[Tensor]) -> None:
+        """Put values into the main weights, and those into the network on every rank."""
+        for main, value in zip(mains, values, strict=True):
+            main.data.copy_(value)
+        with self.platform.engine_scope():
+            if hasattr(
+                self.optimizer, "_copy_main_params_to_model_params"
+            ):  # not where the weights are the main weights
+                self.optimizer._copy_main_params_to_model_params()
+            if isinstance(self.optimizer, DistributedOptimizer):
+                self.ddp.start_param_sync(force_sync=True)
+
     def weights_changed(self) -> None:
         """Take over the network's weights into the main weights, after they were loaded from a file."""
         with self.platform.engine_scope():

@@ -8,14 +8,14 @@ import warnings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from megatron.core import parallel_state
+    from megatron.core import dist_checkpointing, parallel_state
+    from megatron.core.dist_checkpointing import ShardedTensor
     from megatron.core.distributed import (
         DistributedDataParallel,
         DistributedDataParallelConfig,
         finalize_model_grads,
     )
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
-    from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
     from megatron.core.tensor_parallel.layers import (
@@ -44,10 +44,11 @@ __all__ = [
     "OptimizerConfig",
     "OptimizerParamScheduler",
     "RowParallelLinear",
+    "ShardedTensor",
     "TransformerConfig",
     "all_gather_last_dim_from_tensor_parallel_region",
     "all_to_all",
-    "clip_grad_by_total_norm_fp32",
+    "dist_checkpointing",
     "finalize_model_grads",
     "gather_from_sequence_parallel_region",
     "gather_from_tensor_model_parallel_region",

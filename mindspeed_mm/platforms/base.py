@@ -5,6 +5,8 @@ import os
 
 import torch
 
+from mindspeed_mm.errors import ConfigError
+
 
 class Platform:
     """A kind of device. `prepare()` runs once, before `megatron.core` is imported; the other methods need it."""
@@ -40,6 +42,31 @@ class Platform:
     def release_memory(self) -> None:
         """Give memory that torch keeps for later back to the device."""
 
+    def peak_tflops(self, dtype: torch.dtype) -> float | None:
+        """Dense peak of one device in this precision, for MFU; None where it is not known."""
+        return None
+
+    def profiler(self, settings):
+        """A profiler with start(), step() and stop(), as torch.profiler.profile, that writes its trace by itself.
+
+        settings: `static_param` of tools.json (config.tool.StaticProfile).
+        """
+        return torch.profiler.profile(
+            activities=self._activities(settings.with_cpu),
+            schedule=torch.profiler.schedule(**profile_window(settings)),
+            on_trace_ready=torch.profiler.tensorboard_trace_handler(settings.save_path),
+            record_shapes=settings.record_shapes,
+            profile_memory=settings.with_memory,
+            with_stack=settings.with_stack,
+        )
+
+    def dynamic_profiler(self, config_path: str):
+        """The same for `profile_type: dynamic`, which a file in this folder switches on and off."""
+        raise ConfigError(f"profile.profile_type: 'dynamic' is there on NPUs only, not on {self.name}; use 'static'")
+
+    def _activities(self, with_cpu: bool) -> list:
+        return [torch.profiler.ProfilerActivity.CPU]
+
     def rng_state(self) -> torch.Tensor | None:
         """State of the device's own random numbers; None where the CPU's state is all there is."""
         return None
@@ -51,3 +78,10 @@ class Platform:
 def ordered_launches() -> None:
     """Megatron overlaps its TP collectives by the order of launches, which holds with one queue only."""
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+
+
+def profile_window(settings) -> dict[str, int]:
+    """Arguments of a profiler's schedule: the steps start_step <= step < end_step, after one step of warming up."""
+    warmup = min(1, settings.start_step - 1)
+    active = settings.end_step - settings.start_step
+    return {"skip_first": settings.start_step - 1 - warmup, "wait": 0, "warmup": warmup, "active": active, "repeat": 1}

@@ -5,6 +5,19 @@ import torch
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.platforms.base import Platform, ordered_launches
 
+# Dense bf16 and fp16 peaks of NVIDIA's data sheets, TFLOP/s, by a part of the device's name. More special names first.
+_PEAKS = {
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100": 989,
+    "H800": 989,
+    "H20": 148,
+    "A100": 312,
+    "A800": 312,
+    "L40S": 362,
+    "A10": 125,
+}
+
 
 class CudaPlatform(Platform):
     name = "cuda"
@@ -41,6 +54,16 @@ class CudaPlatform(Platform):
 
     def release_memory(self) -> None:
         torch.cuda.empty_cache()
+
+    def peak_tflops(self, dtype: torch.dtype) -> float | None:
+        name = torch.cuda.get_device_name()
+        if dtype not in (torch.bfloat16, torch.float16):
+            return None
+        return next((float(peak) for part, peak in _PEAKS.items() if part in name), None)
+
+    def _activities(self, with_cpu: bool) -> list:
+        device = [torch.profiler.ProfilerActivity.CUDA]
+        return device + super()._activities(with_cpu) if with_cpu else device
 
     def rng_state(self) -> torch.Tensor | None:
         return torch.cuda.get_rng_state()

@@ -13,7 +13,7 @@ import torch
 
 from mindspeed_mm import logs
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.platforms.base import Platform, ordered_launches
+from mindspeed_mm.platforms.base import Platform, ordered_launches, profile_window
 
 _log = logs.get(__name__)
 
@@ -80,9 +80,51 @@ class NpuPlatform(Platform):
     def release_memory(self) -> None:
         torch.npu.empty_cache()
 
+    def profiler(self, settings):
+        from torch_npu import profiler
+
+        level = {"level0": "Level0", "level1": "Level1", "level2": "Level2"}[settings.level]
+        experimental = profiler._ExperimentalConfig(
+            aic_metrics=getattr(profiler.AiCMetrics, settings.aic_metrics_type),
+            profiler_level=getattr(profiler.ProfilerLevel, level),
+            data_simplification=settings.data_simplification,
+        )
+        activities = [profiler.ProfilerActivity.NPU]
+        return profiler.profile(
+            activities=[*activities, profiler.ProfilerActivity.CPU] if settings.with_cpu else activities,
+            schedule=profiler.schedule(**profile_window(settings)),
+            on_trace_ready=profiler.tensorboard_trace_handler(settings.save_path),
+            record_shapes=settings.record_shapes,
+            profile_memory=settings.with_memory,
+            with_stack=settings.with_stack,
+            experimental_config=experimental,
+        )
+
+    def dynamic_profiler(self, config_path: str):
+        from torch_npu.profiler import dynamic_profile
+
+        return _DynamicProfiler(dynamic_profile, config_path)
+
     def rng_state(self) -> torch.Tensor | None:
         return torch.npu.get_rng_state()
 
     def set_rng_state(self, state: torch.Tensor | None) -> None:
         if state is not None:
             torch.npu.set_rng_state(state)
+
+
+class _DynamicProfiler:
+    """torch_npu's dynamic_profile module with the methods of a profiler."""
+
+    def __init__(self, module, config_path: str):
+        self._module = module
+        self._config_path = config_path
+
+    def start(self) -> None:
+        self._module.init(self._config_path)
+
+    def step(self) -> None:
+        self._module.step()
+
+    def stop(self) -> None:
+        """It stops by its file."""

@@ -1,6 +1,7 @@
 """From a RunConfig to a Trainer: every part is built here and handed to those that need it."""
 
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -18,17 +19,23 @@ from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.engine import Engine
 from mindspeed_mm.platforms.base import Platform
 from mindspeed_mm.training.encoders import FrozenEncoders
-from mindspeed_mm.training.saving import TrainingState
+from mindspeed_mm.training.evaluation import Evaluation
+from mindspeed_mm.training.state import TrainingState
 from mindspeed_mm.training.step import TrainStep
 from mindspeed_mm.training.task import FlowMatchingTask
-from mindspeed_mm.training.trainer import Trainer
+from mindspeed_mm.training.trainer import Sampler, Trainer
 from mindspeed_mm.weights import load_autoencoder, load_denoiser
 
 _log = logs.get(__name__)
 
 
-def build_trainer(config: RunConfig, platform: Platform, parallel: ParallelContext) -> Trainer:
-    """Everything for a run, on this rank's device; collective."""
+def build_trainer(
+    config: RunConfig,
+    platform: Platform,
+    parallel: ParallelContext,
+    build_sampler: Callable[[Engine, Ema | None, FrozenEncoders], Sampler] | None = None,
+) -> Trainer:
+    """Everything for a run, on this rank's device; collective. build_sampler: makes videos while training, if given."""
     device = platform.device(int(os.environ.get("LOCAL_RANK", "0")))
     loader = _loader(config, parallel)
     encoders = _encoders(config, device)
@@ -39,10 +46,16 @@ def build_trainer(config: RunConfig, platform: Platform, parallel: ParallelConte
     micro_batches = config.global_batch_size // (config.micro_batch_size * parallel.data_size)
     task = FlowMatchingTask(config.model.diffusion, config.model.predictor, config.seed)
     step = TrainStep(engine, encoders, task, optimizer, micro_batches, config.global_batch_size)
-    return Trainer(config, step, TrainingState(config, engine, optimizer, loader))
+    evaluation = None
+    if config.evaluation.data_path is not None:
+        held_out = _loader(config, parallel, held_out=True)
+        evaluation = Evaluation(engine, optimizer.ema, encoders, task, held_out, config.evaluation.iterations)
+    sampler = build_sampler(engine, optimizer.ema, encoders) if build_sampler is not None else None
+    state = TrainingState(engine, optimizer, loader, config.checkpoint, config.flags)
+    return Trainer(config, step, state, evaluation, sampler)
 
 
-def _loader(config: RunConfig, parallel: ParallelContext) -> Loader:
+def _loader(config: RunConfig, parallel: ParallelContext, held_out: bool = False) -> Loader:
     return build_loader(
         config.data,
         global_batch_size=config.global_batch_size,
@@ -52,6 +65,8 @@ def _loader(config: RunConfig, parallel: ParallelContext) -> Loader:
         seed=config.seed,
         autoencoder_strides=config.model.ae.strides,
         patch_size=config.model.predictor.patch_size,
+        data_path=config.evaluation.data_path if held_out else None,
+        evaluation=held_out,
     )
 
 

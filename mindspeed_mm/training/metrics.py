@@ -1,12 +1,16 @@
 """Numbers of a training step and the line that reports them."""
 
 import dataclasses
+import math
 import time
+
+from mindspeed_mm.config.model import DenoiserConfig
+from mindspeed_mm.models.sparse_ummdit.flops import training_flops
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """What is known after a step."""
+    """What is known after a step. Rates are of all ranks together, per second."""
 
     iteration: int
     train_iters: int
@@ -18,8 +22,25 @@ class StepMetrics:
     learning_rate: float
     loss_scale: float
     seconds: float
-    data_seconds: float  # of them, waiting for the loader
+    data_share: float  # part of the time that was spent waiting for the loader
+    samples_per_second: float
+    tokens_per_second: float  # video tokens of the denoiser
+    tflops: float  # of one device: forward and backward of the denoiser, without recomputation
+    mfu: float | None  # of the device's peak; None where that is unknown
+    memory_gib: float  # largest amount so far, of this rank
     skipped: str | None
+    skipped_steps: int  # of the run so far
+
+    @property
+    def eta_seconds(self) -> float:
+        return (self.train_iters - self.iteration) * self.seconds
+
+    def scalars(self) -> dict[str, float]:
+        """The numbers that change, for plots."""
+        names = ("loss", "gradient_norm", "clip_threshold", "learning_rate", "loss_scale", "seconds", "data_share")
+        names += ("samples_per_second", "tokens_per_second", "tflops", "mfu", "memory_gib", "skipped_steps")
+        found = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def line(step: StepMetrics) -> str:
@@ -29,7 +50,6 @@ def line(step: StepMetrics) -> str:
         f"iteration {step.iteration:>{width}}/{step.train_iters}",
         f"consumed samples: {step.consumed_samples}",
         f"elapsed time per iteration (ms): {1000 * step.seconds:.1f}",
-        f"data wait (ms): {1000 * step.data_seconds:.1f}",
         f"learning rate: {step.learning_rate:.6E}",
         f"global batch size: {step.global_batch_size}",
         f"loss: {step.loss:.6E}",
@@ -38,9 +58,51 @@ def line(step: StepMetrics) -> str:
     ]
     if step.clip_threshold is not None:
         fields.append(f"clip threshold: {step.clip_threshold:.4f}")
+    fields += [
+        f"samples/s: {step.samples_per_second:.3f}",
+        f"tokens/s: {step.tokens_per_second:.0f}",
+        f"TFLOP/s: {step.tflops:.3g}",
+    ]
+    if step.mfu is not None:
+        fields.append(f"MFU: {step.mfu:.1%}")
+    fields += [
+        f"memory: {step.memory_gib:.2f} GiB",
+        f"data wait: {step.data_share:.1%}",
+        f"ETA: {duration(step.eta_seconds)}",
+    ]
+    if step.skipped_steps:
+        fields.append(f"skipped steps: {step.skipped_steps}")
     if step.skipped is not None:
         fields.append(f"skipped: {step.skipped}")
     return " | ".join(fields)
+
+
+def duration(seconds: float) -> str:
+    """For example 2d03h, 4h05m, 3m20s or 12s."""
+    seconds = int(seconds)
+    days, hours, minutes = seconds // 86400, seconds // 3600 % 24, seconds // 60 % 60
+    if days:
+        return f"{days}d{hours:02}h"
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{seconds % 60:02}s" if minutes else f"{seconds}s"
+
+
+@dataclasses.dataclass(slots=True)
+class Work:
+    """What a step's micro-batches amount to, on this rank: samples, video tokens and operations of the denoiser."""
+
+    samples: int = 0
+    tokens: int = 0
+    flops: int = 0
+
+    def add(self, latent_shape, text_tokens: int, config: DenoiserConfig) -> None:
+        """Count a micro-batch with latents of this shape [B,C,T,H,W]."""
+        batch, _, t, h, w = latent_shape
+        extent = (t, h // config.patch_size, w // config.patch_size)
+        self.samples += batch
+        self.tokens += batch * math.prod(extent)
+        self.flops += batch * training_flops(config, extent, text_tokens)
 
 
 class Stopwatch:

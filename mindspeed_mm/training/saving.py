@@ -1,141 +1,131 @@
-"""What a training run is, as one checkpoint: put together here, taken apart here."""
+"""Checkpoints of a run in both formats, through the store that cannot lose one."""
 
-import argparse
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from mindspeed_mm import logs
-from mindspeed_mm.checkpoint import files, state
-from mindspeed_mm.config.run import CheckpointConfig, RunConfig
-from mindspeed_mm.data.loader import Loader
-from mindspeed_mm.errors import CheckpointError
-from mindspeed_mm.optim.step import OptimizerStep
-from mindspeed_mm.parallel import shards
-from mindspeed_mm.parallel.engine import Engine
+from mindspeed_mm.checkpoint import files, integrity, layout, reshard, torch_dist
+from mindspeed_mm.checkpoint.store import CheckpointStore, Writing
+from mindspeed_mm.parallel.partition import shard
+from mindspeed_mm.training.state import Named, Snapshot, TrainingState
 
 _log = logs.get(__name__)
-_CHECKPOINT_VERSION = 3.0  # Megatron's number for this layout
+_GROUPS = ("param", "exp_avg", "exp_avg_sq")
 
 
-class TrainingState:
-    """Everything that has to survive: weights, EMA, optimizer, schedule, clipping, random numbers, place in the data."""
+class Saver:
+    """Writes and reads a run's checkpoints; every method is collective."""
 
-    def __init__(self, config: RunConfig, engine: Engine, optimizer: OptimizerStep, loader: Loader):
-        self.config = config
-        self.engine = engine
-        self.optimizer = optimizer
-        self.loader = loader
-        self.iteration = 0
-        self.consumed_samples = 0
+    def __init__(self, state: TrainingState):
+        self.state = state
+        self.parallel = state.engine.parallel
+        settings = state.settings
+        self.format = settings.format
+        self.store = None
+        if settings.save is not None:
+            self.store = CheckpointStore(
+                Path(settings.save),
+                self.parallel,
+                in_background=settings.in_background,
+                keep_last=settings.keep_last,
+                keep_every=settings.keep_every,
+            )
 
-    # ------------------------------------------------------------------------------------------------------------ save
+    def save(self) -> None:
+        """Save the current iteration, or begin to. Raises CheckpointError if it cannot be written."""
+        snapshot = self.state.collect()
+        prepare = self._prepare_torch_dist if self.format == "torch_dist" else self._prepare_rank
+        self.store.save(self.state.iteration, lambda directory: prepare(snapshot, directory))
 
-    def save(self, root: Path) -> Path:
-        """Write a checkpoint of the current iteration under `root`; collective."""
-        settings: CheckpointConfig = self.config.checkpoint
-        ema = self._gather_ema()
-        optimizer = self._gather_optimizer() if settings.save_optimizer else None
-        rng = self._gather_rng() if settings.save_rng else None
-        model = None
-        if self.engine.parallel.data_and_context.rank() == 0:
-            model = {
-                "args": argparse.Namespace(**dict(self.config.flags)),
-                "checkpoint_version": _CHECKPOINT_VERSION,
-                "iteration": self.iteration,
-                "consumed_train_samples": self.consumed_samples,
-                "model": self.engine.network.state_dict(),
-                "clip": self.optimizer.clip.state_dict(),
-                "skipped_in_a_row": self.optimizer.skipped_in_a_row,
-                "data": self.loader.state_dict(),
-                "rng_state": rng,
-                "optimizer": self.engine.counters() if settings.save_optimizer else None,
-            }
-            if ema is not None:
-                model["ema_model"] = self._as_model(ema)
-                model["ema_updates"] = self.optimizer.ema.updates
-                if optimizer is not None:
-                    optimizer["ema_params"] = ema
-        return state.write(root, self.iteration, model, optimizer, self.engine.parallel)
+    def poll(self) -> int | None:
+        """The iteration of a checkpoint that was being written in the background and is complete now."""
+        return None if self.store is None else self.store.poll()
 
-    def _gather_optimizer(self) -> dict[str, dict[str, Tensor]] | None:
-        main = self.engine.main_shards()
-        whole = {"param": shards.gather(main, [shard.main for shard in main])}
-        for key, values in self.engine.moments().items():
-            whole[key] = shards.gather(main, values)
-        return whole if whole["param"] is not None else None
+    def complete(self) -> int | None:
+        """Wait for the checkpoint in the background; its iteration if there was one."""
+        return None if self.store is None else self.store.complete()
 
-    def _gather_ema(self) -> dict[str, Tensor] | None:
-        ema = self.optimizer.ema
-        if ema is None:
-            return None
-        main = self.engine.main_shards()
-        return shards.gather(main, [ema.shards[shard.name] for shard in main])
-
-    def _as_model(self, ema: dict[str, Tensor]) -> dict:
-        """The averages under the names and in the precision of the model, as the original saves them."""
-        return {
-            name: ema[name].to(value.dtype) if name in ema else value
-            for name, value in self.engine.network.state_dict().items()
-        }
-
-    def _gather_rng(self) -> list[dict] | None:
-        """Torch's random numbers of every rank that shares this TP rank's file."""
-        mine = {"torch": torch.get_rng_state(), "device": self.engine.platform.rng_state()}
-        group = self.engine.parallel.data_and_context
-        everyone: list = [None] * group.size()
-        dist.all_gather_object(everyone, mine, group=group)
-        return everyone
-
-    # ------------------------------------------------------------------------------------------------------------ load
-
-    def load(self, root: Path) -> None:
-        """Continue from the latest checkpoint under `root`; collective."""
-        settings: CheckpointConfig = self.config.checkpoint
-        model, optimizer_file = state.read(root, self.engine.parallel)
-        try:
-            self.engine.network.load_state_dict(model["model"])
-        except (RuntimeError, KeyError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise CheckpointError(f"{root}: the checkpoint is of another network ({reason})") from None
-        self.iteration = model["iteration"]
-        self.consumed_samples = model["consumed_train_samples"]
-        self.loader.load_state_dict(model["data"])
-        self.optimizer.clip.load_state_dict(model["clip"])
-        self.optimizer.skipped_in_a_row = model["skipped_in_a_row"]
-        if settings.load_optimizer and model["optimizer"] is not None and optimizer_file is not None:
-            self.engine.load_counters(model["optimizer"])
-            self._scatter_optimizer(optimizer_file, model.get("ema_updates"))
+    def resume(self, root: Path) -> None:
+        """Continue from the latest whole checkpoint under `root`, of any TP and DP size."""
+        location = CheckpointStore(root, self.parallel).latest_whole()
+        if layout.is_torch_dist(location.directory):
+            snapshot = self._read_torch_dist(location.directory)
         else:
-            self.engine.weights_changed()
-            if self.optimizer.ema is not None:
-                self.optimizer.ema.restart()
-            _log.warning(f"{root}: continues without the optimizer's state (not saved, or --no-load-optim)")
-        if settings.load_rng and model["rng_state"] is not None:
-            self._restore_rng(model["rng_state"])
+            snapshot = self._read_ranks(location.directory)
+        self.state.restore(snapshot)
+        _log.info(f"resumed from {location.directory} at iteration {self.state.iteration}")
 
-    def _scatter_optimizer(self, file: Path, ema_updates: int | None) -> None:
-        first = self.engine.parallel.data_and_context.rank() == 0
-        whole = files.load(file) if first else {}
-        main = self.engine.main_shards()
-        shards.scatter(whole.get("param"), main, [shard.main for shard in main])
-        for key, values in self.engine.moments().items():
-            shards.scatter(whole.get(key), main, values)
-        ema = self.optimizer.ema
-        if ema is None:
-            return
-        if ema_updates is None:
-            _log.warning("the checkpoint holds no EMA; it starts from these weights")
-            ema.restart()
-            return
-        ema.updates = ema_updates
-        shards.scatter(whole.get("ema_params"), main, [ema.shards[shard.name] for shard in main])
+    # -------------------------------------------------------------------------------------------------- Megatron layout
 
-    def _restore_rng(self, everyone: list[dict]) -> None:
-        rank = self.engine.parallel.data_and_context.rank()
-        if len(everyone) != self.engine.parallel.data_and_context.size():
-            return  # another layout: the states belong to no rank of it; draws of ours are addressed, not counted
-        torch.set_rng_state(everyone[rank]["torch"])
-        self.engine.platform.set_rng_state(everyone[rank]["device"])
+    def _prepare_rank(self, snapshot: Snapshot | None, building: Path) -> Writing:
+        return Writing(lambda: {} if snapshot is None else self._write_rank(snapshot, building))
+
+    def _write_rank(self, snapshot: Snapshot, building: Path) -> integrity.Checksums:
+        directory = layout.rank_directory(building, self.parallel.tensor_rank)
+        directory.mkdir()
+        model = {**snapshot.common, "model": self._with_empty_states(snapshot.model)}
+        optimizer = dict(snapshot.optimizer or {})
+        if "ema_params" in optimizer:
+            averages = {name: optimizer["ema_params"][name].to(value.dtype) for name, value in snapshot.model.items()}
+            model["ema_model"] = self._with_empty_states(averages)
+        files.save(model, directory / layout.MODEL_FILE)
+        if optimizer:
+            files.save(optimizer, directory / layout.OPTIMIZER_FILE)
+        files.flush_directory(directory)
+        return integrity.measure(sorted(directory.iterdir()), building)
+
+    def _with_empty_states(self, model: Named) -> dict:
+        """With the empty `_extra_state` entries that Megatron's layers have, in its order of names."""
+        return {name: model.get(name) for name in self.state.engine.network.state_dict()}
+
+    def _read_ranks(self, directory: Path) -> Snapshot:
+        paths = layout.rank_files(directory)
+        same = len(paths) == self.parallel.tensor_size
+        if same:
+            paths = [paths[self.parallel.tensor_rank]]
+        else:
+            _log.info(f"resharding from {len(paths)} to {self.parallel.tensor_size} TP ranks")
+        models = [files.load(path) for path in paths]
+        optimizer = None
+        # The optimizer's tensors are only needed where they are scattered from.
+        if self.parallel.data_and_context.rank() == 0 and paths[0].with_name(layout.OPTIMIZER_FILE).is_file():
+            groups = [files.load(path.with_name(layout.OPTIMIZER_FILE)) for path in paths]
+            optimizer = {key: [group[key] for group in groups] for key in groups[0]}
+            optimizer = {key: parts[0] if same else self._resharded(parts) for key, parts in optimizer.items()}
+        model = models[0]["model"] if same else self._resharded([model["model"] for model in models])
+        return Snapshot(models[0], model, optimizer)
+
+    def _resharded(self, parts: list[Named]) -> Named:
+        """This TP rank's tensors from those of all TP ranks of the checkpoint."""
+        dims = self.state.dims
+        names = [name for name, value in parts[0].items() if isinstance(value, Tensor)]
+        whole = ((name, reshard.merge([part[name] for part in parts], dims[name], name)) for name in names)
+        return {name: shard(value, dims[name], self.parallel).clone() for name, value in whole}
+
+    # ------------------------------------------------------------------------------------------------------- torch_dist
+
+    def _prepare_torch_dist(self, snapshot: Snapshot | None, building: Path) -> Writing:
+        dims, tensors = self.state.dims, {}
+        if snapshot is not None:
+            tensors = {f"model.{name}": (value, dims[name]) for name, value in snapshot.model.items()}
+            for key, group in (snapshot.optimizer or {}).items():
+                tensors |= {f"{key}.{name}": (value, dims[name]) for name, value in group.items()}
+        return torch_dist.prepare(tensors, snapshot.common if snapshot else {}, building, self.parallel)
+
+    def _read_torch_dist(self, directory: Path) -> Snapshot:
+        common = torch_dist.load_common(directory)
+        shapes = {name: parameter.shape for name, parameter in self.state.engine.network.named_parameters()}
+        dtype = next(self.state.engine.network.parameters()).dtype
+        keys = [*_GROUPS] if common["optimizer"] is not None else []
+        keys += ["ema_params"] if common["ema_updates"] is not None else []
+        wanted = torch_dist.like(shapes, self.state.dims, "model.", dtype)
+        for key in keys:
+            wanted |= torch_dist.like(shapes, self.state.dims, f"{key}.", torch.float32)
+        found = torch_dist.load(wanted, directory, self.parallel)
+
+        def group(key: str) -> Named:
+            return {name: found[f"{key}.{name}"] for name in shapes}
+
+        return Snapshot(common, group("model"), {key: group(key) for key in keys} or None)

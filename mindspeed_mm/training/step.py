@@ -1,6 +1,7 @@
 """One training step: micro-batches forward and backward, then the update."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator
 
@@ -9,19 +10,23 @@ import torch.distributed as dist
 
 from mindspeed_mm.optim.step import OptimizerStep, StepReport
 from mindspeed_mm.parallel.engine import Engine
-from mindspeed_mm.training.encoders import FrozenEncoders
+from mindspeed_mm.training.encoders import Encoded, FrozenEncoders
+from mindspeed_mm.training.metrics import Work
 from mindspeed_mm.training.task import FlowMatchingTask
 from mindspeed_mm.types import Batch
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepResult:
-    """Loss over the global batch, what became of the gradients, and this rank's files."""
+    """Loss over the global batch, what became of the gradients, and what went into them."""
 
     loss: float
     report: StepReport
     data_seconds: float
-    paths: tuple[str, ...]
+    work: Work  # of this rank
+    suspects: tuple[
+        str, ...
+    ]  # of a skipped step: files of all ranks, those with a loss that is not finite alone if any
 
 
 class TrainStep:
@@ -46,24 +51,37 @@ class TrainStep:
 
     def __call__(self, batches: Iterator[Batch]) -> StepResult:
         self.engine.start_step()
-        total = torch.zeros((), device=self.encoders.device)
-        paths: list[str] = []
-        data_seconds = 0.0
+        losses: list[tuple[torch.Tensor, tuple[str, ...]]] = []
+        work, data_seconds = Work(), 0.0
         for index in range(self.micro_batches):
             start = time.perf_counter()
             batch = next(batches)
             data_seconds += time.perf_counter() - start
-            paths.extend(batch.paths)
             sample = self.encoders(batch)
+            work.add(sample.latents.shape, sample.text.sequence.shape[1], self.task.denoiser)
             with self.engine.micro_batch(last=index == self.micro_batches - 1):
-                loss = self.task.loss(self.engine.ddp, sample) / self.micro_batches
-                self.engine.backward(loss)
-            total += loss.detach()
+                losses.append((self._forward_backward(sample), sample.paths))
         report = self.optimizer(self.samples)
-        return StepResult(self._mean_over_data(total), report, data_seconds, tuple(paths))
+        loss = torch.stack([value for value, _ in losses]).sum()
+        suspects = self._suspects(losses) if report.skipped else ()
+        return StepResult(self._mean_over_data(loss), report, data_seconds, work, suspects)
+
+    def _forward_backward(self, sample: Encoded) -> torch.Tensor:
+        loss = self.task.loss(self.engine.ddp, sample) / self.micro_batches
+        self.engine.backward(loss)
+        return loss.detach()
 
     def _mean_over_data(self, loss: torch.Tensor) -> float:
         group = self.engine.parallel.data
         if group.size() > 1:
             dist.all_reduce(loss, group=group)
         return loss.item() / group.size()
+
+    def _suspects(self, losses: list[tuple[torch.Tensor, tuple[str, ...]]]) -> tuple[str, ...]:
+        """Files of the step, of all data ranks; if the loss of some micro-batches is not finite, theirs."""
+        mine = [(math.isfinite(value.item()), paths) for value, paths in losses]
+        everyone: list = [None] * self.engine.parallel.data_size
+        dist.all_gather_object(everyone, mine, group=self.engine.parallel.data)
+        both = [item for rank in everyone for item in rank]
+        spoilt = [path for finite, paths in both if not finite for path in paths]
+        return tuple(spoilt or [path for _, paths in both for path in paths])

@@ -20,6 +20,11 @@ class FlowMatchingTask:
     denoiser: DenoiserConfig
     seed: int
 
+    @property
+    def unweighted(self) -> DiffusionConfig:
+        """The diffusion without weights of the loss by noise level."""
+        return dataclasses.replace(self.diffusion, weighting_scheme="uniform")
+
     def loss(self, denoiser, sample: Encoded) -> Tensor:
         """Loss of a micro-batch, a scalar; denoiser is called as SparseUMMDiT is."""
         z0 = sample.latents

@@ -1,50 +1,114 @@
-"""The training loop: steps, log lines, checkpoints."""
+"""The training loop: steps, log lines, checkpoints, evaluation, and an orderly end when asked for one."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from mindspeed_mm import logs
 from mindspeed_mm.checkpoint import layout
 from mindspeed_mm.config.run import RunConfig
+from mindspeed_mm.errors import CheckpointError, TrainingDiverged
 from mindspeed_mm.training import metrics
-from mindspeed_mm.training.saving import TrainingState
+from mindspeed_mm.training.evaluation import Evaluation
+from mindspeed_mm.training.heartbeat import Heartbeat
+from mindspeed_mm.training.profiling import Profiler
+from mindspeed_mm.training.reports import Reports
+from mindspeed_mm.training.saving import Saver
+from mindspeed_mm.training.signals import StopRequest
+from mindspeed_mm.training.state import TrainingState
 from mindspeed_mm.training.step import StepResult, TrainStep
+from mindspeed_mm.training.watchdog import Watchdog
 
 _log = logs.get(__name__)
+Sampler = Callable[[int], None]  # makes videos with the current weights, for an iteration
 
 
 class Trainer:
     """Runs `train_iters` steps, from the latest checkpoint if there is one."""
 
-    def __init__(self, config: RunConfig, step: TrainStep, state: TrainingState):
+    def __init__(
+        self,
+        config: RunConfig,
+        step: TrainStep,
+        state: TrainingState,
+        evaluation: Evaluation | None = None,
+        sampler: Sampler | None = None,
+    ):
+        """evaluation, sampler: what to do at their intervals; None: nothing."""
         self.config = config
         self.step = step
         self.state = state
+        self.evaluation = evaluation
+        self.sampler = sampler
+        self.parallel = step.engine.parallel
+        self.platform = step.engine.platform
+        self.stopping = False  # a signal has asked for the end
+        self.saver = Saver(state)
+        self.reports = Reports(config, self.parallel.is_first)
+        rank, world_size, store = self.parallel.rank, self.parallel.world_size, self.parallel.store
+        self.heartbeat = Heartbeat(store, rank, world_size)
+        self.watchdog = Watchdog(store, rank, world_size, config.report.hang_minutes)
 
     def fit(self) -> None:
-        """Train to the end. Raises TrainingDiverged when too many steps in a row were skipped."""
-        self._resume()
-        batches = iter(self.state.loader)
+        """Train to the end, or until a signal asks to stop.
+
+        Raises TrainingDiverged when too many steps in a row were skipped, nothing is saved then; RankLost when another
+        process has died.
+        """
+        with self.heartbeat:
+            self._resume()
+            self._train()
+
+    def _train(self) -> None:
+        profiler = Profiler(self.config.tools.profile, self.platform, self.parallel.rank, self.state.iteration)
+        with self.reports.open(), self.watchdog, profiler, StopRequest() as request:
+            batches = iter(self.state.loader)
+            self.step.engine.network.train()
+            while self.state.iteration < self.config.train_iters:
+                self._one_step(batches)
+                profiler.step()
+                signal = request.agreed()
+                if signal is not None:
+                    self.stopping = True
+                    _log.info(f"{signal}: saving and ending at iteration {self.state.iteration}")
+                    if self.config.checkpoint.save is not None and not self._save_is_due():
+                        self._save()
+                    break
+            self._note_saved(self.saver.complete)
+
+    def _one_step(self, batches) -> None:
         watch = metrics.Stopwatch()
-        self.step.engine.network.train()
-        while self.state.iteration < self.config.train_iters:
-            result = self.step(batches)
-            self.state.iteration += 1
-            self.state.consumed_samples += self.config.global_batch_size
-            self._log(result, watch.read())
+        result = self.step(batches)
+        self.platform.synchronize()
+        self.state.iteration += 1
+        self.state.consumed_samples += self.config.global_batch_size
+        self.state.skipped_steps += result.report.skipped is not None
+        self._report(result, watch.read())
+        self.watchdog.beat("the step", self.state.iteration)
+        self._note_saved(self.saver.poll)
+        self._stop_if_diverged()
+        if self._save_is_due():
+            self._save()
+        self._evaluate_if_due()
+
+    def _stop_if_diverged(self) -> None:
+        try:
             self.step.optimizer.check()
-            if self._save_is_due():
-                self._save()
-                watch.read()  # saving is no part of the next step's time
+        except TrainingDiverged:
+            self._note_saved(self.saver.complete)
+            raise
+
+    # ----------------------------------------------------------------------------------------------------- checkpoints
 
     def _resume(self) -> None:
-        load = self.config.checkpoint.load
+        load, save = self.config.checkpoint.load, self.config.checkpoint.save
         if load is None:
             return
-        if not layout.has_checkpoint(Path(load)):
+        if layout.has_checkpoint(Path(load)):
+            self.saver.resume(Path(load))
+        elif save is not None and Path(load) == Path(save):  # how scripts start a run that they may start again
             _log.info(f"{load} holds no checkpoint yet; starting from iteration 0")
-            return
-        self.state.load(Path(load))
-        _log.info(f"resumed from {load} at iteration {self.state.iteration}")
+        else:
+            raise CheckpointError(f"--load {load}: holds no checkpoint; leave --load out to start from iteration 0")
 
     def _save_is_due(self) -> bool:
         checkpoint = self.config.checkpoint
@@ -53,34 +117,76 @@ class Trainer:
         return self.state.iteration % checkpoint.save_interval == 0 or self.state.iteration == self.config.train_iters
 
     def _save(self) -> None:
+        self._note_saved(self.saver.complete)
         watch = metrics.Stopwatch()
-        directory = self.state.save(Path(self.config.checkpoint.save))
-        _log.info(f"saved {directory} in {watch.read():.1f} s")
+        self._note_saved(self._save_now)
+        _log.debug(f"saving iteration {self.state.iteration} held up the training for {watch.read():.1f} s")
+        self.watchdog.beat("saving", self.state.iteration)
 
-    def _log(self, result: StepResult, seconds: float) -> None:
-        report = result.report
-        if report.skipped is not None:
-            # Every rank names its own files: any of them may hold the offending sample.
-            _log.warning(
-                f"iteration {self.state.iteration}: skipped, {report.skipped}; samples: {', '.join(result.paths)}"
-            )
-        if self.state.iteration % self.config.log_interval and report.skipped is None:
+    def _save_now(self) -> int | None:
+        self.saver.save()
+        return None if self.config.checkpoint.in_background else self.state.iteration
+
+    def _note_saved(self, action: Callable[[], int | None]) -> None:
+        """Log what has been saved. A failure, such as a full disk, ends the run only if no later save can make up for it."""
+        try:
+            iteration = action()
+        except CheckpointError as error:
+            if self.stopping or self.state.iteration == self.config.train_iters:
+                raise
+            _log.error(f"{error}; training goes on, the next save is at its interval")
             return
-        _log.info(
-            metrics.line(
-                metrics.StepMetrics(
-                    iteration=self.state.iteration,
-                    train_iters=self.config.train_iters,
-                    consumed_samples=self.state.consumed_samples,
-                    global_batch_size=self.config.global_batch_size,
-                    loss=result.loss,
-                    gradient_norm=report.gradient_norm,
-                    clip_threshold=report.threshold,
-                    learning_rate=report.learning_rate,
-                    loss_scale=report.loss_scale,
-                    seconds=seconds,
-                    data_seconds=result.data_seconds,
-                    skipped=report.skipped,
-                )
-            )
+        if iteration is not None:
+            _log.info(f"saved iteration {iteration} to {self.config.checkpoint.save}")
+
+    # ------------------------------------------------------------------------------------------------------ evaluation
+
+    def _evaluate_if_due(self) -> None:
+        settings, iteration = self.config.evaluation, self.state.iteration
+        last = iteration == self.config.train_iters
+        if self.evaluation is not None and (iteration % settings.interval == 0 or last):
+            found = self.evaluation()
+            _log.info(f"iteration {iteration} | " + " | ".join(f"{name}: {value:.6f}" for name, value in found.items()))
+            self.reports.values(iteration, found)
+            self.watchdog.beat("evaluation", iteration)
+        if self.sampler is not None and (iteration % settings.sample_interval == 0 or last):
+            self.sampler(iteration)
+            self.step.engine.network.train()
+            self.watchdog.beat("sampling", iteration)
+
+    # --------------------------------------------------------------------------------------------------------- reports
+
+    def _report(self, result: StepResult, seconds: float) -> None:
+        step = self._metrics(result, seconds)
+        self.reports.step(step)
+        if step.skipped is not None:
+            _log.warning(f"iteration {step.iteration}: skipped, {step.skipped}; samples: {', '.join(result.suspects)}")
+        if step.iteration % self.config.report.log_interval == 0 or step.skipped is not None:
+            _log.info(metrics.line(step))
+
+    def _metrics(self, result: StepResult, seconds: float) -> metrics.StepMetrics:
+        report, engine = result.report, self.step.engine
+        replicas = self.parallel.data_size
+        sharers = self.parallel.tensor_size * self.parallel.context_size  # they share the work of one sample
+        tflops = result.work.flops / sharers / seconds / 1e12
+        peak = self.config.report.peak_tflops or self.platform.peak_tflops(next(engine.network.parameters()).dtype)
+        return metrics.StepMetrics(
+            iteration=self.state.iteration,
+            train_iters=self.config.train_iters,
+            consumed_samples=self.state.consumed_samples,
+            global_batch_size=self.config.global_batch_size,
+            loss=result.loss,
+            gradient_norm=report.gradient_norm,
+            clip_threshold=report.threshold,
+            learning_rate=report.learning_rate,
+            loss_scale=report.loss_scale,
+            seconds=seconds,
+            data_share=result.data_seconds / seconds,
+            samples_per_second=result.work.samples * replicas / seconds,
+            tokens_per_second=result.work.tokens * replicas / seconds,
+            tflops=tflops,
+            mfu=None if peak is None else tflops / peak,
+            memory_gib=self.platform.peak_memory() / 2**30,
+            skipped=report.skipped,
+            skipped_steps=self.state.skipped_steps,
         )

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from mindspeed_mm.config.model import DenoiserConfig, DiffusionConfig
-from mindspeed_mm.config.run import OptimizerSettings
+from mindspeed_mm.config.run import CheckpointConfig, OptimizerSettings
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.optim.adaptive_clip import AdaptiveClip, FixedClip
 from mindspeed_mm.optim.ema import Ema
@@ -16,7 +16,9 @@ from mindspeed_mm.parallel.engine import Engine
 from mindspeed_mm.parallel.seeds import generator
 from mindspeed_mm.platforms.cpu import CpuPlatform
 from mindspeed_mm.training.encoders import Encoded
-from mindspeed_mm.training.step import TrainStep
+from mindspeed_mm.training.saving import Saver
+from mindspeed_mm.training.state import TrainingState
+from mindspeed_mm.training.step import StepResult, TrainStep
 from mindspeed_mm.training.task import FlowMatchingTask
 from mindspeed_mm.types import TextFeatures
 
@@ -64,6 +66,30 @@ class FakeBatch:
         return tuple(f"sample{number}" for number in self.numbers)
 
 
+class Stream:
+    """This rank's micro-batches of the samples 0, 1, 2, ..., without those in `skip`; a loader with a position."""
+
+    def __init__(self, parallel: ParallelContext, micro_batch: int, skip: tuple[int, ...] = ()):
+        self.numbers = [number for number in range(400) if number not in skip]
+        self.rank, self.ranks, self.micro_batch = parallel.data_rank, parallel.data_size, micro_batch
+        self.seen = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> FakeBatch:
+        width = self.micro_batch * self.ranks
+        window = self.numbers[self.seen : self.seen + width]
+        self.seen += width
+        return FakeBatch(tuple(window[self.rank :: self.ranks]))
+
+    def state_dict(self) -> dict:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.seen = state["seen"]
+
+
 class FakeEncoders:
     """Latents and text of a sample from its number alone; `spoil` maps a number to a factor of its latents."""
 
@@ -89,7 +115,16 @@ class FakeEncoders:
 class Run:
     """A TrainStep on this rank, and its stream of data."""
 
-    def __init__(self, layout: Layout, *, ema: bool = True, spoil: dict | None = None, lr: float = 1e-2):
+    def __init__(
+        self,
+        layout: Layout,
+        checkpoint: CheckpointConfig | None = None,
+        *,
+        ema: bool = True,
+        spoil: dict[int, float] | None = None,
+        skip: tuple[int, ...] = (),
+        lr: float = 1e-2,
+    ):
         self.layout = layout
         self.parallel = ParallelContext.start(
             tensor_size=layout.tensor, context_size=layout.context, sequence_parallel=layout.sequence_parallel
@@ -119,13 +154,17 @@ class Run:
         self.micro_batches = GLOBAL_BATCH // (layout.micro_batch * self.parallel.data_size)
         task = FlowMatchingTask(DiffusionConfig(), DENOISER, SEED)
         self.step = TrainStep(self.engine, FakeEncoders(spoil), task, self.optimizer, self.micro_batches, GLOBAL_BATCH)
+        self.stream = Stream(self.parallel, layout.micro_batch, skip)
+        self.state = TrainingState(self.engine, self.optimizer, self.stream, checkpoint or CheckpointConfig())
+        self.saver = Saver(self.state)
 
-    def batches(self, first_step: int = 0, skip: tuple[int, ...] = ()):
-        """This rank's micro-batches from a step on; the samples in `skip` are left out of the stream."""
-        stream = [number for number in range(400) if number not in skip]
-        width = self.layout.micro_batch * self.parallel.data_size
-        for start in range(first_step * GLOBAL_BATCH, len(stream) - width + 1, width):
-            yield FakeBatch(tuple(stream[start : start + width][self.parallel.data_rank :: self.parallel.data_size]))
+    def steps(self, count: int) -> list[StepResult]:
+        """Train on."""
+        results = []
+        for _ in range(count):
+            results.append(self.step(self.stream))
+            self.state.iteration += 1
+        return results
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         """Whole (TP-local) fp32 main weights on the first data rank."""
@@ -139,7 +178,4 @@ class Run:
 
 def curve(layout: Layout, steps: int = 20) -> list[tuple[float, float]]:
     """(loss, gradient norm) of each step."""
-    run = Run(layout)
-    batches = run.batches()
-    results = [run.step(batches) for _ in range(steps)]
-    return [(result.loss, result.report.gradient_norm) for result in results]
+    return [(result.loss, result.report.gradient_norm) for result in Run(layout).steps(steps)]

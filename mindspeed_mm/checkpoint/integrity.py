@@ -1,0 +1,54 @@
+"""Checksums of the files of a checkpoint: taken by the rank that wrote a file, recorded in one list per checkpoint."""
+
+import json
+import zlib
+from pathlib import Path
+
+from mindspeed_mm.checkpoint import files
+from mindspeed_mm.errors import CheckpointError
+
+CHECKSUMS = "checksums.json"
+_BLOCK = 1 << 24
+
+Checksums = dict[str, list[int]]  # path below the checkpoint's directory -> [bytes, CRC-32]
+
+
+def measure(paths: list[Path], directory: Path) -> Checksums:
+    """Checksums of files below a directory."""
+    return {str(path.relative_to(directory)): [path.stat().st_size, crc32(path)] for path in paths}
+
+
+def write(found: Checksums, directory: Path) -> None:
+    """Record the checksums of all files of a checkpoint."""
+    files.write_text(json.dumps(found, indent=1), directory / CHECKSUMS)
+
+
+def read(directory: Path) -> Checksums:
+    """What was recorded; nothing for checkpoints of other programs, which record nothing."""
+    record = directory / CHECKSUMS
+    if not record.is_file():
+        return {}
+    try:
+        return json.loads(record.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise CheckpointError(f"{record}: is damaged") from None
+
+
+def verify(wanted: Checksums, directory: Path) -> None:
+    """Raise CheckpointError for the first file that is not what was recorded."""
+    for name, (size, checksum) in wanted.items():
+        path = directory / name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing")
+        if path.stat().st_size != size:
+            raise CheckpointError(f"{path}: truncated, {path.stat().st_size} of {size} bytes")
+        if crc32(path) != checksum:
+            raise CheckpointError(f"{path}: damaged, its checksum is not the one that was recorded")
+
+
+def crc32(path: Path) -> int:
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            value = zlib.crc32(block, value)
+    return value

@@ -1,0 +1,86 @@
+"""Loss on held-out clips: fixed noise, in five bands of sigma, with the live weights and with their average.
+
+A training loss mixes all noise levels and new noise every step, so it moves little and jumps; this one repeats the same
+question.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from mindspeed_mm.data.loader import Loader
+from mindspeed_mm.diffusion import flow
+from mindspeed_mm.optim.ema import Ema
+from mindspeed_mm.parallel.engine import Engine
+from mindspeed_mm.parallel.seeds import generator
+from mindspeed_mm.training.encoders import Encoded, FrozenEncoders, per_sample_noise
+from mindspeed_mm.training.task import FlowMatchingTask
+
+BANDS = 5
+
+
+class Evaluation:
+    """Evaluates `iterations` micro-batches of each data rank of a held-out list; every method is collective."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        ema: Ema | None,
+        encoders: FrozenEncoders,
+        task: FlowMatchingTask,
+        loader: Loader,
+        iterations: int,
+    ):
+        self.engine = engine
+        self.ema = ema
+        self.encoders = encoders
+        self.task = task
+        self.loader = loader
+        self.iterations = iterations
+
+    def __call__(self) -> dict[str, float]:
+        """{"eval loss": ..., "eval loss sigma 0.0-0.2": ..., "ema eval loss": ...}: means over the list's samples."""
+        samples = self._samples()
+        found = self._losses(samples, "eval loss")
+        if self.ema is not None:
+            averages = [self.ema.shards[shard.name] for shard in self.engine.main_shards()]
+            with self.engine.weights_of(averages):
+                found |= self._losses(samples, "ema eval loss")
+        return found
+
+    def _samples(self) -> list[Encoded]:
+        """Encoded once for both kinds of weights; the list is short."""
+        self.loader.rewind()
+        batches = iter(self.loader)
+        rounds = tqdm(
+            range(self.iterations),
+            desc="encoding held-out clips",
+            disable=not self.engine.parallel.is_first,
+            leave=False,
+        )
+        return [self.encoders(next(batches)) for _ in rounds]
+
+    @torch.no_grad()
+    def _losses(self, samples: list[Encoded], name: str) -> dict[str, float]:
+        network = self.engine.network
+        network.eval()
+        sums = torch.zeros(BANDS, dtype=torch.float64)
+        for sample in samples:
+            for band in range(BANDS):
+                sums[band] += self._band_loss(network, sample, band).double().cpu()
+        network.train()
+        dist.all_reduce(sums, group=self.engine.parallel.data)
+        means = (sums / (len(samples) * self.engine.parallel.data_size)).tolist()
+        bands = {f"{name} sigma {band / BANDS:.1f}-{(band + 1) / BANDS:.1f}": mean for band, mean in enumerate(means)}
+        return {name: sum(means) / BANDS, **bands}
+
+    def _band_loss(self, network, sample: Encoded, band: int) -> Tensor:
+        """Mean squared error at a noise level of each sample's own within the band, with noise of its own."""
+        z0, seed, addresses = sample.latents, self.task.seed, sample.addresses
+        levels = [torch.rand(1, generator=generator(seed, "eval sigma", band, *address)) for address in addresses]
+        sigma = ((torch.cat(levels) + band) / BANDS).to(z0.device)
+        noise = per_sample_noise(z0, seed, "eval noise", addresses)
+        prediction = network(flow.interpolate(z0, noise, sigma), sigma, sample.text, sample.keep)
+        plain = self.task.unweighted
+        return flow.loss(prediction, flow.velocity(z0, noise), sigma, plain, sample.keep)

@@ -1,0 +1,167 @@
+"""What a training run is: collected into plain values for a checkpoint, and restored from them at any layout."""
+
+import argparse
+import dataclasses
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mindspeed_mm import logs
+from mindspeed_mm.config.run import CheckpointConfig
+from mindspeed_mm.data.loader import Loader
+from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.optim.step import OptimizerStep
+from mindspeed_mm.parallel import shards
+from mindspeed_mm.parallel.engine import Engine
+from mindspeed_mm.parallel.partition import partition_dims
+
+_log = logs.get(__name__)
+_CHECKPOINT_VERSION = 3.0  # Megatron's number for this layout
+
+Named = dict[str, Tensor]
+
+
+@dataclasses.dataclass(slots=True)
+class Snapshot:
+    """A run at one moment, as one TP rank holds it, on the CPU.
+
+    common: plain values; model: parameters in the model's precision; optimizer: "param", "exp_avg", "exp_avg_sq" and, with
+    EMA, "ema_params" -> fp32 tensors by parameter name. optimizer is None where it is not saved.
+    """
+
+    common: dict
+    model: Named
+    optimizer: dict[str, Named] | None
+
+
+class TrainingState:
+    """Everything that has to survive: weights, EMA, optimizer, schedule, clipping, random numbers, place in the data."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        optimizer: OptimizerStep,
+        loader: Loader,
+        settings: CheckpointConfig,
+        flags: tuple[tuple[str, object], ...] = (),
+    ):
+        """settings: which of it is saved and loaded; flags: what the run was started with, kept as Megatron's `args`."""
+        self.settings = settings
+        self.flags = flags
+        self.engine = engine
+        self.optimizer = optimizer
+        self.loader = loader
+        self.dims = partition_dims(engine.network)
+        self.iteration = 0
+        self.consumed_samples = 0
+        self.skipped_steps = 0
+
+    # --------------------------------------------------------------------------------------------------------- collect
+
+    def collect(self) -> Snapshot | None:
+        """The run as it is now, on the first data rank of each TP rank; None on the others; collective.
+
+        All tensors are copies: training may go on while they are written.
+        """
+        settings = self.settings
+        main = self.engine.main_shards()
+        groups: dict[str, Named | None] = {}
+        if settings.save_optimizer:
+            groups["param"] = shards.gather(main, [shard.main for shard in main])
+            for key, values in self.engine.moments().items():
+                groups[key] = shards.gather(main, values)
+        if self.optimizer.ema is not None:
+            groups["ema_params"] = shards.gather(main, [self.optimizer.ema.shards[shard.name] for shard in main])
+        common = self._common(self._gather_rng() if settings.save_rng else None)
+        if self.engine.parallel.data_and_context.rank() != 0:
+            return None
+        model = {name: value.detach().cpu().clone() for name, value in self.engine.network.named_parameters()}
+        return Snapshot(common, model, groups or None)
+
+    def _common(self, rng: list[dict] | None) -> dict:
+        ema = self.optimizer.ema
+        return {
+            "args": argparse.Namespace(**dict(self.flags)),
+            "checkpoint_version": _CHECKPOINT_VERSION,
+            "iteration": self.iteration,
+            "consumed_train_samples": self.consumed_samples,
+            "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self.optimizer.skipped_in_a_row,
+            "clip": self.optimizer.clip.state_dict(),
+            "ema_updates": None if ema is None else ema.updates,
+            "data": self.loader.state_dict(),
+            "rng_state": rng,
+            "optimizer": self.engine.counters() if self.settings.save_optimizer else None,
+        }
+
+    def _gather_rng(self) -> list[dict]:
+        """Torch's random numbers of every rank that shares this TP rank's file."""
+        mine = {"torch": torch.get_rng_state(), "device": self.engine.platform.rng_state()}
+        group = self.engine.parallel.data_and_context
+        everyone: list = [None] * group.size()
+        dist.all_gather_object(everyone, mine, group=group)
+        return everyone
+
+    # --------------------------------------------------------------------------------------------------------- restore
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Continue from a snapshot; collective. Its tensors are needed on the first data rank, the model's on all."""
+        settings, common = self.settings, snapshot.common
+        self._restore_model(snapshot.model)
+        self.iteration = common["iteration"]
+        self.consumed_samples = common["consumed_train_samples"]
+        self.skipped_steps = common["skipped_steps"]
+        self.optimizer.skipped_in_a_row = common["skipped_in_a_row"]
+        self.optimizer.clip.load_state_dict(common["clip"])
+        self.loader.load_state_dict(common["data"])
+        has_optimizer = common["optimizer"] is not None
+        if settings.load_optimizer and has_optimizer:
+            self._restore_optimizer(snapshot)
+        else:
+            self.engine.weights_changed()
+            _log.warning("continues without the optimizer's state (it was not saved, or --no-load-optim)")
+        if self.optimizer.ema is not None:
+            self._restore_ema(snapshot)
+        if settings.load_rng and common["rng_state"] is not None:
+            self._restore_rng(common["rng_state"])
+
+    @torch.no_grad()
+    def _restore_model(self, model: Named) -> None:
+        parameters = dict(self.engine.network.named_parameters())
+        found = {name: value for name, value in model.items() if isinstance(value, Tensor)}
+        different = sorted(set(found) ^ set(parameters))
+        wrong = [name for name in parameters if name in found and found[name].shape != parameters[name].shape]
+        if different or wrong:
+            raise CheckpointError(
+                f"the checkpoint is of another network: it differs in {(different + wrong)[0]} "
+                f"({len(different)} other names, {len(wrong)} other shapes); use the model JSON that it was trained with"
+            )
+        for name, parameter in parameters.items():
+            parameter.copy_(found[name])
+
+    def _restore_optimizer(self, snapshot: Snapshot) -> None:
+        self.engine.load_counters(snapshot.common["optimizer"])
+        main = self.engine.main_shards()
+        whole = snapshot.optimizer or {}
+        shards.scatter(whole.get("param"), main, [shard.main for shard in main])
+        for key, values in self.engine.moments().items():
+            shards.scatter(whole.get(key), main, values)
+
+    def _restore_ema(self, snapshot: Snapshot) -> None:
+        ema = self.optimizer.ema
+        if snapshot.common["ema_updates"] is None:
+            _log.warning("the checkpoint holds no EMA; it starts from these weights")
+            ema.restart()
+            return
+        ema.updates = snapshot.common["ema_updates"]
+        main = self.engine.main_shards()
+        whole = (snapshot.optimizer or {}).get("ema_params")
+        shards.scatter(whole, main, [ema.shards[shard.name] for shard in main])
+
+    def _restore_rng(self, everyone: list[dict]) -> None:
+        group = self.engine.parallel.data_and_context
+        if len(everyone) != group.size():
+            return  # another layout: these states belong to no rank of it; draws of ours are addressed, not counted
+        torch.set_rng_state(everyone[group.rank()]["torch"])
+        self.engine.platform.set_rng_state(everyone[group.rank()]["device"])

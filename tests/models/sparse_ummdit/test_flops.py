@@ -1,0 +1,68 @@
+"""The FLOP formula against torch's own counter."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mindspeed_mm.config.model import DenoiserConfig
+from mindspeed_mm.models.build import build_denoiser
+from mindspeed_mm.models.sparse_ummdit.flops import attention_flops, forward_flops, training_flops
+from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.types import TextFeatures
+
+BASE = DenoiserConfig(
+    num_layers=(2, 2, 2),
+    sparse_n=(1, 2, 1),
+    sparse1d=True,
+    double_ff=True,
+    skip_connection=True,
+    num_heads=2,
+    head_dim=16,
+    in_channels=4,
+    caption_channels=12,
+    pooled_projection_dim=6,
+    timestep_embed_dim=16,
+)
+EXTENT, TEXT = (3, 4, 5), 7
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"double_ff": False},
+        {"sparse_n": (1, 4, 1), "skip_connection": False},
+        {"sparse1d": False},
+        {"num_layers": (2, 2, 4, 2, 2), "sparse_n": (1, 2, 4, 2, 1), "out_channels": 6},
+    ],
+    ids=str,
+)
+def test_the_formula_equals_torchs_counter(change):
+    config = dataclasses.replace(BASE, **change)
+    network = build_denoiser(config, ParallelContext.current(), seed=1).train()
+    text = TextFeatures(torch.randn(2, TEXT, 12), torch.ones(2, TEXT, dtype=torch.bool), torch.randn(2, 6))
+    latents = torch.randn(2, 4, 3, 8, 10, requires_grad=True)
+    # The plain attention, because the counter does not know the CPU's fused one.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        out = network(latents, torch.rand(2), text)
+    forward = 2 * forward_flops(config, EXTENT, TEXT)
+    assert counter.get_total_flops() == forward
+    with FlopCounterMode(display=False) as counter:
+        out.sum().backward()
+    assert counter.get_total_flops() == pytest.approx(2 * forward, rel=5e-3)
+    assert training_flops(config, EXTENT, TEXT) == 3 * forward // 2
+
+
+def test_attention_at_v1_5_size_follows_its_sparsity():
+    """121x576x1024: 36,864 video tokens; the text, which every part sees, costs a little."""
+    tokens, text, width = 16 * 36 * 64, 512, 3072
+    dense = attention_flops(tokens, text, width, 1)
+    for sparsity in (2, 4, 8):
+        ratio = dense / attention_flops(tokens, text, width, sparsity)
+        assert 0.78 * sparsity < ratio < sparsity
+    layers = {1: 4, 2: 8, 4: 12, 8: 8}
+    sparse = sum(count * attention_flops(tokens, text, width, k) for k, count in layers.items())
+    assert 32 * dense / sparse == pytest.approx(2.6, abs=0.1)

@@ -1,0 +1,144 @@
+"""Stop and resume equals never stopped: bit for bit at the same layout, closely at another one."""
+
+import dataclasses
+
+import pytest
+import torch
+from rank_runs import Layout, Run
+from ranks import run_ranks
+
+from mindspeed_mm.config.run import CheckpointConfig
+
+STOP, STEPS = 4, 8
+
+
+def everything(run: Run) -> dict:
+    """All that a run is, as this rank holds it."""
+    optimizer = run.optimizer
+    return {
+        "weights": {name: value.detach().clone() for name, value in run.network.named_parameters()},
+        "main": [shard.main.detach().clone() for shard in run.engine.main_shards()],
+        "moments": {key: [value.clone() for value in values] for key, values in run.engine.moments().items()},
+        "ema": {} if run.ema is None else {name: value.clone() for name, value in run.ema.shards.items()},
+        "ema updates": None if run.ema is None else run.ema.updates,
+        "counters": run.engine.counters(),
+        "clip": optimizer.clip.state_dict(),
+        "skipped": optimizer.skipped_in_a_row,
+        "position": run.stream.state_dict(),
+        "random": torch.rand(3),
+    }
+
+
+def equal(mine, theirs) -> bool:
+    if isinstance(mine, torch.Tensor):
+        return mine.dtype == theirs.dtype and torch.equal(mine, theirs)
+    if isinstance(mine, dict):
+        return mine.keys() == theirs.keys() and all(equal(mine[key], theirs[key]) for key in mine)
+    if isinstance(mine, list):
+        return len(mine) == len(theirs) and all(map(equal, mine, theirs))
+    return mine == theirs
+
+
+def stop_and_resume(layout: Layout, checkpoint: CheckpointConfig, ema: bool) -> tuple[list[str], list, list]:
+    """What differs at the end on this rank (nothing, one hopes), and the two curves after the stop."""
+    options = {"ema": ema, "spoil": {6: 100.0}}  # step 1 is skipped or clipped hard
+    torch.manual_seed(7)
+    straight = Run(layout, **options)
+    curve = [result.loss for result in straight.steps(STEPS)]
+    wanted = everything(straight)
+
+    torch.manual_seed(7)
+    first = Run(layout, checkpoint, **options)
+    first.steps(STOP)
+    first.saver.save()
+    first.saver.complete()
+    torch.manual_seed(8)  # whatever the process that resumes has drawn
+    second = Run(layout, checkpoint, **options, lr=1e-2)
+    second.saver.resume(first.saver.store.root)
+    assert second.state.iteration == STOP
+    resumed = [result.loss for result in second.steps(STEPS - STOP)]
+    found = everything(second)
+    return [key for key in wanted if not equal(found[key], wanted[key])], resumed, curve[STOP:]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "layout", "settings", "ema"),
+    [
+        (1, Layout(clip_decay=0.9), {}, True),
+        (1, Layout(), {"in_background": True}, False),
+        (1, Layout(dtype="bf16", micro_batch=4, clip_decay=0.9), {}, True),
+        (1, Layout(dtype="fp16", micro_batch=4), {}, True),
+        (1, Layout(distributed_optimizer=False, dtype="bf16"), {}, True),
+        (2, Layout(micro_batch=2, clip_decay=0.9), {"in_background": True}, True),
+        (2, Layout(tensor=2, sequence_parallel=True, dtype="bf16", micro_batch=2), {"format": "torch_dist"}, True),
+        (4, Layout(tensor=2, overlap=True, clip_decay=0.9), {}, True),
+        (4, Layout(context=2, dtype="bf16"), {"format": "torch_dist", "in_background": True}, True),
+    ],
+    ids=str,
+)
+def test_resuming_is_exact(tmp_path, ranks, layout, settings, ema):
+    checkpoint = CheckpointConfig(save=str(tmp_path), **settings)
+    for different, resumed, straight in run_ranks(stop_and_resume, ranks, layout, checkpoint, ema):
+        assert resumed == straight
+        assert different == []
+
+
+def test_the_comparison_can_fail(tmp_path):
+    """Without the generators' state the run goes on with other numbers, and `everything` says so."""
+    checkpoint = CheckpointConfig(save=str(tmp_path), load_rng=False)
+    ((different, _, _),) = run_ranks(stop_and_resume, 1, Layout(), checkpoint, True)
+    assert different == ["random"]
+    checkpoint = dataclasses.replace(checkpoint, load_rng=True, load_optimizer=False)
+    ((different, _, _),) = run_ranks(stop_and_resume, 1, Layout(), checkpoint, True)
+    assert {"weights", "main", "moments", "counters", "ema"} <= set(different)
+
+
+def begin(layout: Layout, checkpoint: CheckpointConfig) -> list[float]:
+    """Train, saving on the way; the losses after the save."""
+    run = Run(layout, checkpoint)
+    run.steps(STOP)
+    run.saver.save()
+    return [result.loss for result in run.steps(STEPS - STOP)]
+
+
+def resume(layout: Layout, checkpoint: CheckpointConfig) -> tuple[list[float], int, list]:
+    run = Run(layout, checkpoint)
+    run.saver.resume(run.saver.store.root)
+    return [result.loss for result in run.steps(STEPS - STOP)], run.ema.updates, run.stream.seen
+
+
+@pytest.mark.parametrize("form", ["torch", "torch_dist"])
+@pytest.mark.parametrize(
+    ("ranks", "before", "then", "after"),
+    [
+        (4, Layout(tensor=2, sequence_parallel=True, micro_batch=2), 1, Layout()),
+        (1, Layout(), 4, Layout(tensor=4, micro_batch=2)),
+        (2, Layout(micro_batch=2), 4, Layout(context=2, distributed_optimizer=False)),
+    ],
+    ids=str,
+)
+def test_another_layout_follows_the_curve(tmp_path, form, ranks, before, then, after):
+    checkpoint = CheckpointConfig(save=str(tmp_path), format=form)
+    wanted = run_ranks(begin, ranks, before, checkpoint)[0]
+    for losses, updates, seen in run_ranks(resume, then, after, checkpoint):
+        assert losses == pytest.approx(wanted, rel=1e-4)
+        assert updates == STEPS
+        assert seen == STEPS * 4  # each sample once
+
+
+def resume_another_network(checkpoint: CheckpointConfig, folder) -> str:
+    run = Run(Layout(), checkpoint)
+    run.state.dims = {}
+    with torch.no_grad():
+        run.network.register_parameter("intruder", torch.nn.Parameter(torch.zeros(1)))
+    try:
+        run.saver.resume(folder)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    checkpoint = CheckpointConfig(save=str(tmp_path))
+    run_ranks(begin, 1, Layout(), checkpoint)
+    (message,) = run_ranks(resume_another_network, 1, checkpoint, tmp_path)
+    assert message.startswith("CheckpointError: the checkpoint is of another network: it differs in intruder")
