@@ -100,9 +100,11 @@ def _check_finite(velocity: Tensor, number: int, total: int, sigma: Tensor, dtyp
     bad = (~torch.isfinite(velocity)).flatten(1).any(1)
     if bad.any():
         of_batch = f" of {int(bad.sum())} of {len(bad)} samples" if len(bad) > 1 else ""
+        advice = "fp16 may be too narrow for these weights, try --bf16 or weight_dtype fp32"
+        if dtype != torch.float16:
+            advice = "are the weights damaged, or guidance_scale and shift beyond all measure?"
         raise SamplingError(
-            f"step {number} of {total} (sigma {sigma.item():.4f}): the velocity{of_batch} is not finite; "
-            f"{str(dtype).removeprefix('torch.')} may be too narrow for these weights, try --bf16 or fp32"
+            f"step {number} of {total} (sigma {sigma.item():.4f}): the velocity{of_batch} is not finite; {advice}"
         )
 
 

@@ -54,7 +54,7 @@ class T2VPipeline:
         self.memory_bytes = memory_bytes or select(residence.device.type).total_memory()
         check(self.options)
         if self.options.compile:
-            _compile(denoiser, residence.device)
+            compile_blocks(denoiser, residence.device)
 
     @classmethod
     def from_config(
@@ -199,7 +199,7 @@ def to_uint8(video: Tensor) -> np.ndarray:
     return pixels.permute(0, 2, 3, 4, 1).cpu().numpy()
 
 
-def _compile(denoiser: SparseUMMDiT, device: torch.device) -> None:
+def compile_blocks(denoiser: SparseUMMDiT, device: torch.device, backend: str = "inductor") -> None:
     """torch.compile each block in place; names of parameters stay."""
     if device.type not in ("cuda", "cpu"):
         raise ConfigError(f"--compile: torch.compile does not support {device.type} here; leave it out")
@@ -207,4 +207,4 @@ def _compile(denoiser: SparseUMMDiT, device: torch.device) -> None:
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _RECOMPILE_LIMIT)
     for block in denoiser.blocks():
-        block.compile()
+        block.compile(backend=backend)

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -38,30 +37,38 @@ def run(config: SampleConfig, platform: Platform, parallel: ParallelContext) -> 
     model = config.model
     file = model.prompt if is_prompt_file(model.prompt) else ""
     requests = requests_of(model, read_prompts(model.prompt), config.seed, config.launch, file)
-    occasion, weights, done = from_first_rank(_plan(config, requests) if parallel.is_first else None)
+    occasion = _occasion(parallel)
+    plan = _plan(config, requests) if parallel.is_first else None
+    wait_for_all(f"{occasion}/plan", parallel)  # hashing weights may take minutes
+    weights, done = from_first_rank(plan)
     left = [batch for batch in batches(requests, model.micro_batch_size) if any(r.name not in done for r in batch)]
     if done and parallel.is_first:
         _log.info(f"{len(done)} of {len(requests)} samples are there already")
     mine = left[parallel.data_rank :: parallel.data_size]
     written = _Job(config, platform, parallel, weights).make_all(mine, done) if mine else []
-    wait_for_all(f"{occasion}/samples")
+    wait_for_all(f"{occasion}/samples", parallel)
     if parallel.is_first:
         gallery.write_all(Path(model.save_path))
-    wait_for_all(f"{occasion}/gallery")
+    wait_for_all(f"{occasion}/gallery", parallel)
     if parallel.is_first:
         _raise_failures(config, requests)
     return written
 
 
-def _plan(config: SampleConfig, requests: list[Request]) -> tuple[str, dict[str, dict[str, str]], set[str]]:
-    """What the first rank finds out for all: a name for this job, the hashes of its weights, the samples that are done."""
+def _occasion(parallel: ParallelContext) -> str:
+    """A name for this call of `run`, on every rank the same and never used before."""
+    return f"sampling/{parallel.store.add(f'sampling/of rank {parallel.rank}', 1)}"
+
+
+def _plan(config: SampleConfig, requests: list[Request]) -> tuple[dict[str, dict[str, str]], set[str]]:
+    """What the first rank finds out for all: the hashes of the weights, and which samples are done."""
     weights = weights_of(config)
     folder = Path(config.model.save_path)
     done = set()
     if config.resume:
         blocks = {request.name: record.sample_block(request, config, weights) for request in requests}
         done = {name for name, block in blocks.items() if record.is_done(folder / f"{name}.json", block)}
-    return f"sampling/{uuid.uuid4().hex}", weights, done
+    return weights, done
 
 
 def _raise_failures(config: SampleConfig, requests: list[Request]) -> None:
