@@ -13,6 +13,7 @@ FLOORS = {
     "errors": 0,
     "logs": 0,
     "types": 0,
+    "version": 0,
     "config": 1,
     "platforms": 1,
     "parallel": 2,

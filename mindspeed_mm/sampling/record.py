@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-import mindspeed_mm
 from mindspeed_mm.config.sample import SampleConfig
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.platforms.base import Platform
 from mindspeed_mm.sampling.provenance import sha256
 from mindspeed_mm.sampling.requests import Request
+from mindspeed_mm.version import __version__
 
 DONE, FAILED = "done", "failed"
 
@@ -51,7 +51,7 @@ def run_block(config: SampleConfig, parallel: ParallelContext, platform: Platfor
             "data": parallel.data_size,
         },
         "device": platform.name,
-        "versions": {"mindspeed_mm": mindspeed_mm.__version__, "torch": torch.__version__},
+        "versions": {"mindspeed_mm": __version__, "torch": torch.__version__},
     }
 
 

@@ -45,6 +45,11 @@ class Request:
     def is_image(self) -> bool:
         return self.model.pipeline_config.input_size[0] == 1
 
+    @property
+    def file(self) -> str:
+        """Name of the video or image."""
+        return f"{self.name}.{'png' if self.is_image else 'mp4'}"
+
     def alike(self, other: "Request") -> bool:
         """Whether both can be made in one batch."""
         return (

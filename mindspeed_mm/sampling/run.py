@@ -1,6 +1,5 @@
 """A sampling job: all prompts of a file, shared over the data ranks; restartable, and not ended by one bad sample."""
 
-import contextlib
 import os
 import time
 from pathlib import Path
@@ -17,13 +16,13 @@ from mindspeed_mm.parallel.collectives import from_first_rank, wait_for_all
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.platforms.base import Platform
 from mindspeed_mm.sampling import gallery, record
+from mindspeed_mm.sampling.archive import Archive
 from mindspeed_mm.sampling.pipeline import T2VPipeline
 from mindspeed_mm.sampling.prompts import is_prompt_file, read_prompts
-from mindspeed_mm.sampling.provenance import sha256, weights_of
+from mindspeed_mm.sampling.provenance import weights_of
 from mindspeed_mm.sampling.requests import Request, batches, requests_of
 from mindspeed_mm.sampling.residence import Residence
 from mindspeed_mm.sampling.text import PromptEncoder
-from mindspeed_mm.sampling.writer import write_image, write_video
 
 _log = logs.get(__name__)
 _OF_ONE_SAMPLE = (SamplingError, torch.OutOfMemoryError, OSError)  # what ends a sample and not the job
@@ -38,7 +37,7 @@ def run(config: SampleConfig, platform: Platform, parallel: ParallelContext) -> 
     file = model.prompt if is_prompt_file(model.prompt) else ""
     requests = requests_of(model, read_prompts(model.prompt), config.seed, config.launch, file)
     occasion = _occasion(parallel)
-    plan = _plan(config, requests) if parallel.is_first else None
+    plan = _plan(config, platform, requests) if parallel.is_first else None
     wait_for_all(f"{occasion}/plan", parallel)  # hashing weights may take minutes
     weights, done = from_first_rank(plan)
     left = [batch for batch in batches(requests, model.micro_batch_size) if any(r.name not in done for r in batch)]
@@ -60,14 +59,11 @@ def _occasion(parallel: ParallelContext) -> str:
     return f"sampling/{parallel.store.add(f'sampling/of rank {parallel.rank}', 1)}"
 
 
-def _plan(config: SampleConfig, requests: list[Request]) -> tuple[dict[str, dict[str, str]], set[str]]:
+def _plan(config: SampleConfig, platform: Platform, requests: list[Request]) -> tuple[dict, set[str]]:
     """What the first rank finds out for all: the hashes of the weights, and which samples are done."""
     weights = weights_of(config)
-    folder = Path(config.model.save_path)
-    done = set()
-    if config.resume:
-        blocks = {request.name: record.sample_block(request, config, weights) for request in requests}
-        done = {name for name, block in blocks.items() if record.is_done(folder / f"{name}.json", block)}
+    archive = Archive(config, weights, platform)
+    done = {request.name for request in requests if archive.is_done(request)} if config.resume else set()
     return weights, done
 
 
@@ -91,8 +87,7 @@ class _Job:
         self.config = config
         self.platform = platform
         self.parallel = parallel
-        self.weights = weights
-        self.folder = Path(config.model.save_path)
+        self.archive = Archive(config, weights, platform)
         self.text_s: dict[str, float] = {}  # request -> seconds that its texts took
 
     def make_all(self, mine: list[list[Request]], done: set[str]) -> list[Path]:
@@ -175,45 +170,13 @@ class _Job:
         return written
 
     def _write(self, request: Request, latents: Tensor, timing: dict[str, Any]) -> list[Path]:
-        """Decode and write one sample, and last its record, which says that it is complete."""
-        path = self.folder / f"{request.name}.{'png' if request.is_image else 'mp4'}"
         try:
-            started = time.monotonic()
-            frames = self.pipeline.decode(latents)[0]
-            decoded = time.monotonic()
-            if request.is_image:
-                write_image(frames, path)
-            else:
-                write_video(frames, path, request.model.rate)
+            return [self.archive.keep(request, latents, self.pipeline, {"text_s": self.text_s[request.name], **timing})]
         except _OF_ONE_SAMPLE as error:
             self._fail(request, error)
             return []
-        timing = {
-            "text_s": self.text_s[request.name],
-            **timing,
-            "decode_s": decoded - started,
-            "write_s": time.monotonic() - decoded,
-            "peak_memory_bytes": self.platform.peak_memory(),
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        }
-        entry = {"status": record.DONE, "file": path.name, "sha256": sha256(path), **self._blocks(request)}
-        mode = self.pipeline.guidance_mode(request, timing["batch"])
-        entry["run"] = record.run_block(self.config, self.parallel, self.platform, mode)
-        record.write(path.with_suffix(".json"), {**entry, "timing": timing})
-        _log.info(f"wrote {path} ({timing['denoise_s']:.1f} s + {timing['decode_s']:.1f} s)")
-        return [path]
 
     def _fail(self, request: Request, error: Exception) -> None:
-        """Record that a sample could not be made; nothing of an earlier one by its name is left."""
         _log.error(f"{request.name}: {error}")
-        if not self.parallel.is_first_of_sample:
-            return
-        for suffix in (".mp4", ".png"):
-            with contextlib.suppress(FileNotFoundError):
-                (self.folder / f"{request.name}{suffix}").unlink()
-        reason = " ".join(str(error).split())
-        entry = {"status": record.FAILED, "error": reason, **self._blocks(request)}
-        record.write(self.folder / f"{request.name}.json", entry)
-
-    def _blocks(self, request: Request) -> dict[str, Any]:
-        return {"sample": record.sample_block(request, self.config, self.weights), "weights": self.weights}
+        if self.parallel.is_first_of_sample:
+            self.archive.fail(request, error)

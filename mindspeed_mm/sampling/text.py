@@ -40,9 +40,7 @@ class PromptEncoder:
     def load(cls, config: SampleModelConfig, residence: Residence, capacity: int | None = None) -> "PromptEncoder":
         """The encoders and tokenizers of an inference JSON."""
         encoders = TextEncoders(config.text_encoder, config.text_encoder_2, TORCH_DTYPES[config.weight_dtype])
-        first = load_tokenizer(config.tokenizer, "tokenizer", _T5_LENGTH)
-        second = load_tokenizer(config.tokenizer_2, "tokenizer_2")
-        return cls(encoders.to(residence.home), (first, second), residence, capacity)
+        return cls(encoders.to(residence.home), tokenizers_of(config), residence, capacity)
 
     def __call__(self, texts: Sequence[str]) -> TextFeatures:
         """Features [B,...] of the texts, in their order."""
@@ -70,6 +68,12 @@ class PromptEncoder:
                 _check_finite(text, features)
                 self._features[text] = features.to("cpu")
                 self.misses += 1
+
+
+def tokenizers_of(config: SampleModelConfig) -> tuple[Tokenizer, Tokenizer]:
+    """T5's and CLIP's, of an inference JSON."""
+    first = load_tokenizer(config.tokenizer, "tokenizer", _T5_LENGTH)
+    return first, load_tokenizer(config.tokenizer_2, "tokenizer_2")
 
 
 def _check_finite(text: str, features: TextFeatures) -> None:
