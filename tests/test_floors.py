@@ -27,8 +27,10 @@ FLOORS = {
     "training": 5,
     "sampling": 5,
     "api": 6,
-    "launch": 6,
-    "__init__": 7,
+    "web": 6,
+    "launch": 7,
+    "serve": 8,
+    "__init__": 9,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
