@@ -166,10 +166,10 @@ class T2VPipeline:
         with self.residence.using(self.autoencoder):
             video = self.autoencoder.decode(latents.to(self.autoencoder.dtype))
         if not torch.isfinite(video).all():
-            raise SamplingError(
-                f"the autoencoder: its video is not finite; {video.dtype} may be too narrow for its weights, try "
-                'ae.dtype "bf16" or "fp32"'
-            )
+            reason = f"latents reach {latents.abs().max().item():.3g}"
+            if video.dtype == torch.float16:
+                reason = 'fp16 may be too narrow for its weights, try ae.dtype "bf16" or "fp32"'
+            raise SamplingError(f"the autoencoder: its video is not finite; {reason}")
         return to_uint8(video)
 
     def preview(self, latents: Tensor) -> np.ndarray:

@@ -17,6 +17,7 @@ from mindspeed_mm.errors import SamplingError
 from mindspeed_mm.platforms.base import Platform
 from mindspeed_mm.sampling import record
 from mindspeed_mm.sampling.archive import Archive
+from mindspeed_mm.sampling.denoise import Step
 from mindspeed_mm.sampling.pipeline import T2VPipeline
 from mindspeed_mm.sampling.requests import Request, requests_of
 
@@ -69,7 +70,7 @@ class Studio:
                 for step in self.pipeline.steps([request]):
                     latents, preview, now = step.latents, None, time.monotonic()
                     if (now - shown) * _PREVIEW_SHARE >= preview_s and step.number < step.total:
-                        preview = self.pipeline.preview(step.clean)
+                        preview = self._preview(step)
                         shown = time.monotonic()
                         preview_s = shown - now
                     yield Progress(step.number, step.total, time.monotonic() - started, preview)
@@ -94,6 +95,14 @@ class Studio:
             return None
         path = (self.archive.folder / name).resolve()
         return path if path.parent == self.archive.folder.resolve() and path.is_file() else None
+
+    def _preview(self, step: Step) -> np.ndarray | None:
+        try:
+            return self.pipeline.preview(step.clean)
+        except (
+            SamplingError
+        ):  # an estimate beyond the decoder's range; whether the sample fails is for the steps to say
+            return None
 
     def _encode(self, request: Request) -> float:
         """Seconds; the texts are then remembered."""
