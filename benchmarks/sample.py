@@ -10,12 +10,19 @@ meta device, where nothing is computed.
 
 import argparse
 import dataclasses
+import statistics
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import denoiser_config, medians, peak_bytes, table
 from torch import nn
 from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a clone, too
+
+from common import denoiser_config, peak_bytes, synchronize, table
 
 from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.config.reader import build, find, read_json
@@ -129,8 +136,20 @@ def random_pipeline(config: DenoiserConfig, text: RandomText, flags, options: Sa
     return pipeline, Request(model, seed=0)
 
 
+def median_s(function: Callable[[], object], flags: argparse.Namespace) -> float:
+    """Median seconds of some runs, after one that warms up."""
+    seconds = []
+    for _ in range(flags.repeats + 1):
+        synchronize(flags.device)
+        started = time.perf_counter()
+        function()
+        synchronize(flags.device)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
+
+
 def row(name: str, function, network: nn.Module, flags, parts: int = 1) -> list:
-    seconds = medians({name: function}, flags.repeats, flags.device)[name] / parts
+    seconds = median_s(function, flags) / parts
     weights = sum(parameter.nbytes for parameter in network.parameters())
     return [name, seconds, round(peak_bytes(function, flags.device) / MIB), round(weights / MIB)]
 
@@ -167,7 +186,7 @@ def autoencoder(flags: argparse.Namespace) -> str:
     shape = (1, networks["whole"].config.latent_dim, (frames - 1) // 8 + 1, height // 8, width // 8)
     z = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(flags.device, networks["whole"].dtype)
     work = {name: lambda network=network: network.decode(z) for name, network in networks.items()}
-    seconds = medians(work, flags.repeats, flags.device)
+    seconds = {name: median_s(function, flags) for name, function in work.items()}
     memory = {name: peak_bytes(function, flags.device) for name, function in work.items()}
     whole = work["whole"]().float()
     rows = []
@@ -202,7 +221,7 @@ def step_cache_errors(flags: argparse.Namespace) -> str:
     latents, seconds = {}, {}
     for every in tqdm((1, 2, 3, 4), desc="step cache", disable=None):
         pipeline.options = SamplingOptions(guidance_mode="batched", step_cache=every)
-        seconds[every] = medians({"": lambda: pipeline.denoise(requests, progress=False)}, flags.repeats)[""]
+        seconds[every] = median_s(lambda: pipeline.denoise(requests, progress=False), flags)
         latents[every] = pipeline.denoise(requests, progress=False)
     reference = pipeline.decode(latents[1]).astype(float)
     other = pipeline.decode(pipeline.denoise([dataclasses.replace(r, seed=1) for r in requests], progress=False))

@@ -41,7 +41,9 @@ def build_page(studio: Studio, config: ServeConfig) -> gr.Blocks:
                 negative = gr.Textbox(label="Negative prompt", lines=2, max_length=4000, value=model.negative_prompt)
                 with gr.Row():
                     steps = _whole("Steps", model.diffusion.num_inference_steps, 1, 200, "steps")
-                    guidance = gr.Number(model.diffusion.guidance_scale, label="Guidance", minimum=1, maximum=50)
+                    guidance = gr.Number(
+                        model.diffusion.guidance_scale, label="Guidance", minimum=1, maximum=50, min_width=80
+                    )
                     seed = _whole("Seed (empty: any)", None, 0, 2**31 - 1, "seed")
                 with gr.Row():
                     size = [
@@ -73,7 +75,7 @@ def build_page(studio: Studio, config: ServeConfig) -> gr.Blocks:
 
 
 def _whole(label: str, value: int | None, minimum: int, maximum: int, name: str) -> gr.Number:
-    return gr.Number(value, label=label, precision=0, minimum=minimum, maximum=maximum, elem_id=name)
+    return gr.Number(value, label=label, precision=0, minimum=minimum, maximum=maximum, min_width=80, elem_id=name)
 
 
 def _make(studio: Studio, prompt, negative, steps, guidance, seed, frames, height, width) -> Iterator[tuple]:

@@ -75,6 +75,8 @@ def test_features_that_are_not_finite_name_the_encoder_and_the_text(model):
 
 def test_latents_have_the_originals_shapes(golden):
     for case in json.loads(golden("infer/inference.json").read_text())["pipeline_cases"]:
+        if "latents" not in case:  # one that the original fails on
+            continue
         size, wanted = case["input_size"], case["latents"]["shape"]
         count = case["n_prompts"] * case["num_samples_per_prompt"]
         if (size[0] - 1) % 8:
