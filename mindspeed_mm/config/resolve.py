@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mindspeed_mm import logs
-from mindspeed_mm.config import arguments
+from mindspeed_mm.config import arguments, model_dialects
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig, TrainModelConfig
@@ -35,8 +35,10 @@ def run_config(argv: list[str], world_size: int | None = None) -> RunConfig:
     flags, without_effect = arguments.parse_train(argv)
     _positive("--train-iters", flags.train_iters)
     notes: list[str] = []
-    model_node, data_node = read_json(flags.mm_model), read_json(flags.mm_data)
+    model_node, data_node = model_dialects.model_node(read_json(flags.mm_model)), read_json(flags.mm_data)
     model, data = build(TrainModelConfig, model_node, notes), build(DataConfig, data_node, notes)
+    if flags.clip_grad_ema_decay is None and model.patch.adaptive_clip_grad_norm is not None:
+        flags.clip_grad_ema_decay = model.patch.adaptive_clip_grad_norm.clip_grad_ema_decay
     launch = _launch(flags, model.predictor, find(model_node, "predictor.num_heads"))
     data_size = _data_size(launch, world_size)
     global_batch = flags.global_batch_size or flags.micro_batch_size * data_size
@@ -101,7 +103,7 @@ def serve_config(argv: list[str], world_size: int | None = None) -> ServeConfig:
 def _sample_config(flags, replaced: dict) -> tuple[SampleConfig, list[str]]:
     """What both programs that sample read alike. replaced: values of flags that stand for keys of the JSON."""
     notes: list[str] = []
-    node = read_json(flags.mm_model)
+    node = model_dialects.sample_node(read_json(flags.mm_model))
     model = build(SampleModelConfig, node, notes)
     if flags.bf16 and flags.fp16:
         raise ConfigError("--bf16 and --fp16: give one of them")
@@ -311,7 +313,8 @@ def _precision(flags, model: TrainModelConfig) -> PrecisionConfig:
         raise ConfigError("--bf16 and --fp16: give one of them")
     whole = "bf16" if flags.bf16 else "fp16" if flags.fp16 else "fp32"
     if not flags.model_custom_precision:
-        return PrecisionConfig(denoiser=whole, text_encoders=whole, autoencoder=whole)
+        autoencoder = "fp32" if model.patch.ae_float32 else whole
+        return PrecisionConfig(denoiser=whole, text_encoders=whole, autoencoder=autoencoder)
     if whole not in ("fp32", model.weight_dtype):
         raise ConfigError(
             f"--{whole}: with --model_custom_precision, weight_dtype {model.weight_dtype!r} of the model JSON counts"

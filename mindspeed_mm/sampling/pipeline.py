@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mindspeed_mm.checkpoint.released import weights_of
+from mindspeed_mm.config import model_dialects
 from mindspeed_mm.config.reader import build, check, node_from_python, read_json
 from mindspeed_mm.config.sample import PromptConfig, SampleModelConfig, SamplingOptions
 from mindspeed_mm.diffusion import schedule
@@ -25,6 +27,7 @@ from mindspeed_mm.sampling.requests import Request
 from mindspeed_mm.sampling.residence import Residence
 from mindspeed_mm.sampling.text import PromptEncoder
 from mindspeed_mm.types import TextFeatures
+from mindspeed_mm.weights import folder as pretrained_folder
 from mindspeed_mm.weights import load_autoencoder, load_denoiser
 
 _TEXTS_KEPT = 256  # in a notebook and on the page; a text of v1.5 takes 2 MiB
@@ -74,9 +77,9 @@ class T2VPipeline:
         that are there already, or that have left after encoding all that will be asked for.
         """
         if isinstance(config, (str, Path)):
-            config = build(SampleModelConfig, read_json(config))
+            config = build(SampleModelConfig, model_dialects.sample_node(read_json(config)))
         elif isinstance(config, dict):
-            config = build(SampleModelConfig, node_from_python(config, ""))
+            config = build(SampleModelConfig, model_dialects.sample_node(node_from_python(config, "")))
         options = options or SamplingOptions()
         residence = Residence(torch.device(device), options.offload)
         weights = load or config.predictor.from_pretrained
@@ -94,6 +97,45 @@ class T2VPipeline:
         autoencoder = build_autoencoder(config.ae, device=residence.home)
         load_autoencoder(autoencoder, config.ae.from_pretrained)
         return cls(config, denoiser, autoencoder, text, residence, options)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        parallel: ParallelContext | None = None,
+        dtype: str | None = None,
+    ) -> "T2VPipeline":
+        """All parts of a folder that `save_pretrained` or tools/export_pretrained.py wrote.
+
+        dtype: of the text encoders and the denoiser ("fp32", "bf16", "fp16") instead of the folder's.
+        """
+        config = pretrained_folder.read(folder)
+        if dtype is not None:
+            config = dataclasses.replace(config, weight_dtype=dtype)
+        return cls.from_config(config, device=device, parallel=parallel)
+
+    def save_pretrained(
+        self, folder: str | Path, *, copy_encoders: bool = True, max_shard_bytes: int = 5 * 10**9
+    ) -> Path:
+        """Write configs and weights to a folder for `from_pretrained`, with copies of the text encoders' folders.
+
+        Only where one process holds the whole denoiser; tools/export_pretrained.py needs no process group.
+        """
+        if self.denoiser.parallel.tensor_size > 1:
+            raise ConfigError(
+                f"save_pretrained: this rank holds a part of the denoiser, TP is {self.denoiser.parallel.tensor_size}; "
+                "use tools/export_pretrained.py"
+            )
+        return pretrained_folder.write(
+            folder,
+            self.config,
+            weights_of(self.denoiser),
+            weights_of(self.autoencoder),
+            largest=max_shard_bytes,
+            copy_encoders=copy_encoders,
+        )
 
     def __call__(
         self,

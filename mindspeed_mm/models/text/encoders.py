@@ -31,6 +31,7 @@ class TextEncoder(nn.Module):
         dtype = TORCH_DTYPES[config.dtype] if config.dtype else dtype
         self.pooled = config.model_id == "CLIPWithProjection"
         self.use_attention_mask = config.use_attention_mask and not self.pooled
+        dtype = TORCH_DTYPES[config.dtype] if config.dtype else dtype
         self.model = _load(config, dtype).requires_grad_(False).eval()
 
     @torch.no_grad()
