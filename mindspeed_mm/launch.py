@@ -53,6 +53,11 @@ def _extract_features(argv: list[str], videos: bool, texts: bool) -> None:
     parallel.stop()
 
 
+def serve() -> None:
+    """The main program of `python -m mindspeed_mm.serve`."""
+    _run(_serve)
+
+
 def _pretrain() -> None:
     config = resolve.run_config(sys.argv[1:])
     config = dataclasses.replace(config, checkpoint=_after_restart(config.checkpoint))
@@ -86,6 +91,15 @@ def _inference() -> None:
     parallel.stop()
 
 
+def _serve() -> None:
+    config = resolve.serve_config(sys.argv[1:])
+    platform, parallel = start(config.sample.launch)
+    from mindspeed_mm.web.app import serve
+
+    serve(config, platform, parallel)
+    parallel.stop()
+
+
 def start(launch: LaunchConfig, allow_tf32: bool = False, allow_internal_format: bool = False):
     """Prepare the platform and join the process groups; without torchrun this is one process."""
     from mindspeed_mm.platforms.select import select
@@ -105,10 +119,12 @@ def start(launch: LaunchConfig, allow_tf32: bool = False, allow_internal_format:
         store,
         rank,
         world_size,
+        guidance_parallel=launch.guidance_parallel,
     )
     _log.info(
         f"{platform.name}: TP {parallel.tensor_size}, CP {parallel.context_size}, DP {parallel.data_size}"
         + (", sequence parallel" if parallel.sequence_parallel else "")
+        + (", guidance parallel" if parallel.guidance_size > 1 else "")
     )
     return platform, parallel
 

@@ -16,6 +16,7 @@ class LaunchConfig:
     tensor_size: int = 1
     context_size: int = 1
     sequence_parallel: bool = False
+    guidance_parallel: bool = False  # sampling: the two halves of guidance on two ranks
     timeout_minutes: float = 10.0
 
 

@@ -35,6 +35,13 @@ class Platform:
     def reset_peak_memory(self) -> None:
         """Start a new measurement of `peak_memory`."""
 
+    def total_memory(self) -> int:
+        """Bytes of memory that this process may fill on its device."""
+        raise NotImplementedError
+
+    def release_memory(self) -> None:
+        """Give memory that torch keeps for later back to the device."""
+
     def peak_tflops(self, dtype: torch.dtype) -> float | None:
         """Dense peak of one device in this precision, for MFU; None where it is not known."""
         return None

@@ -10,8 +10,10 @@ Nothing else in the package patches anything.
 """
 
 import contextlib
+import os
 import resource
 import sys
+from pathlib import Path
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -45,6 +47,14 @@ class CpuPlatform(Platform):
     def peak_memory(self) -> int:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux
+
+    def reset_peak_memory(self) -> None:
+        with contextlib.suppress(OSError):  # Linux only: 5 lowers the high-water mark to what is resident now (proc(5))
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def total_memory(self) -> int:
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # they share the host
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks
 
 
 class _CudaMeansCpu(TorchFunctionMode):

@@ -49,6 +49,12 @@ class CudaPlatform(Platform):
     def reset_peak_memory(self) -> None:
         torch.cuda.reset_peak_memory_stats()
 
+    def total_memory(self) -> int:
+        return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+
+    def release_memory(self) -> None:
+        torch.cuda.empty_cache()
+
     def peak_tflops(self, dtype: torch.dtype) -> float | None:
         name = torch.cuda.get_device_name()
         if dtype not in (torch.bfloat16, torch.float16):

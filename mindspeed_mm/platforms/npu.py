@@ -74,6 +74,12 @@ class NpuPlatform(Platform):
     def reset_peak_memory(self) -> None:
         torch.npu.reset_peak_memory_stats()
 
+    def total_memory(self) -> int:
+        return torch.npu.get_device_properties(torch.npu.current_device()).total_memory
+
+    def release_memory(self) -> None:
+        torch.npu.empty_cache()
+
     def profiler(self, settings):
         from torch_npu import profiler
 

@@ -4,6 +4,8 @@ Its state dict has the keys of a released WFVAE checkpoint. Forward passes leave
 are recorded as anywhere in torch: to encode or decode only, call it under `torch.no_grad()`.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,7 @@ from mindspeed_mm import logs
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.model import AutoencoderConfig
 from mindspeed_mm.config.reader import check
+from mindspeed_mm.models.wfvae import tiles
 from mindspeed_mm.models.wfvae.chunks import Chunk, Span, decode_spans, encode_spans
 from mindspeed_mm.models.wfvae.decoder import Decoder
 from mindspeed_mm.models.wfvae.encoder import Encoder
@@ -25,7 +28,7 @@ class WFVAE(nn.Module):
 
     Inputs may have any float dtype; they are computed, and returned, in the dtype of the weights. With
     `config.use_tiling`, clips pass in temporal chunks with the same result; clips of fewer than 2*strides[0] + 1 frames
-    always pass whole.
+    always pass whole. With `config.use_spatial_tiling`, decoding takes overlapping tiles of large frames (see `tiles`).
     """
 
     shift: Tensor
@@ -93,8 +96,18 @@ class WFVAE(nn.Module):
     def decode_unscaled(self, z: Tensor) -> Tensor:
         """Video of latents before shift and scale, such as the mean of `encode_moments`."""
         _check_shape("z", z, self.config.latent_dim)
-        spans = self._spans(decode_spans, z.shape[2])
-        return _in_chunks(self.decoder, z.to(self.dtype), spans, frames_per_lookahead=self.strides[0])
+        z, spans = z.to(self.dtype), self._spans(decode_spans, z.shape[2])
+        if not self.config.use_spatial_tiling:
+            return _in_chunks(self.decoder, z, spans, self.strides[0])
+        without_lookahead = [span._replace(lookahead=0) for span in spans]
+        features = _in_chunks(self.decoder.ground, z, without_lookahead, 0)
+        stride = self.strides[1]
+        size, overlap = self.config.spatial_tile // stride, self.config.spatial_tile_overlap // stride
+
+        def rise(tile: Tensor) -> Tensor:
+            return _in_chunks(self.decoder.rise, tile, spans, self.strides[0])
+
+        return tiles.decode(rise, features, size, overlap, stride)
 
     def _spans(self, cut, frames: int) -> list[Span]:
         if not self.config.use_tiling:
@@ -104,8 +117,10 @@ class WFVAE(nn.Module):
         return spans
 
 
-def _in_chunks(network: nn.Module, video: Tensor, spans: list[Span], frames_per_lookahead: int) -> Tensor:
-    """Pass a video through encoder or decoder span by span and join the results.
+def _in_chunks(
+    network: Callable[[Tensor, Chunk], Tensor], video: Tensor, spans: list[Span], frames_per_lookahead: int
+) -> Tensor:
+    """Pass a video through encoder or decoder, or a part of it, span by span and join the results.
 
     frames_per_lookahead: frames of the result that belong to one look-ahead frame of the input.
     """
