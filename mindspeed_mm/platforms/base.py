@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -13,6 +14,7 @@ class Platform:
 
     name = ""  # the torch device type: "cpu", "cuda" or "npu"
     backend = ""  # the torch.distributed backend that carries its tensors
+    fused_adamw = False  # whether torch.optim.AdamW(fused=True) is one kernel per tensor there
 
     def prepare(self, allow_tf32: bool = False, allow_internal_format: bool = False) -> None:
         """Import and configure what the device needs. Errors name what is not installed."""
@@ -24,6 +26,10 @@ class Platform:
     def engine_scope(self) -> contextlib.AbstractContextManager:
         """Surrounds calls into Megatron's optimizer and gradient buffers, where a device needs help there."""
         return contextlib.nullcontext()
+
+    def ema_adamw_kernel(self) -> Callable | None:
+        """A kernel that updates weights and their moving average at once (see optim.ema_adamw); None: there is none."""
+        return None
 
     def synchronize(self) -> None:
         """Wait for the device's queue; for timing."""
