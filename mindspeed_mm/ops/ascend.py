@@ -6,6 +6,7 @@ every argument whose default would be silently wrong, such as the scale of atten
 `torch.ops`, which exists when platforms/npu.py has imported torch_npu. tests/npu compares each with its plain twin.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -14,12 +15,34 @@ from torch import Tensor
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MOST_TOKENS = 1_000_000  # per sequence, and of a packed batch
-_MOST_SEQUENCES = 2048  # of a packed batch
+_MOST_SEQUENCES = 1024  # of a packed batch
 _MOST_HEADS, _WIDEST_HEAD = 256, 768
+_MASK_ELEMENTS = 1 << 24  # 16 MiB of bool; a 1024x1024 attention of 16 samples
 _WIDEST_ROTATED, _MOST_ROTATED = 896, 1000  # channels; batch, and heads
 
 
-def attend_dense(q: Tensor, k: Tensor, v: Tensor, masked: Tensor | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
+    """Attention over the keys with keep = True: q [S,B,H,D], k and v [L,B,H,D], keep [B,L] bool or None -> [S,B,H,D].
+
+    Each row of keep needs a True. A mask on a small problem costs less than asking the device for the lengths; on a
+    large one it would be the largest tensor of all, so there the real keys are packed.
+    """
+    if keep is None:
+        return attend_tokens_first(q, k, v)
+    queries, batch = q.shape[:2]
+    if batch * queries * k.shape[0] <= _MASK_ELEMENTS:
+        masked = (~keep)[:, None, None, :].expand(-1, -1, queries, -1).contiguous()
+        return attend_tokens_first(q, k, v, masked)
+    lengths = keep.sum(1).tolist()  # waits for the device
+    sample, key = keep.nonzero(as_tuple=True)  # one sample behind the other
+    real = key * batch + sample
+    k, v = (x.flatten(0, 1).index_select(0, real) for x in (k, v))
+    q_ends = [queries * (sample + 1) for sample in range(batch)]
+    out = attend_packed(q.transpose(0, 1).flatten(0, 1), k, v, q_ends, list(itertools.accumulate(lengths)))
+    return out.unflatten(0, (batch, queries)).transpose(0, 1)
+
+
+def attend_heads_first(q: Tensor, k: Tensor, v: Tensor, masked: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(D)) v: q [B,H,S,D], k and v [B,H,L,D] -> [B,H,S,D].
 
     masked: bool [B,1,S,L], [1,1,S,L] or [S,L], **True where a query may not see a key**; None: it sees all. A query that
@@ -28,18 +51,16 @@ def attend_dense(q: Tensor, k: Tensor, v: Tensor, masked: Tensor | None = None) 
     _check_attention(q, k, v, batch_axes=2)
     if masked is not None:
         _check_mask(masked, q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-    scale = 1 / math.sqrt(q.shape[-1])
-    fused = torch.ops.npu.npu_fusion_attention
-    return fused(q, k, v, q.shape[1], "BNSD", atten_mask=masked, scale=scale, keep_prob=1.0, sparse_mode=0)[0]
+    return _fused(q, k, v, heads=q.shape[1], layout="BNSD", dim=q.shape[-1], atten_mask=masked)
 
 
-def attend_dense_tokens_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same without a mask in the layout of the denoiser: q [S,B,H,D], k and v [L,B,H,D] -> [S,B,H,D]."""
+def attend_tokens_first(q: Tensor, k: Tensor, v: Tensor, masked: Tensor | None = None) -> Tensor:
+    """The same in the layout of the denoiser: q [S,B,H,D], k and v [L,B,H,D] -> [S,B,H,D]."""
     _check_attention(*(x.permute(1, 2, 0, 3) for x in (q, k, v)), batch_axes=2)
-    scale = 1 / math.sqrt(q.shape[-1])
-    fused = torch.ops.npu.npu_fusion_attention
+    if masked is not None:
+        _check_mask(masked, q.shape[1], q.shape[2], q.shape[0], k.shape[0])
     flat = (x.flatten(2) for x in (q, k, v))
-    out = fused(*flat, q.shape[2], "SBH", atten_mask=None, scale=scale, keep_prob=1.0, sparse_mode=0)[0]
+    out = _fused(*flat, heads=q.shape[2], layout="SBH", dim=q.shape[-1], atten_mask=masked)
     return out.unflatten(2, q.shape[2:])
 
 
@@ -54,23 +75,21 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, q_ends: Sequence[int], k_ends
     _check_ends("k_ends", k_ends, k.shape[0])
     if len(q_ends) != len(k_ends):
         raise ValueError(f"q_ends has {len(q_ends)} sequences, k_ends {len(k_ends)}; give both for the same sequences")
-    starts = zip([0, *q_ends], [0, *k_ends], strict=True)
-    for index, ((q_start, k_start), q_end, k_end) in enumerate(zip(starts, q_ends, k_ends, strict=False)):
+    for index, ((q_start, q_end), (k_start, k_end)) in enumerate(zip(_spans(q_ends), _spans(k_ends), strict=True)):
         if q_end > q_start and k_end == k_start:
             raise ValueError(f"sequence {index} has {q_end - q_start} queries and no key; give it at least one key")
-    scale = 1 / math.sqrt(q.shape[-1])
-    fused = torch.ops.npu.npu_fusion_attention
-    return fused(
-        q,
-        k,
-        v,
-        q.shape[1],
-        "TND",
-        scale=scale,
-        keep_prob=1.0,
-        actual_seq_qlen=q_ends,
-        actual_seq_kvlen=k_ends,
-        sparse_mode=0,
+    lengths = {"actual_seq_qlen": q_ends, "actual_seq_kvlen": k_ends}
+    return _fused(q, k, v, heads=q.shape[1], layout="TND", dim=q.shape[-1], **lengths)
+
+
+def _spans(ends: list[int]) -> list[tuple[int, int]]:
+    return list(itertools.pairwise([0, *ends]))
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, *, heads: int, layout: str, dim: int, **options) -> Tensor:
+    """The operator, with the scale that it would otherwise take as 1."""
+    return torch.ops.npu.npu_fusion_attention(
+        q, k, v, heads, layout, scale=1 / math.sqrt(dim), keep_prob=1.0, sparse_mode=0, **options
     )[0]
 
 
