@@ -31,7 +31,9 @@ class EmaAdamW(torch.optim.AdamW):
         self._kernel = kernel
         self._averages = averages
         self._decay = decay
-        steps: dict[torch.device, Tensor] = {}  # one count per device, which its shards share; the kernel reads int64 [1]
+        steps: dict[
+            torch.device, Tensor
+        ] = {}  # one count per device, which its shards share; the kernel reads int64 [1]
         for shard, state in before.state.items():
             _check(shard)
             count = steps.setdefault(shard.device, torch.full((1,), int(state["step"]), device=shard.device))

@@ -21,7 +21,11 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tens
 
 
 def norm_inputs(dtype: torch.dtype) -> list[Tensor]:
-    return [draw(6, 2, 3, 32, dtype=dtype), 1 + 0.1 * draw(32, dtype=dtype, seed=1), 0.1 * draw(32, dtype=dtype, seed=2)]
+    return [
+        draw(6, 2, 3, 32, dtype=dtype),
+        1 + 0.1 * draw(32, dtype=dtype, seed=1),
+        0.1 * draw(32, dtype=dtype, seed=2),
+    ]
 
 
 def rotation(rotate: Callable) -> Callable:
@@ -101,7 +105,11 @@ def convolution(video: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def conv_inputs(dtype: torch.dtype) -> list[Tensor]:
-    return [draw(1, 3, 3, 6, 5, dtype=dtype), 0.2 * draw(4, 3, 3, 3, 3, dtype=dtype, seed=1), draw(4, dtype=dtype, seed=2)]
+    return [
+        draw(1, 3, 3, 6, 5, dtype=dtype),
+        0.2 * draw(4, 3, 3, 3, 3, dtype=dtype, seed=1),
+        draw(4, dtype=dtype, seed=2),
+    ]
 
 
 # name -> (function on the NPU, its twin on the CPU, the inputs that get gradients)

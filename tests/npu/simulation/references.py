@@ -70,14 +70,19 @@ def _attention(
     assert not extra and keep_prob == 1.0 and sparse_mode == 0, (extra, keep_prob, sparse_mode)
     if input_layout == "TND":
         assert atten_mask is None
-        pairs = zip(_parts(query, actual_seq_qlen), _parts(key, actual_seq_kvlen), _parts(value, actual_seq_kvlen), strict=True)
+        pairs = zip(
+            _parts(query, actual_seq_qlen), _parts(key, actual_seq_kvlen), _parts(value, actual_seq_kvlen), strict=True
+        )
         # [N,T,D] of one sequence is [B,N,S,D] of a batch of N with one head
         return torch.cat([_softmax(*(x.transpose(0, 1) for x in part), None, scale).transpose(0, 1) for part in pairs])
     to_bnsd, back = {
         "BNSD": (lambda x: x, lambda x: x),
         "BSND": (lambda x: x.transpose(1, 2), lambda x: x.transpose(1, 2)),
         "BSH": (lambda x: x.unflatten(2, (head_num, -1)).transpose(1, 2), lambda x: x.transpose(1, 2).flatten(2)),
-        "SBH": (lambda x: x.unflatten(2, (head_num, -1)).permute(1, 2, 0, 3), lambda x: x.permute(2, 0, 1, 3).flatten(2)),
+        "SBH": (
+            lambda x: x.unflatten(2, (head_num, -1)).permute(1, 2, 0, 3),
+            lambda x: x.permute(2, 0, 1, 3).flatten(2),
+        ),
     }[input_layout]
     return back(_softmax(to_bnsd(query), to_bnsd(key), to_bnsd(value), atten_mask, scale))
 
@@ -111,6 +116,33 @@ def _rms_norm_backward(dy, input, gamma, rstd):
     dx = rstd * (scaled - x * rstd.pow(2) * (scaled * x).mean(-1, keepdim=True))
     dgamma = (g * x * rstd).flatten(0, -2).sum(0)
     return dx.to(input.dtype), dgamma  # dgamma is fp32 whatever gamma is
+
+
+@_reference("aten::native_layer_norm")
+def _layer_norm(input, normalized_shape, weight, bias, eps):
+    """As aclnnLayerNorm's operands in the trace: statistics in fp32 for 16-bit inputs too, where the CPU rounds them."""
+    axes = tuple(range(-len(normalized_shape), 0))
+    x = input.float()
+    mean = x.mean(axes, keepdim=True)
+    rstd = (x.var(axes, unbiased=False, keepdim=True) + eps).rsqrt()
+    out = (x - mean) * rstd
+    out = out if weight is None else out * weight.float()
+    return (out if bias is None else out + bias.float()).to(input.dtype), mean, rstd
+
+
+@_reference("aten::native_layer_norm_backward")
+def _layer_norm_backward(grad_out, input, normalized_shape, mean, rstd, weight, bias, output_mask):
+    """As aclnnLayerNormBackward's: gradients of weight and bias are summed in fp32, then rounded."""
+    axes = tuple(range(-len(normalized_shape), 0))
+    others = tuple(range(input.dim() - len(normalized_shape)))
+    g, normal = grad_out.float(), (input.float() - mean) * rstd
+    scaled = g if weight is None else g * weight.float()
+    slope = (scaled * normal).mean(axes, keepdim=True)
+    dx = rstd * (scaled - scaled.mean(axes, keepdim=True) - normal * slope)
+    dtype = input.dtype if weight is None else weight.dtype
+    dweight, dbias = ((x.sum(others) if others else x).to(dtype) for x in (g * normal, g))
+    found = zip((dx.to(input.dtype), dweight, dbias), output_mask, strict=True)
+    return tuple(x if wanted else None for x, wanted in found)
 
 
 # --------------------------------------------------------------------------------------------------------------- rotary

@@ -58,11 +58,25 @@ def load(folder: Path) -> ctypes.CDLL:
 
 def _build(torch_npu: Path, torch: Path, out: Path) -> None:
     # Left out: libop_plugin_atb.so, which is opened only for ATB operators and asks for more libraries.
-    binaries = [*torch_npu.glob("_C*.so"), *(path for path in (torch_npu / "lib").glob("*.so") if "atb" not in path.name)]
+    binaries = [
+        *torch_npu.glob("_C*.so"),
+        *(path for path in (torch_npu / "lib").glob("*.so") if "atb" not in path.name),
+    ]
     torch_binaries = list((torch / "lib").glob("*.so*"))
     wanted = _undefined(binaries) - _defined([*binaries, *torch_binaries]) | set(LOOKED_UP)
 
-    _run("g++", "-O1", "-fPIC", "-Wno-deprecated-declarations", "-I", torch_npu / "include", "-c", SOURCE, "-o", out / "cann.o")
+    _run(
+        "g++",
+        "-O1",
+        "-fPIC",
+        "-Wno-deprecated-declarations",
+        "-I",
+        torch_npu / "include",
+        "-c",
+        SOURCE,
+        "-o",
+        out / "cann.o",
+    )
     written = _defined([out / "cann.o"], dynamic=False)
     operators = {name.decode() for name in OPERATOR.findall((torch_npu / "lib" / "libtorch_npu.so").read_bytes())}
     lines = [f"long {name}(void) {{ return 0; }}" for name in sorted(wanted - written)]
@@ -72,7 +86,18 @@ def _build(torch_npu: Path, torch: Path, out: Path) -> None:
         lines += [f"long {name}(void) {{ return 0; }}"]
     (out / "generated.c").write_text("\n".join(lines))
 
-    _run("gcc", "-shared", "-fPIC", "-o", out / ALL, out / "generated.c", out / "cann.o", f"-Wl,-soname,{ALL}", "-lpthread", "-lstdc++")
+    _run(
+        "gcc",
+        "-shared",
+        "-fPIC",
+        "-o",
+        out / ALL,
+        out / "generated.c",
+        out / "cann.o",
+        f"-Wl,-soname,{ALL}",
+        "-lpthread",
+        "-lstdc++",
+    )
     (out / "empty.c").write_text("typedef int nothing;")
     present = {path.name for path in [*binaries, *torch_binaries]}
     for name in sorted({*_needed(binaries), *OPENED} - present - {ALL}):
