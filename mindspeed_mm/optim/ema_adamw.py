@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from mindspeed_mm.parallel.engine import adopt_groups
+
 _ADAMW = 1  # the kernel's mode: weight decay apart from the gradient; 0 would be Adam's
 
 
@@ -27,7 +29,8 @@ class EmaAdamW(torch.optim.AdamW):
     ):
         """before: the AdamW whose parameters and moments are taken over; averages: a shard's average, by the shard;
         decay: of the averages in this step."""
-        super().__init__(before.param_groups, lr=before.param_groups[0]["lr"])
+        super().__init__([torch.empty(0)])
+        self.param_groups = adopt_groups(before.param_groups, self)
         self._kernel = kernel
         self._averages = averages
         self._decay = decay

@@ -225,9 +225,18 @@ class Engine:
 
 def _fused(adamw: torch.optim.Optimizer) -> torch.optim.AdamW:
     """torch's AdamW with one kernel per parameter, whatever AdamW was found by Megatron, or put there by MindSpeed."""
-    for group in adamw.param_groups:
-        group.update(fused=True, foreach=False)
-    return torch.optim.AdamW(adamw.param_groups)
+    fused = torch.optim.AdamW([torch.empty(0)], fused=True)
+    fused.param_groups = adopt_groups(adamw.param_groups, fused)
+    return fused
+
+
+def adopt_groups(groups: list[dict], into: torch.optim.Optimizer) -> list[dict]:
+    """The same groups, with the options of another optimizer; its constructor would refuse shards, which are views."""
+    for group in groups:
+        group.update({key: into.defaults[key] for key in ("fused", "foreach")})
+        for key, value in into.defaults.items():
+            group.setdefault(key, value)
+    return groups
 
 
 def _optimizer_config(settings: OptimizerSettings, dtype: torch.dtype) -> OptimizerConfig:

@@ -1,12 +1,10 @@
 """The golden cases of the denoiser and the autoencoder on a simulated NPU."""
 
-import contextlib
 from pathlib import Path
 
 import torch
 from denoiser_cases import Case, relative, run
 from simulation.device import OnHost
-from vae_weights import load_case
 
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.platforms.npu import NpuPlatform

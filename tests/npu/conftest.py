@@ -7,8 +7,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from simulation import wheel  # noqa: E402
-from simulation.server import Simulation  # noqa: E402
+from simulation import wheel
+from simulation.server import Simulation
 
 
 @pytest.fixture(scope="session")

@@ -69,8 +69,9 @@ def main() -> None:
     """Serve until the other side hangs up."""
     pipe = Connection(int(sys.argv[1]))
     library = stand_ins.load(Path(sys.argv[2]))
+    import torch
     import torch_npu  # noqa: F401
-    import torch  # noqa: I001
+
     from simulation import trace
 
     torch.set_num_threads(1)

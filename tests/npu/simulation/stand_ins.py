@@ -19,13 +19,14 @@ from simulation import wheel
 SOURCE = Path(__file__).with_name("cann.cpp")
 
 # Looked up by name as well, and an error if absent; doing nothing is right for each. Found by running without them.
-LOOKED_UP = """
-aclSetCompileopt aclDestroyTensor aclDestroyTensorList aclDestroyScalar aclDestroyScalarList aclDestroyIntArray
-aclDestroyBoolArray aclDestroyFloatArray aclDestroyAclOpExecutor aclrtSetDeviceSatMode aclrtSynchronizeDevice
-aclrtSynchronizeDeviceWithTimeout aclrtSynchronizeStreamWithTimeout aclrtSetOpWaitTimeout aclrtSetOpExecuteTimeOut
-aclrtDestroyStreamForce aclrtSetStreamFailureMode aclrtSetSysParamOpt aclrtCtxSetSysParamOpt aclrtPeekAtLastError
-aclrtGetLastError aclrtSetStreamAttribute HcclSetConfig
-""".split()
+LOOKED_UP = [
+    "aclSetCompileopt", "aclDestroyTensor", "aclDestroyTensorList", "aclDestroyScalar", "aclDestroyScalarList",
+    "aclDestroyIntArray", "aclDestroyBoolArray", "aclDestroyFloatArray", "aclDestroyAclOpExecutor",
+    "aclrtSetDeviceSatMode", "aclrtSynchronizeDevice", "aclrtSynchronizeDeviceWithTimeout",
+    "aclrtSynchronizeStreamWithTimeout", "aclrtSetOpWaitTimeout", "aclrtSetOpExecuteTimeOut",
+    "aclrtDestroyStreamForce", "aclrtSetStreamFailureMode", "aclrtSetSysParamOpt", "aclrtCtxSetSysParamOpt",
+    "aclrtPeekAtLastError", "aclrtGetLastError", "aclrtSetStreamAttribute", "HcclSetConfig",
+]  # fmt: skip
 OF_CANN = re.compile(r"(acl|rt[A-Z]|Msprof|Hccl)\w+")
 OPERATOR = re.compile(rb"(?<![A-Za-z0-9_])(acl[A-Za-z0-9]+)GetWorkspaceSize\0")
 LIBRARY = re.compile(r"lib(acl|ascend|hccl|hcomm|ge_|graph|runtime|opapi|nnopbase)\w*\.so")
