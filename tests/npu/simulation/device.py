@@ -31,6 +31,15 @@ _AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
 class OnHost(TorchDispatchMode):
     """Run the kernels of NPU tensors on the host. Refuses float64, which most NPU kernels do not have."""
 
+    def __init__(self, launch: bool = False, largest: int | None = None):
+        """launch: also launch the kernel that does nothing, for the trace and for the checks in front of it.
+
+        largest: operators on a tensor of more elements are launched only, so that their results are undefined.
+        """
+        super().__init__()
+        self._launch = launch or largest is not None
+        self._largest = largest
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         device = kwargs.get("device")
@@ -40,6 +49,11 @@ class OnHost(TorchDispatchMode):
         name = func._schema.name
         if func.is_view or name in _ALLOCATIONS:
             return func(*args, **kwargs)
+        if self._launch and not name.startswith("c10d"):
+            launched = func(*args, **kwargs)
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, launched)) if isinstance(leaf, Tensor)]
+            if self._largest is not None and max(map(Tensor.numel, tensors), default=0) > self._largest:
+                return launched
         return self._run(func, name, args, kwargs)
 
     def _run(self, func, name: str, args, kwargs):

@@ -20,7 +20,16 @@ from pathlib import Path
 from simulation import stand_ins, wheel
 
 ROOT = Path(__file__).resolve().parents[3]
-FOLDERS = ("tests/npu", "tests/parity", "tests/training", "tests/config", "tests", "examples/quickstart", "")
+FOLDERS = (
+    "tests/npu",
+    "tests/parity",
+    "tests/training",
+    "tests/config",
+    "tests/optim",
+    "tests",
+    "examples/quickstart",
+    "",
+)
 TIMEOUT_S = 240
 NPUS = 8
 
