@@ -62,18 +62,19 @@ def denoiser_partition():
 
     It is read off the layers of a small denoiser that has a parameter of every kind.
     """
+    parallel = ParallelContext.current()
     sample = DenoiserConfig(
         num_layers=(2, 2, 2),
         sparse_n=(1, 1, 1),
         double_ff=True,
         skip_connection=True,
         skip_connection_zero_init=False,
-        num_heads=1,
+        num_heads=parallel.tensor_size * parallel.context_size,
         head_dim=16,
         in_channels=1,
         caption_channels=1,
     )
-    network = build_denoiser(sample, ParallelContext.current(), device="meta", seed=None)
+    network = build_denoiser(sample, parallel, device="meta", seed=None)
     table = {_BLOCK.sub("transformer_blocks.*.*.", name): dim for name, dim in partition_dims(network).items()}
 
     def dim_of(name: str) -> int | None:

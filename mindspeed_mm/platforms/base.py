@@ -79,6 +79,24 @@ def ordered_launches() -> None:
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
 
+@contextlib.contextmanager
+def cuda_type_names():
+    """`Tensor.type()` says "torch.cuda.FloatTensor" on every device: Megatron's optimizer compares such strings."""
+    true_type = torch.Tensor.type
+
+    def type_(self, *args, **kwargs):
+        result = true_type(self, *args, **kwargs)
+        if isinstance(result, str) and result.startswith("torch."):
+            return "torch.cuda." + result.rpartition(".")[2]
+        return result
+
+    torch.Tensor.type = type_
+    try:
+        yield
+    finally:
+        torch.Tensor.type = true_type
+
+
 def profile_window(settings) -> dict[str, int]:
     """Arguments of a profiler's schedule: the steps start_step <= step < end_step, after one step of warming up."""
     warmup = min(1, settings.start_step - 1)

@@ -14,7 +14,7 @@ import torch
 
 from mindspeed_mm import logs
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.platforms.base import Platform, ordered_launches, profile_window
+from mindspeed_mm.platforms.base import Platform, cuda_type_names, ordered_launches, profile_window
 
 _log = logs.get(__name__)
 
@@ -58,6 +58,9 @@ class NpuPlatform(Platform):
             importlib.import_module("mindspeed.megatron_adaptor")
         finally:
             sys.argv = ours
+
+    def engine_scope(self):
+        return cuda_type_names()  # "torch.npu.FloatTensor" otherwise; MindSpeed patches the same, for good
 
     def ema_adamw_kernel(self) -> Callable | None:
         """MindSpeed's, where it is installed and its extension compiles (it does so at the first call)."""

@@ -38,6 +38,13 @@ def _fusion_attention(query, key, value, head_num, input_layout, **options):
     return out, unused, unused, unused, 0, 0, 0  # softmax_max, softmax_sum, reserved, seed, offset, numels
 
 
+@_reference("npu::npu_fusion_attention_v3")
+def _fusion_attention_v3(query, key, value, head_num, input_layout, **options):
+    """What F.scaled_dot_product_attention becomes, such as in the text encoders; they run without gradients."""
+    out = _attention(query, key, value, head_num, input_layout, **options)
+    return (out, *(torch.zeros(0) for _ in range(5)))  # softmax_max, softmax_sum, reserved, seed, offset
+
+
 @_reference("npu::npu_fusion_attention_grad")
 def _fusion_attention_grad(query, key, value, dy, head_num, input_layout, **options):
     options["scale"] = options.pop("scale_value", 1.0)
@@ -67,7 +74,10 @@ def _attention(
 ) -> Tensor:
     ignored = {"pre_tockens", "next_tockens", "inner_precise", "gen_mask_parallel", "sync"}  # speed, or of other modes
     extra = {name: value for name, value in rest.items() if name not in ignored and value not in (None, "", 0)}
-    assert not extra and keep_prob == 1.0 and sparse_mode == 0, (extra, keep_prob, sparse_mode)
+    assert not extra and keep_prob == 1.0 and sparse_mode in (0, 2), (extra, keep_prob, sparse_mode)
+    if sparse_mode == 2:  # causal from the upper left; the mask is one pattern for all sizes
+        assert torch.equal(atten_mask.bool(), torch.ones(2048, 2048).triu(1).bool()) and input_layout == "BNSD"
+        atten_mask = atten_mask[: query.shape[2], : key.shape[2]]
     if input_layout == "TND":
         assert atten_mask is None
         pairs = zip(
@@ -161,6 +171,13 @@ def _rotary_mul_backward(grad, input, r1, r2, rotary_mode="half"):
 
 
 # ---------------------------------------------------------------------------- operators that torch_npu has made its own
+
+
+@_reference("npu::npu_format_cast")
+def _format_cast(input, acl_format):
+    """Flattening gradients asks for the plain layout, ND, which everything here has."""
+    assert acl_format == 2, acl_format
+    return input
 
 
 @_reference("aten::matmul_backward")
