@@ -33,9 +33,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
     if batch * queries * k.shape[0] <= _MASK_ELEMENTS:
         masked = (~keep)[:, None, None, :].expand(-1, -1, queries, -1).contiguous()
         return attend_tokens_first(q, k, v, masked)
-    lengths = keep.sum(1).tolist()  # waits for the device
+    keep = keep.cpu()  # the lengths have to be known here, so wait for the device once, and not in every operator below
+    lengths = keep.sum(1).tolist()
     sample, key = keep.nonzero(as_tuple=True)  # one sample behind the other
-    real = key * batch + sample
+    real = (key * batch + sample).to(k.device)
     k, v = (x.flatten(0, 1).index_select(0, real) for x in (k, v))
     q_ends = [queries * (sample + 1) for sample in range(batch)]
     out = attend_packed(q.transpose(0, 1).flatten(0, 1), k, v, q_ends, list(itertools.accumulate(lengths)))

@@ -34,7 +34,7 @@ class OnHost(TorchDispatchMode):
     def __init__(self, launch: bool = False, largest: int | None = None):
         """launch: also launch the kernel that does nothing, for the trace and for the checks in front of it.
 
-        largest: operators on a tensor of more elements are launched only, so that their results are undefined.
+        largest: operators on a tensor of more elements, and collectives, are launched only: what they give is undefined.
         """
         super().__init__()
         self._launch = launch or largest is not None
@@ -49,8 +49,11 @@ class OnHost(TorchDispatchMode):
         name = func._schema.name
         if func.is_view or name in _ALLOCATIONS:
             return func(*args, **kwargs)
-        if self._launch and not name.startswith("c10d"):
+        collective = name.startswith("c10d::")
+        if self._launch and (not collective or self._largest is not None):
             launched = func(*args, **kwargs)
+            if collective:
+                return launched
             tensors = [leaf for leaf in tree_leaves((args, kwargs, launched)) if isinstance(leaf, Tensor)]
             if self._largest is not None and max(map(Tensor.numel, tensors), default=0) > self._largest:
                 return launched
