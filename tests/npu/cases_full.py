@@ -74,34 +74,41 @@ def model_config() -> TrainModelConfig:
     return build(TrainModelConfig, read_json(MODEL))
 
 
-def step_kernels(fused: bool) -> dict[str, dict]:
-    """Kernels of "block" (one, forward and backward), "step" (the denoiser's whole training step) and its "update".
+def kernels(fused: bool, whole_step: bool) -> dict[str, dict]:
+    """Kernels of "block" (one, forward and backward), and of "step" (of the whole denoiser) and the "update" in it.
 
-    Each is {kernel: launches}; "operands" holds those of one block as {kernel and operands: launches}. fused: False uses the plain twins.
+    Each is {kernel: launches}; "operands" is {kernel and its operands: launches} of the block. fused: False takes the
+    plain twins. whole_step: False leaves "step" and "update" out.
     """
     platform = NpuPlatform("off")
-    platform.fused_adamw = fused
     device = platform.device(0)
     parallel, config = one_of_eight(), model_config().predictor
     with contextlib.nullcontext() if fused else plain_twins(), OnHost(largest=SMALL):
         network = build_denoiser(
             config, parallel, device=device, dtype="bf16", seed=None, recompute_feed_forwards=RECOMPUTED
         ).train()
-        settings = OptimizerSettings(lr=1e-5, use_distributed_optimizer=True, use_ema=True)
-        engine = Engine(network, parallel, platform, settings)
-        engine.schedule(1)
-        optimizer = OptimizerStep(engine, AdaptiveClip(0.99), Ema(engine, 0.9999), 5)
-        features = Features(config, device)
-        step = TrainStep(engine, features, FlowMatchingTask(DiffusionConfig(), config, 0), optimizer, 1, 1)
+        engine = None
+        if whole_step:
+            platform.fused_adamw = fused
+            engine = Engine(network, parallel, platform, OptimizerSettings(use_distributed_optimizer=True))
         block = block_kernels(network, device)
-        with Trace() as trace:
-            step(iter([None]))
-        engine.finish_gradients()
-        with Trace() as update:
-            engine.update()
-            optimizer.ema.update()
-    operands = collections.Counter(f"{kernel.name} {' '.join(kernel.operands)}" for kernel in block.kernels)
-    return {"block": block.counts(), "operands": operands, "step": trace.counts(), "update": update.counts()}
+        operands = collections.Counter(" ".join((kernel.name, *kernel.operands)) for kernel in block.kernels)
+        found = {"block": block.counts(), "operands": dict(operands)}
+        return found | (step_kernels(engine, config, device) if whole_step else {})
+
+
+def step_kernels(engine: Engine, config: DenoiserConfig, device: torch.device) -> dict[str, dict]:
+    engine.schedule(1)
+    optimizer = OptimizerStep(engine, AdaptiveClip(0.99), Ema(engine, 0.9999), 5)
+    task = FlowMatchingTask(DiffusionConfig(), config, 0)
+    step = TrainStep(engine, Features(config, device), task, optimizer, 1, 1)
+    with Trace() as whole:
+        step(iter([None]))
+    engine.finish_gradients()
+    with Trace() as update:
+        engine.update()
+        optimizer.ema.update()
+    return {"step": whole.counts(), "update": update.counts()}
 
 
 def block_inputs(config: DenoiserConfig, device: torch.device) -> tuple:
