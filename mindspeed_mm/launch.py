@@ -1,6 +1,7 @@
 """The entry points' common start: flags to config, device, process groups; one-line errors and exit codes."""
 
 import dataclasses
+import datetime
 import os
 import sys
 import traceback
@@ -40,11 +41,16 @@ def _pretrain() -> None:
 
 def _after_restart(checkpoint: CheckpointConfig) -> CheckpointConfig:
     """What to load: where torchrun has restarted the ranks (--max-restarts), the run's own checkpoints come first."""
-    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    restarts = _restarts()
     if restarts == 0 or checkpoint.save is None or not layout.has_checkpoint(Path(checkpoint.save)):
         return checkpoint
     _log.info(f"restart {restarts} by torchrun: continuing from {checkpoint.save}")
     return dataclasses.replace(checkpoint, load=checkpoint.save, load_optimizer=True, load_rng=True)
+
+
+def _restarts() -> int:
+    """How often torchrun has restarted the ranks."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def _inference() -> None:
@@ -65,20 +71,38 @@ def start(launch: LaunchConfig, allow_tf32: bool = False, allow_internal_format:
     platform.device(int(os.environ.get("LOCAL_RANK", "0")))
     from mindspeed_mm.parallel.context import ParallelContext  # imports megatron.core, which the platform has prepared
 
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
-        os.environ.setdefault(name, value)
+    store, rank, world_size = _meeting_place(launch.timeout_minutes)
     parallel = ParallelContext.start(
         platform.backend,
         launch.tensor_size,
         launch.context_size,
         launch.sequence_parallel,
         launch.timeout_minutes,
+        store,
+        rank,
+        world_size,
     )
     _log.info(
         f"{platform.name}: TP {parallel.tensor_size}, CP {parallel.context_size}, DP {parallel.data_size}"
         + (", sequence parallel" if parallel.sequence_parallel else "")
     )
     return platform, parallel
+
+
+def _meeting_place(timeout_minutes: float):
+    """The store in which the ranks find each other, this rank, and their number.
+
+    torchrun may keep one store over its restarts, with the addresses of ranks that are gone: each start has names of its
+    own in it.
+    """
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
+        os.environ.setdefault(name, value)
+    timeout = datetime.timedelta(minutes=timeout_minutes)
+    store, rank, world_size = next(iter(rendezvous("env://", timeout=timeout)))
+    return dist.PrefixStore(f"start_{_restarts()}", store), rank, world_size
 
 
 def _run(program: Callable[[], None]) -> None:

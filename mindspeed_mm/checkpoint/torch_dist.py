@@ -13,7 +13,7 @@ from mindspeed_mm.checkpoint import files, integrity
 from mindspeed_mm.checkpoint.store import Writing
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.parallel.context import ParallelContext
-from mindspeed_mm.parallel.megatron import ShardedTensor, dist_checkpointing
+from mindspeed_mm.parallel.megatron import ShardedTensor, dist_checkpointing, write_in_this_process
 
 STATE_FILE = "state.pt"
 
@@ -25,6 +25,7 @@ def prepare(
 
     Data ranks other than the first may give no tensors.
     """
+    write_in_this_process()
     request = dist_checkpointing.save(_sharded(tensors, parallel), str(directory), async_sharded_save=True)
 
     def write() -> integrity.Checksums:
