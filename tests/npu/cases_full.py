@@ -15,8 +15,8 @@ from mindspeed_mm.config.reader import build, read_json
 from mindspeed_mm.config.run import OptimizerSettings
 from mindspeed_mm.models.build import build_autoencoder, build_denoiser
 from mindspeed_mm.models.sparse_ummdit import attention as joint_attention
-from mindspeed_mm.ops import norms, rope3d
 from mindspeed_mm.ops import attention as attention_ops
+from mindspeed_mm.ops import norms, rope3d
 from mindspeed_mm.optim.adaptive_clip import AdaptiveClip
 from mindspeed_mm.optim.ema import Ema
 from mindspeed_mm.optim.step import OptimizerStep

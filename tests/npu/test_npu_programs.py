@@ -82,7 +82,9 @@ def on_npus(npu, world) -> Path:
     """A run on two NPUs that ended, and was resumed, in the middle."""
     run = world / "npu"
     for steps in (SAVED, STEPS):
-        counts = npu.run(cases_programs.program, "pretrain", flags(world, run, *LAYOUT, "--train-iters", steps), ranks=2)
+        counts = npu.run(
+            cases_programs.program, "pretrain", flags(world, run, *LAYOUT, "--train-iters", steps), ranks=2
+        )
         for name in ("aclnnFlashAttentionScore", "aclnnFlashAttentionScoreGrad", "aclnnRmsNorm", "aclnnApplyAdamWV2"):
             assert all(rank[name] > 0 for rank in counts), name
     return run
