@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import functools
 import os
 import sys
 import traceback
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from mindspeed_mm import logs
 from mindspeed_mm.checkpoint import layout
-from mindspeed_mm.config import resolve
+from mindspeed_mm.config import arguments, resolve
 from mindspeed_mm.config.run import CheckpointConfig, LaunchConfig
 from mindspeed_mm.errors import MMError
 
@@ -27,6 +28,29 @@ def pretrain() -> None:
 def inference() -> None:
     """The main program of `inference.py`."""
     _run(_inference)
+
+
+def extract_features(argv: list[str], videos: bool, texts: bool) -> None:
+    """The main program of `tools/extract_features.py`. argv: flags of a training run."""
+    _run(functools.partial(_extract_features, argv, videos, texts))
+
+
+def _extract_features(argv: list[str], videos: bool, texts: bool) -> None:
+    flags, _ = arguments.parse_train(argv)
+    # the run's layout has to be possible, but not with the processes that there are now
+    run_size = flags.tensor_model_parallel_size * flags.context_parallel_size
+    config = resolve.run_config(argv, world_size=run_size)
+    launch = dataclasses.replace(config.launch, tensor_size=1, context_size=1, sequence_parallel=False)
+    platform, parallel = start(launch, config.model.allow_tf32, config.model.allow_internal_format)
+    from mindspeed_mm.training.build import build_extraction
+
+    extraction = build_extraction(dataclasses.replace(config, launch=launch), platform, parallel)
+    if videos:
+        good, bad = extraction.videos()
+        _log.info(f"videos: {good} crops of clips encoded, {bad} could not be decoded")
+    if texts:
+        _log.info(f"texts: {extraction.texts()} captions encoded")
+    parallel.stop()
 
 
 def _pretrain() -> None:

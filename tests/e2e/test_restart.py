@@ -5,7 +5,7 @@ import sys
 import textwrap
 
 import pytest
-from programs import ROOT, environment
+from programs import ROOT, environment, free_port
 
 from mindspeed_mm import launch
 from mindspeed_mm.config.run import CheckpointConfig
@@ -32,7 +32,7 @@ def test_ranks_meet_again_after_one_was_killed(tmp_path):
     program.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n" + textwrap.dedent(PROGRAM))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--max-restarts", "1"]
     result = subprocess.run(
-        [*launcher, "--master_port", "0", "--monitor-interval", "0.2", str(program)],
+        [*launcher, "--master_port", str(free_port()), "--monitor-interval", "0.2", str(program)],
         env=environment(),
         capture_output=True,
         text=True,

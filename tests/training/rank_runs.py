@@ -13,6 +13,7 @@ from mindspeed_mm.config.run import (
     ReportConfig,
     RunConfig,
 )
+from mindspeed_mm.data.ledger import Ledger
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.optim.adaptive_clip import AdaptiveClip, FixedClip
 from mindspeed_mm.optim.ema import Ema
@@ -82,6 +83,7 @@ class Stream:
         self.numbers = [number for number in range(400) if number not in skip]
         self.rank, self.ranks, self.micro_batch = parallel.data_rank, parallel.data_size, micro_batch
         self.seen = 0
+        self.ledger = Ledger()
 
     def __iter__(self):
         return self

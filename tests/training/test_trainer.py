@@ -23,6 +23,7 @@ class At:
 
     def __init__(self, stream, step: int, action):
         self.stream, self.left, self.action = stream, step, action
+        self.ledger = stream.ledger
 
     def __iter__(self):
         return self
