@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mindspeed_mm.platforms.base import Platform, ordered_launches
+from mindspeed_mm.platforms.base import Platform, cuda_type_names, ordered_launches
 
 _CPU = torch.device("cpu")
 
@@ -36,13 +36,8 @@ class CpuPlatform(Platform):
 
     @contextlib.contextmanager
     def engine_scope(self):
-        true_type = torch.Tensor.type
-        torch.Tensor.type = _type_with_cuda_names(true_type)
-        try:
-            with _CudaMeansCpu():
-                yield
-        finally:
-            torch.Tensor.type = true_type
+        with cuda_type_names(), _CudaMeansCpu():
+            yield
 
     def peak_memory(self) -> int:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -65,16 +60,6 @@ class _CudaMeansCpu(TorchFunctionMode):
         if str(kwargs.get("device")).startswith("cuda"):
             kwargs = {**kwargs, "device": _CPU}
         return func(*args, **kwargs)
-
-
-def _type_with_cuda_names(true_type):
-    def type_(self, *args, **kwargs):
-        result = true_type(self, *args, **kwargs)
-        if isinstance(result, str) and result.startswith("torch.") and not result.startswith("torch.cuda."):
-            return "torch.cuda." + result.removeprefix("torch.")
-        return result
-
-    return type_
 
 
 def _stand_in_for_cuda() -> None:

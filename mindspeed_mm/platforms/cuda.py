@@ -22,6 +22,7 @@ _PEAKS = {
 class CudaPlatform(Platform):
     name = "cuda"
     backend = "cpu:gloo,cuda:nccl"  # gloo carries the optimizer's shards on their way to a checkpoint
+    fused_adamw = True
 
     def prepare(self, allow_tf32: bool = False, allow_internal_format: bool = False) -> None:
         if not torch.cuda.is_available():

@@ -117,5 +117,5 @@ def _optimizer_step(config: RunConfig, engine: Engine) -> OptimizerStep:
     settings = config.optimizer
     adaptive = settings.clip_grad_ema_decay is not None
     clip = AdaptiveClip(settings.clip_grad_ema_decay) if adaptive else FixedClip(settings.clip_grad)
-    ema = Ema(engine, settings.ema_decay) if settings.use_ema else None
+    ema = Ema(engine, settings.ema_decay, engine.platform.ema_adamw_kernel()) if settings.use_ema else None
     return OptimizerStep(engine, clip, ema, settings.max_skipped_steps)
