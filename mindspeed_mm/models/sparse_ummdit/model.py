@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from mindspeed_mm.config.model import DenoiserConfig
 from mindspeed_mm.models.sparse_ummdit.block import Block
 from mindspeed_mm.models.sparse_ummdit.embeddings import PatchEmbed, TimeTextEmbed, unpatchify
-from mindspeed_mm.models.sparse_ummdit.masks import key_masks, patch_keep
+from mindspeed_mm.models.sparse_ummdit.masks import key_masks, patch_keep, without_padding
 from mindspeed_mm.models.sparse_ummdit.modulation import FinalNorm
 from mindspeed_mm.models.sparse_ummdit.norms import NORMS, LayerNorm, RMSNorm
 from mindspeed_mm.models.sparse_ummdit.step_cache import StepCache
 from mindspeed_mm.ops import rope3d
 from mindspeed_mm.parallel import partition
-from mindspeed_mm.parallel.collectives import check_divisible, join_tokens, split_tokens
+from mindspeed_mm.parallel.collectives import check_divisible, join_tokens, split_tokens, token_parts
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.recompute import maybe_recompute
 from mindspeed_mm.types import TextFeatures
@@ -86,7 +86,7 @@ class SparseUMMDiT(nn.Module):
         extent = self._check(latents, sigma, text, keep)
         tokens = math.prod(extent)
         dtype = self.proj_out.weight.dtype
-        text = text.to(dtype=dtype)
+        text = without_padding(text.to(dtype=dtype), token_parts(self.parallel))
 
         condition = self.time_text_embed(sigma, text.pooled)
         video = split_tokens(self.patch_embed(latents.to(dtype)), self.parallel)
@@ -132,7 +132,7 @@ class SparseUMMDiT(nn.Module):
             whole = depth <= self.recompute_blocks and self.training
             feed_forward = depth <= self.recompute_feed_forwards
             video, text = maybe_recompute(
-                whole, block, video, text, condition, rope, masks[block.pattern], feed_forward
+                whole, block, video, text, condition, rope, masks[block.pattern], feed_forward, not whole
             )
         if index < middle and self.config.skip_connection:
             skips.append((video, text))
