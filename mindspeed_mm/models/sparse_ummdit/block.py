@@ -85,23 +85,24 @@ class Block(nn.Module):
 
         lean: what is cheap to compute again is not kept; for a block that is not recomputed whole.
         """
+        lean = lean and not torch.compiler.is_compiling()  # a compiler decides by itself what to keep
         video, text = _within_half_range(video, self.training), _within_half_range(text, self.training)
-        video_in, text_in, gate, text_gate = self.norm1(video, text, condition)
-        video_out, text_out = self.attn1(video_in, text_in, rope, keep)
+        video_in, text_in, gate, text_gate, again = self.norm1(video, text, condition, lean)
+        with again:
+            video_out, text_out = self.attn1(video_in, text_in, rope, keep)
         video = gated(video, gate, video_out)
         if text_out is not None:
             text = gated(text, text_gate, text_out)
         recompute = recompute_feed_forward and self.training
-        lean = lean and not recompute and not torch.compiler.is_compiling()  # a compiler decides that by itself
-        return maybe_recompute(recompute, self._feed_forward, video, text, condition, lean)
+        return maybe_recompute(recompute, self._feed_forward, video, text, condition, lean and not recompute)
 
     def _feed_forward(self, video: Tensor, text: Tensor, condition: Tensor, lean: bool) -> tuple[Tensor, Tensor]:
         video, text = _within_half_range(video, self.training), _within_half_range(text, self.training)
-        video_in, text_in, gate, text_gate = self.norm2(video, text, condition)
-        if self.last:
-            return gated(video, gate, self.ff(video_in, lean)), text
-        if self.ff_enc is not None:
-            return gated(video, gate, self.ff(video_in, lean)), gated(text, text_gate, self.ff_enc(text_in, lean))
+        video_in, text_in, gate, text_gate, again = self.norm2(video, text, condition, lean)
+        with again:
+            if self.last or self.ff_enc is not None:
+                video = gated(video, gate, self.ff(video_in, lean))
+                return video, text if self.last else gated(text, text_gate, self.ff_enc(text_in, lean))
         # One feed-forward for both. The text enters it neither normalised nor modulated, as in the original.
         both = self.ff(torch.cat((video_in, text_in)), lean)
         tokens = video.shape[0]
