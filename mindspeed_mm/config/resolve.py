@@ -64,6 +64,7 @@ def run_config(argv: list[str], world_size: int | None = None) -> RunConfig:
         tools=build(ToolConfig, read_json(flags.mm_tool), notes) if flags.mm_tool else ToolConfig(),
         recompute_blocks=recompute_blocks,
         recompute_feed_forwards=recompute_feed_forwards,
+        compile=flags.compile,
         flags=tuple(sorted(vars(flags).items())),
     )
     _report(without_effect, notes)

@@ -120,4 +120,5 @@ class RunConfig:
     tools: ToolConfig = ToolConfig()
     recompute_blocks: int = 0
     recompute_feed_forwards: int = 0
+    compile: bool = False  # torch.compile the denoiser's blocks
     flags: tuple[tuple[str, object], ...] = ()  # argv as parsed, kept in the checkpoint as Megatron's `args`

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mindspeed_mm.config.model import DenoiserConfig
+from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.models.sparse_ummdit.block import Block
 from mindspeed_mm.models.sparse_ummdit.embeddings import PatchEmbed, TimeTextEmbed, unpatchify
 from mindspeed_mm.models.sparse_ummdit.masks import key_masks, patch_keep, without_padding
@@ -26,6 +27,9 @@ from mindspeed_mm.parallel.collectives import check_divisible, join_tokens, spli
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.recompute import maybe_recompute
 from mindspeed_mm.types import TextFeatures
+
+# Blocks are compiled once per Skiparse pattern, and again where a number of tokens changes; torch's default is 8.
+_RECOMPILE_LIMIT = 64
 
 
 class SparseUMMDiT(nn.Module):
@@ -137,6 +141,18 @@ class SparseUMMDiT(nn.Module):
         if index < middle and self.config.skip_connection:
             skips.append((video, text))
         return video, text
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """torch.compile each block, in place: names of parameters stay. On one TP x CP rank each is a single graph.
+
+        Raises ConfigError on an NPU, where torch.compile is not supported here.
+        """
+        device = self.proj_out.weight.device
+        if device.type == "npu":
+            raise ConfigError("--compile: torch.compile does not support npu here; leave it out")
+        whole = self.parallel.tensor_size * self.parallel.context_size == 1  # collectives break the graph
+        for block in self.blocks():
+            block.compile(backend=backend, fullgraph=whole, recompile_limit=_RECOMPILE_LIMIT)
 
     def blocks(self):
         """All blocks, first to last."""
