@@ -34,7 +34,9 @@ def measure(
             synchronize(device)
             if round_number:
                 seconds[name].append((time.perf_counter() - start, math.nan if part is None else part))
-    return {name: tuple(statistics.median(column) for column in zip(*rows, strict=True)) for name, rows in seconds.items()}
+    return {
+        name: tuple(statistics.median(column) for column in zip(*rows, strict=True)) for name, rows in seconds.items()
+    }
 
 
 def synchronize(device: str) -> None:

@@ -1,13 +1,12 @@
 """Joint attention of video and text, sparse over the video (Skiparse)."""
 
-import torch
 from torch import Tensor, nn
 
 from mindspeed_mm.config.model import DenoiserConfig
 from mindspeed_mm.models.sparse_ummdit.norms import RMSNorm
 from mindspeed_mm.ops.attention import attend
 from mindspeed_mm.ops.lean import normed_rotated
-from mindspeed_mm.ops.skiparse import skip, unskip
+from mindspeed_mm.ops.skiparse import join_text, unskip
 from mindspeed_mm.parallel.collectives import join_heads, split_heads
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.linear import ColumnLinear, RowLinear, together
@@ -62,7 +61,7 @@ class JointAttention(nn.Module):
         q, k = _normed(self.norm_q, q, rope), _normed(self.norm_k, k, rope)
         text_q, text_k = _normed(self.norm_added_q, text_q), _normed(self.norm_added_k, text_k)
 
-        out = attend(self._joint(q, text_q), self._joint(k, text_k), self._joint(v, text_v), keep)
+        out = attend(*(self._joint(*pair) for pair in ((q, text_q), (k, text_k), (v, text_v))), keep)
         parts = out.shape[0] - text_q.shape[0]
         video = unskip(out[:parts], self.sparsity, self.group, q.shape[0])
         video = self.to_out[1](self.to_out[0](join_heads(video, self.parallel).flatten(2)))
@@ -77,7 +76,7 @@ class JointAttention(nn.Module):
 
     def _joint(self, video: Tensor, text: Tensor) -> Tensor:
         """Skiparse parts of the video, each followed by the whole text: [S'/k + L, k*B, H, D]."""
-        return torch.cat((skip(video, self.sparsity, self.group), text.repeat(1, self.sparsity, 1, 1)))
+        return join_text(video, text, self.sparsity, self.group)
 
 
 def _normed(norm: RMSNorm, x: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> Tensor:
