@@ -29,6 +29,7 @@ setup(
         "psutil>=5.9",  # megatron-core writes torch_dist with it and does not ask for it
         "tqdm>=4.60",
         "matplotlib>=3.8",
+        "pyarrow>=14",  # lists in .parquet
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"],

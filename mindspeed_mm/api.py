@@ -1,22 +1,31 @@
 """The doors for notebooks: build one part, call it. No launcher, no process group, no flags.
 
-A config is the JSON block as a dict (or its dataclass). Weights are fresh unless the block names `from_pretrained`;
-on the meta device there are none to load.
+A config is the JSON block as a dict, its dataclass, or a folder that holds it and the weights. Weights are fresh unless
+the block names `from_pretrained`; on the meta device there are none to load.
 """
+
+from pathlib import Path
 
 import torch
 
 from mindspeed_mm import weights
+from mindspeed_mm.config import model_dialects
 from mindspeed_mm.config.geometry import as_grid
 from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig, DiffusionConfig
 from mindspeed_mm.config.reader import build, check, node_from_python
 from mindspeed_mm.diffusion import schedule
 from mindspeed_mm.models import build as builders
 from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.weights import folder
 
 
 def build_denoiser(config, *, device=None, dtype: str = "fp32", seed: int = 0, parallel: ParallelContext | None = None):
-    """The denoiser of a `predictor` block: net(latents, sigma, text, keep) -> velocity (see SparseUMMDiT.forward)."""
+    """The denoiser of a `predictor` block, or of a folder with config.json and weights.
+
+    net(latents, sigma, text, keep) -> velocity (see SparseUMMDiT.forward).
+    """
+    if isinstance(config, (str, Path)):
+        config = folder.read_denoiser(config)
     config = _typed(DenoiserConfig, config, "predictor")
     source = config.from_pretrained
     fresh = None if source else seed
@@ -29,7 +38,9 @@ def build_denoiser(config, *, device=None, dtype: str = "fp32", seed: int = 0, p
 
 
 def build_autoencoder(config, *, device=None, dtype: str | None = None):
-    """The autoencoder of an `ae` block: encode, encode_moments, decode (see WFVAE)."""
+    """The autoencoder of an `ae` block, or of a folder with both: encode, encode_moments, decode (see WFVAE)."""
+    if isinstance(config, (str, Path)):
+        config = folder.read_autoencoder(config)
     config = _typed(AutoencoderConfig, config, "ae")
     autoencoder = builders.build_autoencoder(config, device=device, dtype=dtype)
     if config.from_pretrained and not autoencoder.shift.is_meta:
@@ -46,4 +57,6 @@ def _typed(cls, config, name: str):
     if isinstance(config, cls):
         check(config)
         return config
-    return build(cls, node_from_python(config, name))
+    node = node_from_python(config, name)
+    ours = {"predictor": model_dialects.predictor_node, "ae": model_dialects.ae_node}.get(name)
+    return build(cls, ours(node) if ours else node)

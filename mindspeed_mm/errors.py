@@ -3,6 +3,10 @@
 Entry points print an `MMError` as one line and exit with code 1; a traceback means a bug.
 """
 
+import contextlib
+import sys
+from collections.abc import Iterator
+
 
 class MMError(Exception):
     """Base of the errors that name a value, the rule it breaks and the fix."""
@@ -30,3 +34,13 @@ class RankLost(MMError):
 
 class SamplingError(MMError):
     """A sample that cannot be finished, for example because a velocity is NaN."""
+
+
+@contextlib.contextmanager
+def said_in_one_line() -> Iterator[None]:
+    """For the main function of a tool: an error of ours ends the program with one line on stderr and exit code 1."""
+    try:
+        yield
+    except MMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,6 +1,8 @@
 """The entry points' common start: flags to config, device, process groups; one-line errors and exit codes."""
 
 import dataclasses
+import datetime
+import functools
 import os
 import sys
 import traceback
@@ -11,7 +13,7 @@ from pathlib import Path
 
 from mindspeed_mm import logs
 from mindspeed_mm.checkpoint import layout
-from mindspeed_mm.config import resolve
+from mindspeed_mm.config import arguments, resolve
 from mindspeed_mm.config.run import CheckpointConfig, LaunchConfig
 from mindspeed_mm.errors import MMError
 
@@ -28,6 +30,29 @@ def inference() -> None:
     _run(_inference)
 
 
+def extract_features(argv: list[str], videos: bool, texts: bool) -> None:
+    """The main program of `tools/extract_features.py`. argv: flags of a training run."""
+    _run(functools.partial(_extract_features, argv, videos, texts))
+
+
+def _extract_features(argv: list[str], videos: bool, texts: bool) -> None:
+    flags, _ = arguments.parse_train(argv)
+    # the run's layout has to be possible, but not with the processes that there are now
+    run_size = flags.tensor_model_parallel_size * flags.context_parallel_size
+    config = resolve.run_config(argv, world_size=run_size)
+    launch = dataclasses.replace(config.launch, tensor_size=1, context_size=1, sequence_parallel=False)
+    platform, parallel = start(launch, config.model.allow_tf32, config.model.allow_internal_format)
+    from mindspeed_mm.training.build import build_extraction
+
+    extraction = build_extraction(dataclasses.replace(config, launch=launch), platform, parallel)
+    if videos:
+        good, bad = extraction.videos()
+        _log.info(f"videos: {good} crops of clips encoded, {bad} could not be decoded")
+    if texts:
+        _log.info(f"texts: {extraction.texts()} captions encoded")
+    parallel.stop()
+
+
 def _pretrain() -> None:
     config = resolve.run_config(sys.argv[1:])
     config = dataclasses.replace(config, checkpoint=_after_restart(config.checkpoint))
@@ -40,11 +65,16 @@ def _pretrain() -> None:
 
 def _after_restart(checkpoint: CheckpointConfig) -> CheckpointConfig:
     """What to load: where torchrun has restarted the ranks (--max-restarts), the run's own checkpoints come first."""
-    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    restarts = _restarts()
     if restarts == 0 or checkpoint.save is None or not layout.has_checkpoint(Path(checkpoint.save)):
         return checkpoint
     _log.info(f"restart {restarts} by torchrun: continuing from {checkpoint.save}")
     return dataclasses.replace(checkpoint, load=checkpoint.save, load_optimizer=True, load_rng=True)
+
+
+def _restarts() -> int:
+    """How often torchrun has restarted the ranks."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def _inference() -> None:
@@ -65,14 +95,16 @@ def start(launch: LaunchConfig, allow_tf32: bool = False, allow_internal_format:
     platform.device(int(os.environ.get("LOCAL_RANK", "0")))
     from mindspeed_mm.parallel.context import ParallelContext  # imports megatron.core, which the platform has prepared
 
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
-        os.environ.setdefault(name, value)
+    store, rank, world_size = _meeting_place(launch.timeout_minutes)
     parallel = ParallelContext.start(
         platform.backend,
         launch.tensor_size,
         launch.context_size,
         launch.sequence_parallel,
         launch.timeout_minutes,
+        store,
+        rank,
+        world_size,
         guidance_parallel=launch.guidance_parallel,
     )
     _log.info(
@@ -81,6 +113,22 @@ def start(launch: LaunchConfig, allow_tf32: bool = False, allow_internal_format:
         + (", guidance parallel" if parallel.guidance_size > 1 else "")
     )
     return platform, parallel
+
+
+def _meeting_place(timeout_minutes: float):
+    """The store in which the ranks find each other, this rank, and their number.
+
+    torchrun may keep one store over its restarts, with the addresses of ranks that are gone: each start has names of its
+    own in it.
+    """
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
+        os.environ.setdefault(name, value)
+    timeout = datetime.timedelta(minutes=timeout_minutes)
+    store, rank, world_size = next(iter(rendezvous("env://", timeout=timeout)))
+    return dist.PrefixStore(f"start_{_restarts()}", store), rank, world_size
 
 
 def _run(program: Callable[[], None]) -> None:

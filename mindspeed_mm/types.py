@@ -62,18 +62,29 @@ class TokenIds:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Posterior:
+    """What the autoencoder says about a batch of clips: mean and logvar [B,C,t,h,w], before shift and scale."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    def to(self, device=None) -> "Posterior":
+        return Posterior(self.mean.to(device=device), self.logvar.to(device=device))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Batch:
     """One micro-batch of clips of one shape, as the loader gives it.
 
-    video: [B,3,T,H,W] float32 in [-1,1] (bicubic resizing may overshoot a little); keep: [B,t,h,w] bool on the latent
-    grid, True where there is video; text and pooled_text: the captions for T5 and for CLIP (None without a second
-    tokenizer); paths: the files, for messages about a bad sample; addresses: (epoch, place in the list) of each sample,
-    from which its random numbers are derived.
+    video: [B,3,T,H,W] float32 in [-1,1] (bicubic resizing may overshoot a little), or stored features of it; keep:
+    [B,t,h,w] bool on the latent grid, True where there is video; text and pooled_text: the captions for T5 and for CLIP
+    (None without a second tokenizer), or the stored features of both in `text`; paths: the files, for messages about a
+    bad sample; addresses: (epoch, place in the list) of each sample, from which its random numbers are derived.
     """
 
-    video: Tensor
+    video: Tensor | Posterior
     keep: Tensor
-    text: TokenIds
+    text: TokenIds | TextFeatures
     pooled_text: TokenIds | None
     paths: tuple[str, ...]
     addresses: tuple[tuple[int, int], ...]

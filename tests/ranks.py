@@ -8,6 +8,7 @@ torch and megatron-core already.
 
 import atexit
 import contextlib
+import logging
 import os
 import tempfile
 import traceback
@@ -24,6 +25,23 @@ def run_ranks(function, world_size: int, *arguments) -> list:
     if pool is None or not pool.alive():
         pool = _POOLS[world_size] = _Pool(world_size)
     return pool.run(function, arguments)
+
+
+@contextlib.contextmanager
+def log_lines(level: int = logging.INFO):
+    """The package's log of this rank while inside, as a list of messages that grows."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger("mindspeed_mm")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 @atexit.register  # before multiprocessing's own, which waits for children

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "mindspeed_mm"
 FLOORS = {
     "errors": 0,
     "logs": 0,
+    "atomic": 0,  # files that are whole or not there
     "types": 0,
     "config": 1,
     "platforms": 1,

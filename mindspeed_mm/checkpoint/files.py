@@ -1,16 +1,13 @@
 """Writing files that are whole or not there, and reading files without running what is in them."""
 
-import argparse
 import os
 import pickle
 from pathlib import Path
 
 import torch
 
+from mindspeed_mm.checkpoint import trusted
 from mindspeed_mm.errors import CheckpointError
-
-# Megatron stores the launch flags as a Namespace; it holds plain values and runs nothing.
-_ALLOWED = [argparse.Namespace]
 
 
 def save(state: object, path: Path) -> None:
@@ -46,7 +43,7 @@ def load(path: Path) -> dict:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        with torch.serialization.safe_globals(_ALLOWED):
+        with trusted.classes(path):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0]

@@ -1,44 +1,187 @@
-"""Between tensor-parallel layouts: shards of a parameter -> the whole -> shards.
+"""Between tensor-parallel layouts: any part of a whole parameter, read from shards of any number, chunk by chunk.
 
 How a parameter is split is given (`partition.partition_dims` reads it from the layers); this file knows no names.
 """
 
-from collections.abc import Callable, Iterator
+import collections
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from mindspeed_mm import logs
+from mindspeed_mm.checkpoint.mapped import MappedFiles
 from mindspeed_mm.errors import CheckpointError
 
 _log = logs.get(__name__)
 
+# Read and written at a time. Large enough for full speed, and small beside any parameter that matters.
+CHUNK_BYTES = 4 * 2**20
+_KEPT = 2  # chunks whose pages stay for a while
 
-def merge(parts: list[Tensor], dim: int | None, name: str) -> Tensor:
-    """The whole parameter. Of one that every rank holds, the last rank's is taken, as the original's converter does."""
-    if dim is not None:
-        return torch.cat(parts, dim)
-    different = [rank for rank, part in enumerate(parts[:-1]) if not torch.equal(part, parts[-1])]
-    if different:
-        # Runs without --qk-layernorm of the original never exchanged the gradients of these.
-        worst = max((parts[rank].float() - parts[-1].float()).abs().max().item() for rank in different)
-        _log.warning(f"{name}: TP ranks hold different values (up to {worst:.2e}); the last rank's are taken")
-    return parts[-1]
+DimOf = Callable[[str], int | None]
 
 
-def merged(shards: list[dict], dim_of: Callable[[str], int | None], key: str) -> Iterator[tuple[str, Tensor]]:
-    """Whole parameters, one at a time, of the state dicts of all TP ranks; `key` names the files' part in messages."""
-    names = [name for name, value in shards[0].items() if isinstance(value, Tensor)]
-    for rank, shard in enumerate(shards):
-        difference = {name for name, value in shard.items() if isinstance(value, Tensor)} ^ set(names)
-        if difference:
-            raise CheckpointError(
-                f"{key} of TP rank {rank} differs from rank 0 in the names {some(sorted(difference))}"
+class Weights:
+    """Whole parameters by name, of which any equal part can be read. The bytes stay in the files until then.
+
+    shards: per tensor-parallel rank, tensors by name (one dict for a file of whole weights). dim_of: the dimension that
+    is split over the shards. mapped: the files that the tensors lie in, whose pages are given back after reading.
+    """
+
+    def __init__(
+        self,
+        shards: list[Mapping[str, Tensor]],
+        dim_of: DimOf,
+        origin: str,
+        mapped: MappedFiles | None = None,
+    ):
+        self.shards = shards
+        self.dim = dim_of
+        self.origin = origin
+        self.mapped = mapped
+        self._used: collections.deque[list[Tensor]] = collections.deque()
+        self._different: dict[str, float] = {}
+        for rank, shard in enumerate(shards):
+            difference = shard.keys() ^ shards[0].keys()
+            if difference:
+                raise CheckpointError(
+                    f"{origin}: TP rank {rank} differs from rank 0 in the names {some(sorted(difference))}"
+                )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shards[0])
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.shards[0]
+
+    def __len__(self) -> int:
+        return len(self.shards[0])
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.shards[0][name].dtype
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of the whole parameter."""
+        shape = list(self.shards[0][name].shape)
+        dim = self.dim(name) if len(self.shards) > 1 else None
+        if dim is not None:
+            if dim >= len(shape):
+                raise CheckpointError(f"{self.origin}: {name} {shape} has no dimension {dim} to be split over TP")
+            shape[dim] = sum(shard[name].shape[dim] for shard in self.shards)
+        for rank, shard in enumerate(self.shards):
+            expected = [size if axis != dim else shard[name].shape[dim] for axis, size in enumerate(shape)]
+            if list(shard[name].shape) != expected:
+                raise CheckpointError(
+                    f"{self.origin}: {name} is {list(shard[name].shape)} on TP rank {rank}, "
+                    f"{list(self.shards[0][name].shape)} on rank 0"
+                )
+        return tuple(shape)
+
+    def part_shape(self, name: str, count: int) -> tuple[int, ...]:
+        """Shape of each of `count` equal parts; a parameter that is not split is whole in every part."""
+        shape, dim = list(self.shape(name)), self.dim(name)
+        if dim is not None:
+            if shape[dim] % count:
+                raise CheckpointError(f"{self.origin}: {name} {shape}: dimension {dim} does not divide by TP {count}")
+            shape[dim] //= count
+        return tuple(shape)
+
+    def chunks(self, name: str, index: int = 0, count: int = 1) -> Iterator[Tensor]:
+        """Part `index` of `count` as contiguous pieces of rows, in order; each is valid until the one after the next is asked for.
+
+        Of a parameter that every shard holds, the last shard's is taken, as the original's converter does; `report`
+        tells where the others differ.
+        """
+        parts = [shard[name] for shard in self.shards]
+        dim = self.dim(name) if count > 1 or len(parts) > 1 else None
+        if dim is None:
+            for rows in _row_slices(parts[-1]):
+                if index == 0 and len(parts) > 1:
+                    self._compare(name, [_rows(part, rows) for part in parts])
+                yield from self._joined([_rows(parts[-1], rows)], 0)
+            return
+        size = self.part_shape(name, count)[dim]
+        parts = _overlapping(parts, dim, index * size, (index + 1) * size)
+        if dim == 0:
+            for part in parts:
+                for rows in _row_slices(part):
+                    yield from self._joined([_rows(part, rows)], 0)
+        else:
+            for rows in _row_slices(parts[0], sharers=len(parts)):
+                yield from self._joined([_rows(part, rows) for part in parts], dim)
+
+    def part(self, name: str, index: int = 0, count: int = 1) -> Tensor:
+        """One part as a tensor of its own."""
+        whole = torch.empty(self.part_shape(name, count), dtype=self.dtype(name))
+        self.copy_into(whole, name, index, count)
+        return whole
+
+    def copy_into(self, target: Tensor, name: str, index: int = 0, count: int = 1) -> None:
+        """Fill a contiguous tensor of the part's shape, of any dtype and device."""
+        flat, at = target.view(-1), 0
+        for chunk in self.chunks(name, index, count):
+            flat[at : at + chunk.numel()].copy_(chunk.reshape(-1))
+            at += chunk.numel()
+
+    def report(self) -> None:
+        """Warn of the parameters seen so far that every shard should hold alike and does not."""
+        if self._different:
+            worst = max(self._different.values())
+            _log.warning(
+                f"{self.origin}: TP ranks hold different values of {some(list(self._different))} (up to {worst:.2e}); "
+                "the last rank's are taken"
             )
-    for name in names:
-        yield name, merge([shard[name] for shard in shards], dim_of(name), name)
+            self._different.clear()
+
+    def _joined(self, pieces: list[Tensor], dim: int) -> Iterator[Tensor]:
+        if self.mapped is not None:
+            for piece in pieces:
+                self.mapped.fetch(piece)
+        yield (torch.cat(pieces, dim) if len(pieces) > 1 else pieces[0].contiguous())
+        self._release(pieces)
+
+    def _release(self, pieces: list[Tensor]) -> None:
+        """Give back pages, a little later: a chunk may still be on its way to the disk (see `write_behind.py`)."""
+        if self.mapped is not None:
+            self._used.append(pieces)
+            if len(self._used) > _KEPT:
+                for piece in self._used.popleft():
+                    self.mapped.release(piece)
+
+    def _compare(self, name: str, pieces: list[Tensor]) -> None:
+        for piece in pieces[:-1]:
+            if not torch.equal(piece, pieces[-1]):
+                # Runs without --qk-layernorm of the original never exchanged the gradients of some.
+                off = (piece.float() - pieces[-1].float()).abs().max().item()
+                self._different[name] = max(off, self._different.get(name, 0.0))
+        self._release(pieces[:-1])
 
 
 def some(names: list[str], limit: int = 4) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def _overlapping(parts: list[Tensor], dim: int, start: int, stop: int) -> list[Tensor]:
+    """What lies between start and stop of the parts laid side by side along `dim`."""
+    found, offset = [], 0
+    for part in parts:
+        size = part.shape[dim]
+        begin, end = max(start - offset, 0), min(stop - offset, size)
+        if begin < end:
+            found.append(part.narrow(dim, begin, end - begin))
+        offset += size
+    return found
+
+
+def _row_slices(tensor: Tensor, sharers: int = 1) -> Iterator[slice]:
+    """Ranges of the first dimension that are at most a chunk, if `sharers` such tensors are read together."""
+    rows = tensor.shape[0] if tensor.ndim else 1
+    row_bytes = max(1, tensor.numel() // max(rows, 1) * tensor.element_size() * sharers)
+    step = max(1, CHUNK_BYTES // row_bytes)
+    return (slice(at, at + step) for at in range(0, rows, step))
+
+
+def _rows(tensor: Tensor, rows: slice) -> Tensor:
+    return tensor[rows] if tensor.ndim else tensor.reshape(1)

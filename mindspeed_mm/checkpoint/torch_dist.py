@@ -11,11 +11,10 @@ from torch import Tensor
 
 from mindspeed_mm.checkpoint import files, integrity
 from mindspeed_mm.checkpoint.store import Writing
+from mindspeed_mm.checkpoint.torch_dist_reader import STATE_FILE
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.parallel.context import ParallelContext
-from mindspeed_mm.parallel.megatron import ShardedTensor, dist_checkpointing
-
-STATE_FILE = "state.pt"
+from mindspeed_mm.parallel.megatron import ShardedTensor, dist_checkpointing, write_in_this_process
 
 
 def prepare(
@@ -25,6 +24,7 @@ def prepare(
 
     Data ranks other than the first may give no tensors.
     """
+    write_in_this_process()
     request = dist_checkpointing.save(_sharded(tensors, parallel), str(directory), async_sharded_save=True)
 
     def write() -> integrity.Checksums:

@@ -70,6 +70,7 @@ def parse_train(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--mm-data", required=True, metavar="JSON", help="data.json: lists, filters, loader")
     _add_common(parser)
     _add_batches(parser)
+    _add_data(parser)
     _add_optimizer(parser)
     _add_checkpoints(parser)
     _add_recompute(parser)
@@ -190,6 +191,19 @@ def _add_batches(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--train-iters", type=int, required=True, metavar="N", help="steps")
     group.add_argument("--num-workers", type=int, metavar="N", help="processes that decode; default: the data JSON's")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--probe", action="store_true", help="take size, fps and length that the lists leave out from the files"
+    )
+    group.add_argument(
+        "--max-bad-fraction", type=float, default=0.5, metavar="X", help="of the files tried; more bad ones end the run"
+    )
+    group.add_argument(
+        "--data-ledger", metavar="DIR", help="lists of dropped rows and of bad files; default: --save/data"
+    )
 
 
 def _add_optimizer(parser: argparse.ArgumentParser) -> None:

@@ -4,10 +4,27 @@ import dataclasses
 from typing import ClassVar
 
 from mindspeed_mm.config.model import TokenizerConfig
-from mindspeed_mm.config.reader import option
+from mindspeed_mm.config.reader import Node, did_you_mean, option
 from mindspeed_mm.config.transforms import CenterCropResizeVideo, read_transforms
 
 VIDEO_READERS = ("decoder", "pyav", "decord", "torchcodec")
+# Names of published configs whose own readers are not needed here: torchvision's is gone, MindSpeed-MM's is decord.
+_OLD_VIDEO_READERS = {"torchvision": "decoder", "DecordVideo": "decoder"}
+
+
+def _read_video_reader(node: Node, notes: list[str] | None) -> str:
+    name = node.value
+    if name in _OLD_VIDEO_READERS:
+        if notes is not None:
+            notes.append(
+                f"{node.path} {name}: videos are read by the project's default; 'decord' asks for decord itself"
+            )
+        return _OLD_VIDEO_READERS[name]
+    if name not in VIDEO_READERS:
+        known = (*VIDEO_READERS, *_OLD_VIDEO_READERS)
+        close = did_you_mean(name, known) if isinstance(name, str) else ""
+        raise node.error(f"{name!r} is not one of {', '.join(map(repr, known))}{close}")
+    return name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,6 +33,7 @@ class SourceConfig:
 
     data_path: str  # data.txt: lines `folder,annotation file`
     data_storage_mode: str = option("combine", choices=("combine",))
+    feature_folder: str | None = None  # of tools/extract_features.py, for load_video_features and load_text_features
 
     ACCEPTED: ClassVar[dict[str, str]] = {
         "data_folder": "folders are given in data.txt",
@@ -56,9 +74,13 @@ class PreprocessConfig:
     seed: int = 42  # of the drop_short draw
     cfg: float = 0.1  # probability of dropping a caption
     use_aesthetic: bool = False
-    video_reader_type: str = option("decoder", choices=VIDEO_READERS)
+    video_reader_type: str = option("decoder", read=_read_video_reader)
+    frame_index_folder: str | None = None  # where frame indexes are kept from run to run; None: in memory only
     image_reader_type: str = option("Image", choices=("Image",))
-    timeout: float = 600.0  # seconds for one clip
+    timeout: float = 600.0  # seconds for one clip; then its process is killed and the clip is a bad sample
+    fixed_crops: int = (
+        0  # temporal crops (and flips) of a clip: 0, new ones in every epoch; n, always the same n in turn
+    )
     train_pipeline: PipelineConfig = PipelineConfig()
 
     ACCEPTED: ClassVar[dict[str, str]] = {
@@ -88,6 +110,8 @@ class PreprocessConfig:
         for name in ("num_frames", "frame_interval", "hw_stride", "ae_stride_t", "sp_size", "min_num_frames"):
             if getattr(self, name) < 1:
                 yield name, f"{getattr(self, name)}: must be at least 1"
+        if self.fixed_crops < 0:
+            yield "fixed_crops", f"{self.fixed_crops}: must be 0 (new crops in every epoch) or more"
         for name in ("cfg", "drop_short_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 yield name, f"{getattr(self, name)} is not a probability"

@@ -153,6 +153,7 @@ class AutoencoderConfig:
     ACCEPTED: ClassVar[dict[str, str]] = {
         "t_chunk_enc": "chunk sizes follow from the length of each clip",
         "t_chunk_dec": "chunk sizes follow from the length of each clip",
+        "vae_cp_size": "each rank encodes and decodes its own clips",
     }
 
     @property
@@ -275,6 +276,21 @@ class DiffusionConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class AdaptiveClipPatch:
+    """`patch.adaptive_clip_grad_norm`: what --clip_grad_ema_decay says elsewhere."""
+
+    clip_grad_ema_decay: float = 0.99
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PatchConfig:
+    """`patch`: where MindSpeed-MM sets what Open-Sora Plan has flags for. A flag that is given counts more."""
+
+    ae_float32: bool = False  # the autoencoder in fp32, whatever --bf16 or --fp16 says
+    adaptive_clip_grad_norm: AdaptiveClipPatch | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TrainModelConfig:
     """The model JSON of a training run (`--mm-model`)."""
 
@@ -290,5 +306,9 @@ class TrainModelConfig:
     load_video_features: bool = False
     load_text_features: bool = False
     enable_encoder_dp: bool = False  # share the frozen encoders' work over the TP x CP ranks
+    patch: PatchConfig = PatchConfig()
 
-    ACCEPTED: ClassVar[dict[str, str]] = {"model_max_length": "the length of captions is set in data.json"}
+    ACCEPTED: ClassVar[dict[str, str]] = {
+        "model_max_length": "the length of captions is set in data.json",
+        "tokenizer": "the tokenizers are set in data.json",
+    }

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mindspeed_mm import logs
-from mindspeed_mm.config import arguments
+from mindspeed_mm.config import arguments, model_dialects
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig, TrainModelConfig
@@ -35,8 +35,10 @@ def run_config(argv: list[str], world_size: int | None = None) -> RunConfig:
     flags, without_effect = arguments.parse_train(argv)
     _positive("--train-iters", flags.train_iters)
     notes: list[str] = []
-    model_node, data_node = read_json(flags.mm_model), read_json(flags.mm_data)
+    model_node, data_node = model_dialects.model_node(read_json(flags.mm_model)), read_json(flags.mm_data)
     model, data = build(TrainModelConfig, model_node, notes), build(DataConfig, data_node, notes)
+    if flags.clip_grad_ema_decay is None and model.patch.adaptive_clip_grad_norm is not None:
+        flags.clip_grad_ema_decay = model.patch.adaptive_clip_grad_norm.clip_grad_ema_decay
     launch = _launch(flags, model.predictor, find(model_node, "predictor.num_heads"))
     data_size = _data_size(launch, world_size)
     global_batch = flags.global_batch_size or flags.micro_batch_size * data_size
@@ -62,6 +64,9 @@ def run_config(argv: list[str], world_size: int | None = None) -> RunConfig:
         evaluation=_evaluation(flags),
         report=_reports(flags),
         tools=build(ToolConfig, read_json(flags.mm_tool), notes) if flags.mm_tool else ToolConfig(),
+        probe=flags.probe,
+        max_bad_fraction=_fraction("--max-bad-fraction", flags.max_bad_fraction),
+        data_ledger=flags.data_ledger or (os.path.join(flags.save, "data") if flags.save else None),
         recompute_blocks=recompute_blocks,
         recompute_feed_forwards=recompute_feed_forwards,
         compile=flags.compile,
@@ -102,7 +107,7 @@ def serve_config(argv: list[str], world_size: int | None = None) -> ServeConfig:
 def _sample_config(flags, replaced: dict) -> tuple[SampleConfig, list[str]]:
     """What both programs that sample read alike. replaced: values of flags that stand for keys of the JSON."""
     notes: list[str] = []
-    node = read_json(flags.mm_model)
+    node = model_dialects.sample_node(read_json(flags.mm_model))
     model = build(SampleModelConfig, node, notes)
     if flags.bf16 and flags.fp16:
         raise ConfigError("--bf16 and --fp16: give one of them")
@@ -257,15 +262,33 @@ def _check_train_files(model: TrainModelConfig, model_node: Node, data: DataConf
     paths["dataset_param.basic_parameters.data_path"] = dataset.basic_parameters.data_path
     for path, file in paths.items():
         _must_exist(file, find(data_node, path))
-    for name in ("load_video_features", "load_text_features"):
-        if getattr(model, name):
-            raise find(model_node, name).error("true: training from stored features is not there yet; use false")
+    if model.load_video_features or model.load_text_features:
+        _check_features(model, data, data_node)
     if model.ae.from_pretrained is None:
         raise find(model_node, "ae.from_pretrained").error("is missing; training needs the weights of the autoencoder")
     if (model.text_encoder_2 is None) != (dataset.tokenizer_config_2 is None):
         raise find(model_node, "text_encoder_2").error("and tokenizer_config_2 of the data JSON: give both or neither")
     if model.text_encoder_2 is None:
         raise find(model_node, "text_encoder_2").error("is missing; v1.5 needs pooled CLIP features")
+
+
+def _check_features(model: TrainModelConfig, data: DataConfig, data_node: Node) -> None:
+    """What training from stored features asks of the data JSON; whether they fit is seen when they are opened."""
+    dataset = data.dataset_param
+    if dataset.basic_parameters.feature_folder is None:
+        raise find(data_node, "dataset_param.basic_parameters.feature_folder").error(
+            "is missing; load_video_features and load_text_features of the model JSON need the folder that "
+            "tools/extract_features.py has filled"
+        )
+    if model.load_video_features and dataset.preprocess_parameters.fixed_crops < 1:
+        raise find(data_node, "dataset_param.preprocess_parameters.fixed_crops").error(
+            "0, new temporal crops in every epoch, but load_video_features of the model JSON is true; "
+            "give the number of crops to store of each clip, for example 1"
+        )
+    if model.load_video_features and not data.dataloader_param.group_data:
+        raise find(data_node, "dataloader_param.group_data").error(
+            "false, but stored features cannot be padded to one size (load_video_features); use true"
+        )
 
 
 def _check_sample_files(model: SampleModelConfig, node: Node, flags) -> None:
@@ -312,7 +335,8 @@ def _precision(flags, model: TrainModelConfig) -> PrecisionConfig:
         raise ConfigError("--bf16 and --fp16: give one of them")
     whole = "bf16" if flags.bf16 else "fp16" if flags.fp16 else "fp32"
     if not flags.model_custom_precision:
-        return PrecisionConfig(denoiser=whole, text_encoders=whole, autoencoder=whole)
+        autoencoder = "fp32" if model.patch.ae_float32 else whole
+        return PrecisionConfig(denoiser=whole, text_encoders=whole, autoencoder=autoencoder)
     if whole not in ("fp32", model.weight_dtype):
         raise ConfigError(
             f"--{whole}: with --model_custom_precision, weight_dtype {model.weight_dtype!r} of the model JSON counts"
@@ -426,6 +450,12 @@ def _recompute(flags) -> tuple[int, int]:
             f"--selective_recom excludes --recompute-num-layers {blocks}: recompute feed-forwards or whole blocks, not both"
         )
     return blocks, flags.recom_ffn_layers if flags.selective_recom else 0
+
+
+def _fraction(flag: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{flag} {value}: must be from 0 to 1")
+    return value
 
 
 def _positive(flag: str, value: int) -> int:

@@ -118,6 +118,9 @@ class RunConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
     tools: ToolConfig = ToolConfig()
+    probe: bool = False  # open the files that the list says too little about
+    max_bad_fraction: float = 0.5  # of the files tried; more bad ones end the run
+    data_ledger: str | None = None  # folder for what was dropped and what was bad; None: the log only
     recompute_blocks: int = 0
     recompute_feed_forwards: int = 0
     compile: bool = False  # torch.compile the denoiser's blocks

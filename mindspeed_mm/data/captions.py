@@ -26,10 +26,24 @@ def add_aesthetic(caption: str, score: float | None, kind: str, rng: random.Rand
 
     Only for scores of at most 4.25 or at least 5.75. Draws the sentence and its side, or nothing.
     """
+    sentences = _sentences(score, kind)
+    return rng.choice(_both_sides(caption, rng.choice(sentences))) if sentences else caption
+
+
+def with_aesthetic(caption: str, score: float | None, kind: str) -> list[str]:
+    """Everything that `add_aesthetic` can make of a caption."""
+    sentences = _sentences(score, kind)
+    return [text for sentence in sentences for text in _both_sides(caption, sentence)] or [caption]
+
+
+def _sentences(score: float | None, kind: str) -> tuple[str, ...]:
     if score is None or 4.25 < score < 5.75:
-        return caption
-    sentence = rng.choice(AESTHETIC_SENTENCES[kind, "low" if score <= 4.25 else "high"])
-    return rng.choice([f"{caption} {sentence}", f"{sentence} {caption}"])
+        return ()
+    return AESTHETIC_SENTENCES[kind, "low" if score <= 4.25 else "high"]
+
+
+def _both_sides(caption: str, sentence: str) -> list[str]:
+    return [f"{caption} {sentence}", f"{sentence} {caption}"]
 
 
 def drop_caption(caption: str, probability: float, rng: random.Random) -> str:

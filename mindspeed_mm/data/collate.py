@@ -7,20 +7,30 @@ import torch
 from torch import Tensor
 
 from mindspeed_mm.data.dataset import Sample
+from mindspeed_mm.data.video import Allocate
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.types import Batch, TokenIds
+from mindspeed_mm.types import Batch, Posterior, TextFeatures, TokenIds
 
 Extent = tuple[int, int, int]  # frames, height, width
 
 
 def collate(
-    samples: Sequence[Sample], *, strides: Extent, patch_size: int, patch_size_t: int = 1, target: Extent | None = None
+    samples: Sequence[Sample],
+    *,
+    strides: Extent,
+    patch_size: int,
+    patch_size_t: int = 1,
+    target: Extent | None = None,
+    allocate: Allocate = torch.empty,
 ) -> Batch:
     """Stack samples; zeros pad the end of each axis, and `keep` tells video from padding on the latent grid.
 
     strides: (t, h, w) of the autoencoder. target: extent to pad or cut every sample to; None is for grouped samples,
-    which must have one shape and fill the latent grid (DataError otherwise).
+    which must have one shape and fill the latent grid (DataError otherwise). allocate: makes the fp32 tensor of the
+    video, where it has to be copied.
     """
+    if isinstance(samples[0].video, Posterior):
+        return _collate_stored(samples, target)
     extents = [tuple(sample.video.shape[1:]) for sample in samples]
     if target is None and len(set(extents)) > 1:
         shapes = ", ".join(f"{sample.path} {sample.key}" for sample in samples)
@@ -34,13 +44,34 @@ def collate(
             f"must be multiples of {multiples[0]} and {multiples[1]} (autoencoder stride x patch_size): see hw_stride"
         )
     return Batch(
-        video=_stack([sample.video for sample in samples], padded),
+        video=_stack([sample.video for sample in samples], padded, allocate),
         keep=keep,
-        text=_join([sample.text for sample in samples]),
-        pooled_text=None if samples[0].pooled_text is None else _join([sample.pooled_text for sample in samples]),
-        paths=tuple(sample.path for sample in samples),
-        addresses=tuple(sample.address for sample in samples),
+        **_texts_and_names(samples),
     )
+
+
+def _collate_stored(samples: Sequence[Sample], target: Extent | None) -> Batch:
+    """Stored samples are grouped: they were padded, and found to fill the latent grid, when they were extracted."""
+    shapes = {tuple(sample.video.mean.shape) for sample in samples}
+    if target is not None or len(shapes) > 1:
+        names = ", ".join(f"{sample.path} {sample.key}" for sample in samples)
+        raise DataError(f"one batch holds stored features of different shapes: {names}; use group_data true")
+    video = Posterior(
+        torch.stack([sample.video.mean for sample in samples]), torch.stack([sample.video.logvar for sample in samples])
+    )
+    batch, _, *extent = video.mean.shape
+    return Batch(video=video, keep=torch.ones(batch, *extent, dtype=torch.bool), **_texts_and_names(samples))
+
+
+def _texts_and_names(samples: Sequence[Sample]) -> dict:
+    texts = [sample.text for sample in samples]
+    stored = isinstance(texts[0], TextFeatures)
+    return {
+        "text": TextFeatures.concatenate(texts) if stored else _join(texts),
+        "pooled_text": None if samples[0].pooled_text is None else _join([sample.pooled_text for sample in samples]),
+        "paths": tuple(sample.path for sample in samples),
+        "addresses": tuple(sample.address for sample in samples),
+    }
 
 
 def padded_extent(extent: Extent, strides: Extent, patch_size: int, patch_size_t: int = 1) -> Extent:
@@ -70,11 +101,11 @@ def _up(value: int, multiple: int) -> int:
     return math.ceil(value / multiple) * multiple
 
 
-def _stack(videos: Sequence[Tensor], padded: Extent) -> Tensor:
+def _stack(videos: Sequence[Tensor], padded: Extent, allocate: Allocate) -> Tensor:
     """[B,C,T,H,W] with every video cut or padded with zeros to `padded`."""
     if len(videos) == 1 and tuple(videos[0].shape[1:]) == padded:
         return videos[0][None]  # no copy: one clip of 121x576x1024 is 0.9 GB
-    batch = videos[0].new_zeros((len(videos), videos[0].shape[0], *padded))
+    batch = allocate((len(videos), videos[0].shape[0], *padded)).zero_()
     for place, video in zip(batch, videos, strict=True):
         frames, height, width = (min(have, room) for have, room in zip(video.shape[1:], padded, strict=True))
         place[:, :frames, :height, :width] = video[:, :frames, :height, :width]

@@ -4,7 +4,7 @@ So neither the number of worker processes nor a stop and resume changes it.
 
 import dataclasses
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,136 +12,128 @@ from torch import Tensor
 
 from mindspeed_mm import logs
 from mindspeed_mm.config.data import DatasetConfig
-from mindspeed_mm.config.transforms import ToTensorAfterResize, ToTensorVideo
-from mindspeed_mm.data import captions, frames
-from mindspeed_mm.data.filters import Clip, filter_rows
-from mindspeed_mm.data.index import read_list
-from mindspeed_mm.data.readers import VIDEO_READERS, read_image, require_reader
+from mindspeed_mm.data import captions
+from mindspeed_mm.data.filters import Clip, FilterResult, filter_rows
+from mindspeed_mm.data.index import Row, read_list
+from mindspeed_mm.data.ledger import Substitution
 from mindspeed_mm.data.tokens import Tokenizer, load_tokenizer
-from mindspeed_mm.data.transforms import Pipeline, build_pipeline
-from mindspeed_mm.errors import ConfigError, DataError
-from mindspeed_mm.types import TokenIds
+from mindspeed_mm.data.video import Allocate, VideoSource
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.types import Posterior, TextFeatures, TokenIds
 
 log = logs.get(__name__)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Substitution:
-    """A file that could not be used, and why; another one of the same shape came in its place."""
-
-    path: str
-    reason: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sample:
     """One clip, ready to be put into a batch.
 
-    video: [3,T,H,W] float32; text, pooled_text: [1,L] ids for the first and second tokenizer (None without a second);
-    caption: what was tokenized, "" if dropped; key: "TxHxW"; address: (epoch, index) that was asked for; substitutions:
-    files that were tried before this one.
+    video: [3,T,H,W] float32, or the stored posterior of it (no batch axis); text: [1,L] ids for the first tokenizer, or
+    stored features; pooled_text: ids for the second tokenizer (None without one, or with stored features); caption: the
+    text, "" if dropped; key: "TxHxW"; address: (epoch, index) that was asked for; chosen: the index that was used;
+    substitutions: files that were tried before.
     """
 
-    video: Tensor
-    text: TokenIds
+    video: Tensor | Posterior
+    text: TokenIds | TextFeatures
     pooled_text: TokenIds | None
     caption: str
     path: str
     key: str
     address: tuple[int, int]
+    chosen: int
     substitutions: tuple[Substitution, ...]
+
+
+class Tokens:
+    """Texts as ids: the text part of samples where the encoders run during training."""
+
+    def __init__(self, first: Tokenizer, second: Tokenizer | None):
+        self._first, self._second = first, second
+
+    def load(self, text: str) -> tuple[TokenIds, TokenIds | None]:
+        return self._first([text]), self._second([text]) if self._second else None
 
 
 class ClipDataset:
     """The clips of a list, by index. `build_dataset` makes one from a config."""
 
     def __init__(
-        self,
-        clips: tuple[Clip, ...],
-        config: DatasetConfig,
-        tokenizer: Tokenizer,
-        tokenizer_2: Tokenizer | None,
-        *,
-        seed: int,
-        max_tries: int = 10,
+        self, clips: tuple[Clip, ...], config: DatasetConfig, videos, texts, *, seed: int, max_tries: int = 10
     ):
-        """max_tries: how many files in a row may be unusable before a sample is given up with a DataError."""
+        """videos: VideoSource or StoredVideos; texts: Tokens or StoredTexts. max_tries: how many files in a row may be
+        unusable before a sample is given up with a DataError."""
         self.clips = clips
         self.keys = tuple(clip.key for clip in clips)
         self.config = config
         self.seed = seed
         self.max_tries = max_tries
-        self._tokenizer, self._tokenizer_2 = tokenizer, tokenizer_2
-        pipelines = config.preprocess_parameters.train_pipeline
-        self._pipelines = {"video": build_pipeline(pipelines.video), "image": build_pipeline(pipelines.image)}
-        _check_pipelines(clips, self._pipelines)
-        require_reader(config.preprocess_parameters.video_reader_type)
+        self._videos, self._texts = videos, texts
+        self._peers = _members(self.keys)
+        videos.check(clips)
 
     def __len__(self) -> int:
         return len(self.clips)
 
-    def item(self, index: int, epoch: int = 0) -> Sample:
-        """The sample of clip `index` in `epoch`, or of another clip of its shape if that one cannot be used."""
+    def item(
+        self,
+        index: int,
+        epoch: int = 0,
+        *,
+        excluded: Mapping[int, str] | None = None,
+        announce: Callable[[int], None] = lambda index: None,
+        allocate: Allocate = torch.empty,
+    ) -> Sample:
+        """The sample of clip `index` in `epoch`, or of another clip of its shape if that one cannot be used.
+
+        excluded: clips that are not to be tried, and why. announce: told each clip before it is tried.
+        """
         missed: list[Substitution] = []
-        for candidate in self._candidates(index, epoch):
+        for candidate in self.candidates(index, epoch):
             try:
-                return self._sample(candidate, epoch, (epoch, index), tuple(missed))
+                if excluded and candidate in excluded:
+                    raise DataError(excluded[candidate])
+                announce(candidate)
+                return self.sample(candidate, (epoch, index), tuple(missed), allocate)
             except DataError as error:
                 missed.append(Substitution(self.clips[candidate].row.path, str(error)))
         raise DataError(
             f"{len(missed)} files of shape {self.keys[index]} in a row cannot be used; the last reason: {missed[-1].reason}"
         )
 
-    def _candidates(self, index: int, epoch: int) -> Iterator[int]:
+    def sample(
+        self,
+        chosen: int,
+        address: tuple[int, int],
+        missed: tuple[Substitution, ...] = (),
+        allocate: Allocate = torch.empty,
+    ) -> Sample:
+        """The sample of exactly the clip `chosen`, for the place `address` (epoch, index) in the stream."""
+        clip, epoch = self.clips[chosen], address[0]
+        # A text seed is hashed with SHA-512, the same in every process.
+        video = self._videos.load(clip, self.video_draws(chosen, epoch), self.crop(epoch), allocate)
+        caption = self._caption(clip, random.Random(f"{self.seed}:{epoch}:{chosen}:caption"))
+        text, pooled_text = self._texts.load(caption)
+        return Sample(video, text, pooled_text, caption, clip.row.path, clip.key, address, chosen, missed)
+
+    def crop(self, epoch: int) -> int:
+        """The number of the temporal crop of every clip in an epoch, with `fixed_crops`; else 0."""
+        return epoch % (self.config.preprocess_parameters.fixed_crops or 1)
+
+    def video_draws(self, index: int, epoch: int) -> random.Random:
+        """What decides a clip's frames and flips: of (seed, epoch, index), or of the clip and its crop's number alone."""
+        if self.config.preprocess_parameters.fixed_crops:
+            return fixed_draws(self.clips[index], self.crop(epoch))
+        return random.Random(f"{self.seed}:{epoch}:{index}")
+
+    def candidates(self, index: int, epoch: int) -> Iterator[int]:
         """`index`, then other clips of its shape in an order of its own, `max_tries` in all."""
         yield index
-        peers = [other for other, key in enumerate(self.keys) if key == self.keys[index] and other != index]
+        peers = self._peers[self.keys[index]]
         rng = random.Random(f"{self.seed}:{epoch}:{index}:substitutes")
-        yield from rng.sample(peers, min(self.max_tries - 1, len(peers)))
-
-    def _sample(self, index: int, epoch: int, address: tuple[int, int], missed: tuple[Substitution, ...]) -> Sample:
-        clip = self.clips[index]
-        # A text seed is hashed with SHA-512, the same in every process; draws: frames, transforms, caption.
-        rng = random.Random(f"{self.seed}:{epoch}:{index}")
-        video = self._video(clip, rng)
-        caption = self._caption(clip, rng)
-        return Sample(
-            video=video,
-            text=self._tokenizer([caption]),
-            pooled_text=self._tokenizer_2([caption]) if self._tokenizer_2 else None,
-            caption=caption,
-            path=clip.row.path,
-            key=clip.key,
-            address=address,
-            substitutions=missed,
-        )
-
-    def _video(self, clip: Clip, rng: random.Random) -> Tensor:
-        """[3,T,H,W] float32 of the size and length that the filter promised."""
-        pixels = self._read(clip, rng)
-        if clip.row.crop is not None:
-            x0, x1, y0, y1 = clip.row.crop
-            pixels = pixels[:, y0:y1, x0:x1]
-        if 0 in pixels.shape:
-            raise DataError(f"{clip.row.path}: crop {list(clip.row.crop)} (x0, x1, y0, y1) leaves no pixels")
-        video = self._pipelines[clip.row.kind](torch.from_numpy(pixels).permute(0, 3, 1, 2), rng).transpose(0, 1)
-        if video.shape[1:] != (clip.frames, clip.height, clip.width):
-            raise DataError(
-                f"{clip.row.path}: {'x'.join(map(str, pixels.shape[:3]))} after decoding and crop became "
-                f"{'x'.join(map(str, video.shape[1:]))}, but its row ({clip.row.height}x{clip.row.width}) promised {clip.key}"
-            )
-        return video
-
-    def _read(self, clip: Clip, rng: random.Random) -> np.ndarray:
-        """Frames uint8 [T,H,W,3] of one access."""
-        if clip.row.kind == "image":
-            return read_image(clip.row.path)
-        config = self.config.preprocess_parameters
-        try:
-            indices = frames.select(clip.row.start, clip.row.num_frames, clip.fps, config, rng)
-        except DataError as error:
-            raise DataError(f"{clip.row.path}: {error}") from None
-        return VIDEO_READERS[config.video_reader_type](clip.row.path, indices.tolist())
+        places = rng.sample(range(len(peers)), min(self.max_tries, len(peers)))
+        others = [int(peers[place]) for place in places if peers[place] != index]
+        yield from others[: self.max_tries - 1]
 
     def _caption(self, clip: Clip, rng: random.Random) -> str:
         config = self.config.preprocess_parameters
@@ -153,34 +145,46 @@ class ClipDataset:
         return captions.drop_caption(captions.preprocess(caption, self.config.use_clean_caption), config.cfg, rng)
 
 
-def build_dataset(config: DatasetConfig, *, global_batch_size: int | None, seed: int) -> ClipDataset:
-    """Read and filter the list, load the tokenizers; the log says which rows are dropped and why.
+def fixed_draws(clip: Clip, crop: int) -> random.Random:
+    """What decides the frames and flips of crop number `crop` of a clip, in any list and run."""
+    return random.Random(f"{clip.identity}:crop {crop}")
 
-    global_batch_size: for the rule rare_shape (see `filter_rows`). seed: the run's. Raises DataError or ConfigError
-    for anything that no sample could be made with.
+
+def filtered_list(
+    config: DatasetConfig, *, global_batch_size: int | None, rows: Sequence[Row] | None = None
+) -> FilterResult:
+    """Read and filter the list; the log says which rows are dropped and why.
+
+    global_batch_size: for the rule rare_shape (see `filter_rows`). rows: those of the list, if they are read already.
     """
     source = config.basic_parameters.data_path
-    result = filter_rows(read_list(source), config.preprocess_parameters, global_batch_size, source)
+    result = filter_rows(rows or read_list(source), config.preprocess_parameters, global_batch_size, source)
     for line in result.lines():
         log.info(line)
+    return result
+
+
+def build_dataset(
+    config: DatasetConfig, *, global_batch_size: int | None, seed: int, rows: Sequence[Row] | None = None
+) -> ClipDataset:
+    """Read and filter the list, load the tokenizers. Raises DataError or ConfigError for anything that no sample could
+    be made with. seed: the run's; the others: see `filtered_list`."""
+    clips = filtered_list(config, global_batch_size=global_batch_size, rows=rows).clips
+    videos = VideoSource(config.preprocess_parameters)
+    return ClipDataset(clips, config, videos, load_tokens(config), seed=seed)
+
+
+def load_tokens(config: DatasetConfig) -> Tokens:
+    """The tokenizers of a config."""
     key = "dataset_param.tokenizer_config"
-    tokenizer = load_tokenizer(config.tokenizer_config, key, config.model_max_length)
+    first = load_tokenizer(config.tokenizer_config, key, config.model_max_length)
     second = config.tokenizer_config_2
-    tokenizer_2 = load_tokenizer(second, f"{key}_2") if second else None
-    return ClipDataset(result.clips, config, tokenizer, tokenizer_2, seed=seed)
+    return Tokens(first, load_tokenizer(second, f"{key}_2") if second else None)
 
 
-def _check_pipelines(clips: tuple[Clip, ...], pipelines: dict[str, Pipeline]) -> None:
-    """Transforms must make float frames of the promised size: found out here for all clips, not one by one later."""
-    sizes = {(clip.row.kind, clip.row.height, clip.row.width): clip for clip in clips}
-    for kind in {kind for kind, _, _ in sizes}:
-        if not any(isinstance(step, (ToTensorVideo, ToTensorAfterResize)) for step in pipelines[kind].steps):
-            raise ConfigError(f"train_pipeline.{kind}: holds no ToTensorVideo, so that frames would stay whole numbers")
-    for (kind, height, width), clip in sizes.items():
-        made = pipelines[kind].output_size(height, width)
-        if made != (clip.height, clip.width):
-            raise ConfigError(
-                f"train_pipeline.{kind}: makes {made[0]}x{made[1]} of {height}x{width} ({clip.row.path}), but "
-                f"preprocess_parameters ask for {clip.height}x{clip.width}; give the transforms the same size, "
-                "max_hxw, hw_stride and force_5_ratio"
-            )
+def _members(keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """Clips by shape, ascending."""
+    names, numbers = np.unique(np.array(keys, dtype=object).astype(str), return_inverse=True)
+    order = np.argsort(numbers, kind="stable")
+    ends = np.cumsum(np.bincount(numbers, minlength=len(names)))
+    return {str(name): part for name, part in zip(names, np.split(order, ends[:-1]), strict=True)}

@@ -39,14 +39,28 @@ class Clip:
     def fps(self) -> float:
         return _fps(self.row)
 
+    @property
+    def identity(self) -> str:
+        """What the clip is, whatever its place in the list: file, part of it, and shape."""
+        row = self.row
+        return f"{row.path}|{row.start}+{row.num_frames}@{self.fps:g}|{row.crop}|{self.key}"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Dropped:
-    """What one rule dropped: its name, how many rows, and the first few paths."""
+    """What one rule dropped: its name, and the rows by path, with a reason behind it where there is one."""
 
     rule: str
-    count: int
-    examples: tuple[str, ...]
+    rows: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.rows)
+
+    @property
+    def examples(self) -> tuple[str, ...]:
+        """The first few, for people."""
+        return self.rows[:_EXAMPLES]
 
     def __str__(self) -> str:
         more = ", ..." if self.count > len(self.examples) else ""
@@ -72,6 +86,16 @@ class FilterResult:
         lines.append("data: clips by shape " + " ".join(f"{key}={count}" for key, count in shapes.most_common()))
         return lines
 
+    def report(self) -> dict:
+        """The same for a JSON file, with every row that was dropped."""
+        shapes = collections.Counter(clip.key for clip in self.clips)
+        return {
+            "rows": self.total,
+            "used": len(self.clips),
+            "shapes": dict(shapes.most_common()),
+            "dropped": {item.rule: {"count": item.count, "rows": list(item.rows)} for item in self.dropped},
+        }
+
 
 def filter_rows(
     rows: Iterable[Row], config: PreprocessConfig, global_batch_size: int | None, source: str = "the list"
@@ -90,7 +114,7 @@ def filter_rows(
         if rule is None:
             clips.append(_clip(row, config))
         else:
-            dropped.setdefault(rule, []).append(row.path)
+            dropped.setdefault(rule, []).append(row.fault if rule == "unreadable" else row.path)
     if global_batch_size is not None:
         counts = collections.Counter(clip.key for clip in clips)
         rare = [clip for clip in clips if counts[clip.key] < 4 * global_batch_size]
@@ -98,8 +122,7 @@ def filter_rows(
             dropped["rare_shape"] = [f"{clip.row.path} {clip.key}" for clip in rare]
             clips = [clip for clip in clips if counts[clip.key] >= 4 * global_batch_size]
     report = tuple(
-        Dropped(rule, len(paths), tuple(paths[:_EXAMPLES]))
-        for rule, paths in sorted(dropped.items(), key=lambda item: -len(item[1]))
+        Dropped(rule, tuple(paths)) for rule, paths in sorted(dropped.items(), key=lambda item: -len(item[1]))
     )
     if not clips:
         raise DataError(_nothing_left(source, total, report, config, global_batch_size))
@@ -125,6 +148,10 @@ def _first_rule(row: Row, config: PreprocessConfig, draw: Callable[[], float]) -
         if fires(row, config):
             return name.format(kind="vid" if row.kind == "video" else "img")
     return "too_short" if row.kind == "video" and _too_short(row, config, draw) else None
+
+
+def _unreadable(row: Row, config: PreprocessConfig) -> bool:
+    return row.fault is not None
 
 
 def _no_caption(row: Row, config: PreprocessConfig) -> bool:
@@ -193,6 +220,7 @@ def _too_short(row: Row, config: PreprocessConfig, draw: Callable[[], float]) ->
 _ANY_RULES = (
     ("no_cap", _no_caption),
     ("unknown_type", _unknown_type),
+    ("unreadable", _unreadable),
     ("no_resolution", _no_resolution),
     ("{kind}_aspect_mismatch", _aspect_mismatch),
     ("{kind}_res_too_small", _too_few_pixels),

@@ -6,11 +6,10 @@ directory first, as the published scripts do, and then beside data.txt. A row's 
 """
 
 import dataclasses
-import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
+from mindspeed_mm.data.annotations import missing, read_entries, read_text
 from mindspeed_mm.errors import DataError
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm")
@@ -30,11 +29,17 @@ class Row:
     start: int  # first frame of the clip in the file
     crop: tuple[int, int, int, int] | None  # x0, x1, y0, y1 in pixels of the decoded frame
     aesthetic: float | None
+    fault: str | None = None  # why the file could not be probed, if that was asked for
 
     @property
     def kind(self) -> str:
-        """'video', 'image' or 'unknown', by the suffix in any case."""
-        suffix = Path(self.path).suffix.lower()
+        """'video', 'image' or 'unknown'."""
+        return self.kind_of(self.path)
+
+    @staticmethod
+    def kind_of(path: str) -> str:
+        """By the suffix, in any case."""
+        suffix = Path(path).suffix.lower()
         return "video" if suffix in VIDEO_SUFFIXES else "image" if suffix in IMAGE_SUFFIXES else "unknown"
 
 
@@ -42,7 +47,7 @@ def read_list(data_path: str | Path) -> tuple[Row, ...]:
     """The rows of all sources of a data.txt, in order. DataError names the file and the line or row that is wrong."""
     data_path = Path(data_path)
     rows: list[Row] = []
-    for number, line in enumerate(_text(data_path).split("\n"), start=1):
+    for number, line in enumerate(read_text(data_path).split("\n"), start=1):
         if not line.strip():
             continue
         parts = [part.strip() for part in line.split(",")]
@@ -65,30 +70,8 @@ def read_list(data_path: str | Path) -> tuple[Row, ...]:
 
 
 def read_annotation(path: str | Path, folder: str | Path = "") -> tuple[Row, ...]:
-    """The rows of one annotation file (.json: an array of objects; .jsonl: an object a line), paths under `folder`."""
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix == ".json":
-        entries = _json_entries(path)
-    elif suffix == ".jsonl":
-        entries = _jsonl_entries(path)
-    elif suffix in (".pkl", ".pickle"):
-        raise DataError(
-            f"{path}: loading a pickle runs code from the file, so it is refused. Convert it once, if you trust it: "
-            f"python -c \"import pandas; pandas.read_pickle('{path}').to_json('{path.with_suffix('.json')}', orient='records')\""
-        )
-    else:
-        raise DataError(f"{path}: annotation files end in .json or .jsonl")
-    return tuple(_read_row(entry, str(folder), place) for place, entry in entries)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file (dataset_param.basic_parameters.data_path)") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    """The rows of one annotation file (.json, .jsonl, .parquet, .csv), paths under `folder`."""
+    return tuple(_read_row(entry, str(folder), place) for place, entry in read_entries(Path(path)))
 
 
 def _beside(data_path: Path, name: str) -> Path:
@@ -97,39 +80,18 @@ def _beside(data_path: Path, name: str) -> Path:
     return beside if not stated.exists() and beside.exists() else stated
 
 
-def _json_entries(path: Path) -> Iterator[tuple[str, object]]:
-    entries = _parse(_text(path), str(path), 1)
-    if not isinstance(entries, list):
-        raise DataError(f"{path}: expected an array of objects, found {type(entries).__name__}")
-    for number, entry in enumerate(entries, start=1):
-        yield f"{path} row {number}", entry
-
-
-def _jsonl_entries(path: Path) -> Iterator[tuple[str, object]]:
-    # not splitlines(): captions may hold characters such as U+2028, which it takes for the end of a line
-    for number, line in enumerate(_text(path).split("\n"), start=1):
-        if line.strip():
-            yield f"{path}:{number}", _parse(line, str(path), number)
-
-
-def _parse(text: str, file: str, first_line: int):
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{file}:{first_line + error.lineno - 1}: not valid JSON: {error.msg}") from None
-
-
 # ------------------------------------------------------------------------------------------------------------- fields
 
 
 def _read_row(entry, folder: str, place: str) -> Row:
     if not isinstance(entry, dict):
         raise DataError(f"{place}: expected an object, found {type(entry).__name__}")
-    entry = {key: value for key, value in entry.items() if not _missing(value)}
+    entry = {key: value for key, value in entry.items() if not missing(value)}
     path = entry.get("path")
     if not isinstance(path, str) or not path:
         raise DataError(f"{place}: key 'path' must be the name of a file, found {path!r}")
-    resolution = entry.get("resolution", {})
+    # {"height": ..., "width": ...}, or the two as keys of their own, as tables have them
+    resolution = entry.get("resolution", {key: entry[key] for key in ("height", "width") if key in entry})
     if not isinstance(resolution, dict):
         raise DataError(f"{place}: resolution must be {{height, width}}, found {resolution!r}")
     cut = _list(entry, "cut", place)
@@ -146,14 +108,9 @@ def _read_row(entry, folder: str, place: str) -> Row:
     )
 
 
-def _missing(value) -> bool:
-    """JSON null, or the NaN that pandas writes for a gap in a column."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
 def _captions(value, place: str) -> tuple[str, ...]:
     values = value if isinstance(value, list) else [value]
-    values = [item for item in values if not _missing(item)]
+    values = [item for item in values if not missing(item)]
     for item in values:
         if isinstance(item, bool) or not isinstance(item, (str, int, float)):
             raise DataError(f"{place}: cap must be a text or a list of texts, found {item!r}")
@@ -163,7 +120,7 @@ def _captions(value, place: str) -> tuple[str, ...]:
 
 def _number(entry: dict, key: str, place: str) -> float | None:
     value = entry.get(key)
-    if _missing(value):
+    if missing(value):
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isinf(value):
         raise DataError(f"{place}: {key} must be a number, found {value!r}")
@@ -192,6 +149,6 @@ def _start(cut: list, place: str) -> int:
 
 
 def _crop(crop: list, place: str) -> tuple[int, int, int, int] | None:
-    if len(crop) != 4 or any(_missing(item) for item in crop):
+    if len(crop) != 4 or any(missing(item) for item in crop):
         return None  # published lists hold [] and four nulls for "the whole frame"
     return tuple(_whole({"crop": item}, "crop", place) for item in crop)

@@ -3,61 +3,78 @@
 import collections
 import dataclasses
 import functools
+import itertools
+import queue
+import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from mindspeed_mm import logs
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.data.collate import collate
-from mindspeed_mm.data.dataset import ClipDataset, Sample, Substitution, build_dataset
-from mindspeed_mm.data.sampler import GroupedSampler, Position, Step
-from mindspeed_mm.errors import MMError
-from mindspeed_mm.types import Batch, TokenIds
+from mindspeed_mm.data.dataset import ClipDataset, build_dataset
+from mindspeed_mm.data.index import Row
+from mindspeed_mm.data.ledger import BadSample, Ledger, Substitution
+from mindspeed_mm.data.sampler import GroupedSampler, Position
+from mindspeed_mm.data.video import shared_empty
+from mindspeed_mm.data.workers import Announce, WorkerPool
+from mindspeed_mm.errors import DataError, MMError
+from mindspeed_mm.types import Batch
 
 log = logs.get(__name__)
 
-
-@dataclasses.dataclass(slots=True)
-class BadSample:
-    """A file that could not be used: the last reason, and how often it was met."""
-
-    reason: str
-    count: int = 0
+Join = Callable[..., Batch]
+# What this process chose (None: it could not make the batch) -> what counts; for ranks that share their samples.
+Agree = Callable[[tuple[int, ...] | None], tuple[int, ...] | None]
 
 
 class Loader:
     """Iterating gives micro-batches of this rank without end; epochs follow each other.
 
-    The position counts what the iteration has handed out, not what workers have prefetched. `bad_samples` maps paths to
-    what was wrong with them; each is logged once, by the process that iterates.
+    The position counts what has been used of the stream, not what workers have prefetched. `ledger` holds what was
+    wrong with files.
     """
 
     def __init__(
         self,
         dataset: ClipDataset,
         sampler: GroupedSampler,
-        join: Callable[[list[Sample]], Batch],
+        join: Join,
         *,
         num_workers: int = 0,
         pin_memory: bool = False,
         start_method: str | None = None,
+        ledger: Ledger | None = None,
+        agree: Agree | None = None,
+        share: tuple[int, int] = (0, 1),
     ):
-        """join: samples -> batch. start_method: of the workers; None is the platform's own.
+        """join: (samples, allocate=...) -> batch. num_workers: processes that decode ahead; 0 is one that decodes when a
+        batch is asked for. start_method: of the processes; None is the platform's own.
 
-        Everything a worker needs can be pickled, so 'forkserver' works where forking a process with threads is a worry.
-        ('spawn' works too, but with torch 2.13 such workers sometimes abort while they exit, with or without our code.)
+        agree: ranks that share their samples decode a copy each, and a file may be too slow for one of them alone; so
+        they agree on which clips to take. share: (i, n) gives the micro-batches number i, i + n, i + 2 n ... of this
+        rank's stream, counted from where the iteration starts, and each of them n times in a row: once for itself, and
+        once for each of the others of its round, which other ranks make.
         """
         self.dataset = dataset
-        self.bad_samples: dict[str, BadSample] = {}
+        self.ledger = ledger or Ledger()
         self._sampler = sampler
         self._position = Position()
-        self._join = join
+        self._ahead: collections.deque[Position] = collections.deque()
+        self._work = _BatchSource(dataset, join)
+        self._hung: dict[int, str] = {}  # clips that a worker was killed at; each costs `timeout` seconds, once
+        self._agree = agree
+        self._share = share
         self._fingerprint = _fingerprint(dataset)
         self._num_workers = num_workers
         self._pin_memory = pin_memory and torch.accelerator.is_available()
-        self._start_method = start_method if num_workers else None
+        self._start_method = start_method
+
+    @property
+    def bad_samples(self) -> dict[str, BadSample]:
+        return self.ledger.bad_samples
 
     @property
     def epoch(self) -> int:
@@ -69,45 +86,79 @@ class Loader:
         return self._sampler.epoch_size
 
     def __iter__(self) -> Iterator[Batch]:
-        requests = _Requests(self._sampler.steps(self._position))
-        batches = torch.utils.data.DataLoader(
-            _BatchSource(self.dataset, self._join),
-            sampler=requests,
-            batch_size=None,  # a request is a whole batch
-            collate_fn=_unchanged,
-            num_workers=self._num_workers,  # torch gives each worker one thread
-            pin_memory=self._pin_memory,
-            multiprocessing_context=self._start_method,
-            generator=torch.Generator(),  # or it would draw from the global one, which a resume must find unchanged
-        )
-        for packed in batches:
-            if isinstance(packed, MMError):
-                raise packed
-            batch, substitutions = _unpack(packed)
-            self._note(substitutions)
-            self._position = requests.handed_out()
-            yield batch
+        ahead = self._ahead = collections.deque()
+        pool = self._pool(self._num_workers)
+        made = pool.run(self._requests(ahead))
+        if self._pin_memory:
+            made = _in_a_thread(made, _pinned)
+        try:
+            for one in made:
+                if self._agree is not None and isinstance(one, (Made, Refused)):
+                    one = self._agreed(one)
+                if isinstance(one, MMError):
+                    raise one
+                mine, ranks = self._share
+                for turn in range(ranks):
+                    if turn == mine:
+                        self.ledger.note(one.substitutions, len(one.batch.paths))
+                    if ahead is self._ahead:
+                        self._position = ahead.popleft()
+                    yield one.batch
+        finally:
+            made.close()
+            pool.close()
 
-    def _note(self, substitutions: tuple[Substitution, ...]) -> None:
-        for path, reason in ((item.path, item.reason) for item in substitutions):
-            if path not in self.bad_samples:
-                log.warning("data: bad sample, replaced by another of its shape: %s", reason)
-            entry = self.bad_samples.setdefault(path, BadSample(reason))
-            entry.reason, entry.count = reason, entry.count + 1
+    def _requests(self, ahead: collections.deque) -> Iterator["Request"]:
+        steps = self._sampler.steps(self._position)
+        mine, ranks = self._share
+        while True:
+            turn = list(itertools.islice(steps, ranks))
+            ahead.extend(step.after for step in turn)
+            yield Request(turn[mine].epoch, turn[mine].indices, tuple(self._hung.items()))
+
+    def _pool(self, num_workers: int) -> WorkerPool:
+        timeout_s = self.dataset.config.preprocess_parameters.timeout
+        return WorkerPool(
+            self._work, num_workers, lost=self._lost, timeout_s=timeout_s, start_method=self._start_method
+        )
+
+    def _lost(self, request: "Request", clip: int, reason: str) -> "Request":
+        """The request without the clip that a worker was killed at."""
+        self._hung[clip] = f"{self.dataset.clips[clip].row.path}: {reason}"
+        return dataclasses.replace(request, excluded=(*request.excluded, (clip, self._hung[clip])))
+
+    def _agreed(self, mine: "Made | Refused") -> "Made | MMError":
+        """The batch of the clips that all ranks of these samples take."""
+        own = mine.chosen if isinstance(mine, Made) else None
+        chosen = self._agree(own)
+        if chosen is None or chosen == own:
+            return mine
+        log.info("data: taking the clips that the first rank of these samples took: %s", chosen)
+        pool = self._pool(0)
+        try:
+            return next(pool.run([dataclasses.replace(mine.request, chosen=chosen, excluded=())]))
+        finally:
+            pool.close()
 
     def rewind(self) -> None:
         """Make the next iteration start at the very first batch."""
         self._position = Position()
 
     def state_dict(self) -> dict:
-        """Position after the last batch handed out: plain numbers, the same on every rank."""
-        return {**self._sampler.state(self._position), "fingerprint": self._fingerprint}
+        """Position after the last batch used, and the ledger: plain values, the same on every rank after a `sync`."""
+        return {
+            **self._sampler.state(self._position),
+            "fingerprint": self._fingerprint,
+            "ledger": self.ledger.state_dict(),
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from a saved position, at any number of ranks. Takes effect with the next iteration.
 
         If the list of clips or the seed is another one, the position means nothing: the next epoch starts.
         """
+        if "ledger" in state:  # not in the first checkpoints
+            self.ledger.load_state_dict(state["ledger"])
         if state["fingerprint"] == self._fingerprint:
             self._position = self._sampler.position(state)
         else:
@@ -131,21 +182,27 @@ def build_loader(
     data_path: str | None = None,
     evaluation: bool = False,
     start_method: str | None = None,
+    rows: Sequence[Row] | None = None,
+    dataset: ClipDataset | None = None,
+    ledger: Ledger | None = None,
+    agree: Agree | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Loader:
     """The loader of one data-parallel rank. The log says what the filter dropped and which shapes are left.
 
     autoencoder_strides (t, h, w) and patch sizes are the models'. data_path: another list than the config's.
     evaluation: all clips in the order of the list, no rare_shape rule, no dropped captions, and every epoch the same,
-    so that losses can be compared; take a fixed number of batches and `rewind`.
+    so that losses can be compared; take a fixed number of batches and `rewind`. rows: the list's, if they are read
+    already; dataset: instead of one from the config; ledger, agree, share: see `Loader`.
     """
     if evaluation:
         config = _with(config, "dataset_param.preprocess_parameters.cfg", 0.0)
     if data_path is not None:
         config = _with(config, "dataset_param.basic_parameters.data_path", data_path)
-    options, target = config.dataloader_param, config.dataloader_param.collate_param
-    dataset = build_dataset(
-        config.dataset_param, global_batch_size=None if evaluation else global_batch_size, seed=seed
-    )
+    options = config.dataloader_param
+    if dataset is None:
+        rare = None if evaluation else global_batch_size
+        dataset = build_dataset(config.dataset_param, global_batch_size=rare, seed=seed, rows=rows)
     sampler = GroupedSampler(
         dataset.keys,
         seed=seed,
@@ -159,16 +216,32 @@ def build_loader(
         repeat=evaluation,
     )
     log.info("data: an epoch has %d samples in groups of %d of one shape", sampler.epoch_size, sampler.group_size)
-    one_shape = options.group_data or micro_batch_size == 1
-    join = functools.partial(
+    return Loader(
+        dataset,
+        sampler,
+        joiner(config, micro_batch_size, autoencoder_strides, patch_size, patch_size_t),
+        num_workers=options.num_workers,
+        pin_memory=options.pin_memory,
+        start_method=start_method,
+        ledger=ledger,
+        agree=agree,
+        share=share,
+    )
+
+
+def joiner(
+    config: DataConfig, micro_batch_size: int, strides: tuple[int, int, int], patch_size: int, patch_size_t: int = 1
+) -> Join:
+    """The collate of a config: to one shape, or padded to a target if batches mix shapes."""
+    target = config.dataloader_param.collate_param
+    one_shape = config.dataloader_param.group_data or micro_batch_size == 1
+    return functools.partial(
         collate,
-        strides=autoencoder_strides,
+        strides=strides,
         patch_size=patch_size,
         patch_size_t=patch_size_t,
         target=None if one_shape else (target.num_frames, target.max_height, target.max_width),
     )
-    workers, pin_memory = options.num_workers, options.pin_memory
-    return Loader(dataset, sampler, join, num_workers=workers, pin_memory=pin_memory, start_method=start_method)
 
 
 def _fingerprint(dataset: ClipDataset) -> int:
@@ -188,65 +261,105 @@ def _with(config, path: str, value):
 # ---------------------------------------------------------------------------- between the main process and the workers
 
 
-class _Requests:
-    """The sampler of torch's loader: hands requests to the workers and remembers the position after each."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+    """A micro-batch to make. excluded: clips that are not to be tried, and why; chosen: make it of exactly these."""
 
-    def __init__(self, steps: Iterator[Step]):
-        self._steps = steps
-        self._pending: collections.deque[Position] = collections.deque()
-
-    def __iter__(self):
-        for step in self._steps:
-            self._pending.append(step.after)
-            yield step.epoch, step.indices
-
-    def handed_out(self) -> Position:
-        """The position after the oldest request; batches come back in the order of the requests."""
-        return self._pending.popleft()
+    epoch: int
+    indices: tuple[int, ...]
+    excluded: tuple[tuple[int, str], ...] = ()
+    chosen: tuple[int, ...] | None = None
 
 
-class _BatchSource(torch.utils.data.Dataset):
-    """Request -> batch as plain tensors, which torch can pin and send; an error of ours travels as a value, because
-    torch would wrap a raised one into a page of text."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Made:
+    """A micro-batch, the clips it is made of, and what could not be used on the way."""
 
-    def __init__(self, dataset: ClipDataset, join: Callable[[list[Sample]], Batch]):
+    request: Request
+    batch: Batch
+    chosen: tuple[int, ...]
+    substitutions: tuple[Substitution, ...]
+
+
+class Refused(DataError):
+    """A request that could not be met."""
+
+    def __init__(self, message: str, request: Request):
+        super().__init__(message, request)
+        self.request = request
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+class _BatchSource:
+    """Request -> Made, in a worker. What is wrong with the data is a value, not an exception with a page of text."""
+
+    def __init__(self, dataset: ClipDataset, join: Join):
         self._dataset, self._join = dataset, join
 
-    def __getitem__(self, request: tuple[int, tuple[int, ...]]):
-        epoch, indices = request
+    def __call__(self, request: Request, announce: Announce) -> "Made | MMError":
+        # One clip is a batch as it is; several are copied into one, which is what has to be shared then.
+        alone = len(request.indices) == 1
         try:
-            samples = [self._dataset.item(index, epoch) for index in indices]
-            batch = self._join(samples)
+            samples = [
+                self._sample(request, place, announce, shared_empty if alone else torch.empty)
+                for place in range(len(request.indices))
+            ]
+            batch = self._join(samples, allocate=shared_empty)
+        except DataError as error:
+            return Refused(str(error), request)
         except MMError as error:
             return error
-        return _pack(batch, tuple(item for sample in samples for item in sample.substitutions))
+        substitutions = tuple(item for sample in samples for item in sample.substitutions)
+        return Made(request, batch, tuple(sample.chosen for sample in samples), substitutions)
+
+    def _sample(self, request: Request, place: int, announce: Announce, allocate):
+        index = request.indices[place]
+        if request.chosen is None:
+            excluded = dict(request.excluded)
+            return self._dataset.item(index, request.epoch, excluded=excluded, announce=announce, allocate=allocate)
+        chosen = request.chosen[place]
+        if chosen in dict(request.excluded):
+            raise DataError(f"{dict(request.excluded)[chosen]}; another rank of this sample could read it")
+        announce(chosen)
+        return self._dataset.sample(chosen, (request.epoch, index), allocate=allocate)
 
 
-def _pack(batch: Batch, substitutions: tuple[Substitution, ...]) -> dict:
-    pooled = batch.pooled_text
-    return {
-        "video": batch.video,
-        "keep": batch.keep,
-        "text": (batch.text.ids, batch.text.keep),
-        "pooled_text": () if pooled is None else (pooled.ids, pooled.keep),
-        "paths": batch.paths,
-        "addresses": batch.addresses,
-        "substitutions": tuple((item.path, item.reason) for item in substitutions),
-    }
+def _pinned(made: "Made | MMError") -> "Made | MMError":
+    if isinstance(made, MMError) or not isinstance(made.batch.video, torch.Tensor):
+        return made
+    return dataclasses.replace(made, batch=dataclasses.replace(made.batch, video=made.batch.video.pin_memory()))
 
 
-def _unpack(packed: dict) -> tuple[Batch, tuple[Substitution, ...]]:
-    pooled = packed["pooled_text"]
-    batch = Batch(
-        video=packed["video"],
-        keep=packed["keep"],
-        text=TokenIds(*packed["text"]),
-        pooled_text=TokenIds(*pooled) if pooled else None,
-        paths=tuple(packed["paths"]),
-        addresses=tuple(tuple(address) for address in packed["addresses"]),
-    )
-    return batch, tuple(Substitution(*item) for item in packed["substitutions"])
+def _in_a_thread(items: Iterator, change: Callable) -> Iterator:
+    """The items, changed one ahead of their use by a thread."""
+    done, stop = queue.Queue(maxsize=1), threading.Event()
 
+    def put(item) -> None:
+        while not stop.is_set():
+            try:
+                return done.put(item, timeout=0.2)
+            except queue.Full:
+                continue
 
-def _unchanged(item):
-    return item
+    def work() -> None:
+        try:
+            for item in items:
+                put((change(item), None))
+                if stop.is_set():
+                    return
+        except BaseException as error:
+            put((None, error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = done.get()
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        stop.set()
+        thread.join(timeout=5)

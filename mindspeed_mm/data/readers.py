@@ -1,49 +1,108 @@
-"""Files -> frames: `VIDEO_READERS[name](path, indices)` and `read_image(path)` give RGB uint8 [T,H,W,3].
+"""Files -> frames. A reader gives RGB bytes [H,W,3] one frame at a time, so that no clip is held whole.
 
-Readers are plain functions of a path and a list of indices that raise DataError for everything a file can do wrong, so
-that they can be run in another process. PyAV is the default because its frames were right on every readable file
-(DEPS.md): frames are matched by their time stamps, counted from the start of the file in display order.
+Readers raise DataError for everything a file can do wrong. PyAV is the default because its frames were right on every
+readable file (DEPS.md): frames are matched by their time stamps, counted from the start of the file in display order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import av
 import numpy as np
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps
 
+from mindspeed_mm.data.frame_index import FrameIndexes
 from mindspeed_mm.errors import DataError
 
-# Containers whose packets say when a frame is shown (in .avi they do not), and
-_TIMED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
-# codecs of which one packet is one shown frame (in VP8 it is not), so that frames can be counted without decoding.
-_COUNTABLE = frozenset({"h264", "hevc", "vp9", "av1", "libdav1d", "mpeg4", "mpeg2video", "mjpeg", "prores"})
 _SKIP = 32  # frames in front of the first wanted one that are decoded rather than skipped by a seek
-_REORDER = 32  # a packet lies at most this far behind its place in display order; H.264 and H.265 allow 16
-
 _NOT_READABLE = (av.error.FFmpegError, OSError, ValueError, EOFError)
 
+Places = tuple[int, ...]
 
-def read_pyav(path: str, indices: Sequence[int]) -> np.ndarray:
-    """Frames of a video by index; rotation of the file's metadata is applied. One thread."""
-    wanted = _Wanted(path, indices)
-    try:
-        with av.open(path, metadata_errors="ignore") as container:
-            if _stream(container) is None:
-                raise DataError(f"{path}: holds no video stream")
-            if wanted.first > _SKIP and _found_after_seek(container, wanted):
-                return wanted.frames
-        with av.open(path, metadata_errors="ignore") as container:
-            decoded = _read_from_start(container, wanted)
-    except _NOT_READABLE as error:
-        raise DataError(f"{path}: cannot be decoded: {_reason(error)}") from None
-    if not wanted.complete:
-        raise _past_the_end(path, decoded, wanted.last)
-    return wanted.frames
+
+class VideoReader(Protocol):
+    """What a reader can do. Readers can be pickled, for worker processes."""
+
+    def frames(self, path: str, indices: Sequence[int]) -> Iterator[tuple[Places, np.ndarray]]:
+        """The frames `indices` of a video in any order: the places in `indices` that hold a frame, and its pixels.
+
+        A place may come twice; the later one counts. The pixels are valid until the next frame is asked for. DataError
+        if a frame cannot be had.
+        """
+
+
+def build_reader(name: str, index_folder: str | None = None) -> VideoReader:
+    """The reader `video_reader_type`; DataError names the package that it needs and that is not installed.
+
+    index_folder: where PyAV's frame indexes are kept from run to run.
+    """
+    return PyavReader(FrameIndexes(index_folder)) if name in ("decoder", "pyav") else _OTHERS[name]()
+
+
+def read_clip(reader: VideoReader, path: str, indices: Sequence[int]) -> np.ndarray:
+    """All frames at once, uint8 [T,H,W,3], for callers that can hold them."""
+    clip: np.ndarray | None = None
+    for places, pixels in reader.frames(path, indices):
+        if clip is None:
+            clip = np.empty((len(indices), *pixels.shape), np.uint8)
+        if clip.shape[1:] != pixels.shape:
+            raise DataError(f"{path}: frames of {pixels.shape[:2]} and of {clip.shape[1:3]} pixels")
+        clip[list(places)] = pixels
+    return clip
+
+
+# --------------------------------------------------------------------------------------------------------------- PyAV
+
+
+class PyavReader:
+    """The default: right on every file that FFmpeg reads; the rotation of the file's metadata is applied. One thread."""
+
+    def __init__(self, indexes: FrameIndexes):
+        self._indexes = indexes
+
+    def frames(self, path: str, indices: Sequence[int]) -> Iterator[tuple[Places, np.ndarray]]:
+        wanted = _Wanted(path, indices)
+        try:
+            with av.open(path, metadata_errors="ignore") as container:
+                if _stream(container) is None:
+                    raise DataError(f"{path}: holds no video stream")
+                if wanted.first > _SKIP:
+                    yield from self._after_seek(container, wanted)
+            if not wanted.complete:
+                with av.open(path, metadata_errors="ignore") as container:
+                    yield from _from_start(container, wanted)
+        except _NOT_READABLE as error:
+            raise DataError(f"{path}: cannot be decoded: {_reason(error)}") from None
+
+    def _after_seek(self, container, wanted: "_Wanted") -> Iterator[tuple[Places, np.ndarray]]:
+        """Decode from the last key frame at or before the first wanted frame; ends early where that may not be right."""
+        try:
+            index = self._indexes.find(wanted.path, container, _stream(container), wanted.last)
+            if not index.usable or wanted.last >= len(index.stamps):
+                return
+            key, seek = index.key_before(wanted.first)
+            if key == index.stamps[0]:
+                return
+            container.seek(seek, stream=_stream(container))
+            reached, convert = False, VideoReformatter()
+            for frame in _decode(container):
+                reached = reached or frame.pts == key  # never with intra refresh, where decoding starts frames later
+                place = None if frame.pts is None else index.place(frame.pts)
+                if not reached and place is not None and frame.pts < key:
+                    continue  # open GOP: in front of the key frame in display order, refers to what was skipped
+                if not reached or place is None:
+                    return
+                yield from wanted.offer(place, frame, convert)
+                if wanted.complete:
+                    return
+        except (DataError, *_NOT_READABLE):
+            return  # decoding from the start has the last word on what is wrong with the file
 
 
 class _Wanted:
-    """The frames asked for, filled in as they are met in any order."""
+    """The frames asked for, ticked off as they are met in any order."""
 
     def __init__(self, path: str, indices: Sequence[int]):
         self.path = path
@@ -57,84 +116,30 @@ class _Wanted:
 
     def clear(self) -> None:
         self._missing = set(self._places)
-        self.frames: np.ndarray | None = None
 
     @property
     def complete(self) -> bool:
         return not self._missing
 
-    def offer(self, index: int, frame: av.VideoFrame) -> None:
+    def offer(self, index: int, frame: av.VideoFrame, convert: VideoReformatter) -> Iterator[tuple[Places, np.ndarray]]:
+        """Nothing for a frame that is not wanted."""
         if index not in self._missing:
             return
         if frame.is_corrupt:
             raise DataError(f"{self.path}: frame {index} is damaged")
-        pixels = _upright(frame)
-        if self.frames is None:
-            self.frames = np.empty((sum(map(len, self._places.values())), *pixels.shape), np.uint8)
-        if self.frames.shape[1:] != pixels.shape:
-            raise DataError(f"{self.path}: frame {index} is {pixels.shape[:2]}, earlier ones {self.frames.shape[1:3]}")
-        self.frames[self._places[index]] = pixels
         self._missing.discard(index)
+        yield tuple(self._places[index]), _pixels(frame, convert)
 
 
-def _read_from_start(container: av.container.InputContainer, wanted: _Wanted) -> int:
-    """Decode and count until all is found; the number of frames decoded."""
+def _from_start(container: av.container.InputContainer, wanted: _Wanted) -> Iterator[tuple[Places, np.ndarray]]:
+    """Decode and count until all is found."""
     wanted.clear()
-    index = -1
+    index, convert = -1, VideoReformatter()
     for index, frame in enumerate(_decode(container)):
-        wanted.offer(index, frame)
+        yield from wanted.offer(index, frame, convert)
         if wanted.complete:
-            break
-    return index + 1
-
-
-def _found_after_seek(container, wanted: _Wanted) -> bool:
-    try:
-        return _read_after_seek(container, wanted)
-    except (DataError, *_NOT_READABLE):
-        return False  # decoding from the start has the last word on what is wrong with the file
-
-
-def _read_after_seek(container: av.container.InputContainer, wanted: _Wanted) -> bool:
-    """Decode from the last key frame at or before the first wanted frame. False where that is not sure to be right."""
-    stream = _stream(container)
-    if container.format.name not in _TIMED or stream.codec_context.name not in _COUNTABLE:
-        return False
-    stamps, keys = _time_stamps(container, stream, wanted.last + 1 + _REORDER)
-    index_of = {stamp: index for index, stamp in enumerate(stamps)}
-    if len(index_of) != len(stamps) or wanted.last >= len(stamps):
-        return False
-    key = max((stamp for stamp in keys if stamp <= stamps[wanted.first]), default=stamps[0])
-    if key == stamps[0]:
-        return False
-    container.seek(keys[key], stream=stream)
-    reached = False
-    for frame in _decode(container):
-        reached = reached or frame.pts == key  # never with intra refresh, where decoding starts some frames later
-        if not reached and frame.pts in index_of and frame.pts < key:
-            continue  # open GOP: in front of the key frame in display order, refers to what was skipped
-        if not reached or frame.pts not in index_of:
-            return False
-        wanted.offer(index_of[frame.pts], frame)
-        if wanted.complete:
-            return True
-    return False
-
-
-def _time_stamps(container, stream, limit: int) -> tuple[list[int], dict[int, int]]:
-    """pts of the first `limit` frames in display order, and key frames as {pts: time stamp to seek to}."""
-    stamps, keys = [], {}
-    for packet in container.demux(stream):
-        if packet.size == 0 or packet.is_discard:  # the flush packet; frames that an edit list hides
-            continue
-        if packet.pts is None or packet.is_corrupt:
-            return [], {}
-        stamps.append(packet.pts)
-        if packet.is_keyframe:
-            keys[packet.pts] = packet.pts if packet.dts is None else packet.dts  # mp4 seeks by dts
-        if len(stamps) == limit:
-            break
-    return sorted(stamps), keys
+            return
+    raise _past_the_end(wanted.path, index + 1, wanted.last)
 
 
 def _stream(container) -> av.VideoStream | None:
@@ -149,41 +154,88 @@ def _decode(container):
     return container.decode(stream)
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
+def _pixels(frame: av.VideoFrame, convert: VideoReformatter) -> np.ndarray:
     """RGB [H,W,3], turned as the file's display matrix says (multiples of 90 degrees, counter-clockwise)."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+    plane = convert.reformat(frame, format="rgb24", threads=1).planes[0]
+    lines = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # lines are padded to a multiple of 32 or so
+    pixels = lines[: frame.height, : 3 * frame.width].reshape(frame.height, frame.width, 3)
+    quarters = round(frame.rotation / 90)
+    return np.ascontiguousarray(np.rot90(pixels, quarters)) if quarters % 4 else pixels
 
 
-def read_decord(path: str, indices: Sequence[int]) -> np.ndarray:
-    """As `read_pyav`, with decord: silently wrong frames on open-GOP files, no rotation, no AV1 or VP9 (DEPS.md)."""
-    decord = _import_decord()
+def probe_video(path: str) -> tuple[int, int, float, int]:
+    """(height, width, frames per second, number of frames) of a file; the first frame is decoded, the others counted."""
     try:
-        reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
-        if max(indices) < len(reader):
-            return reader.get_batch([int(index) for index in indices]).asnumpy()
-    except Exception as error:  # decord raises classes of its own; the file is at fault either way
-        raise DataError(f"{path}: cannot be decoded by decord: {_reason(error)}") from None
-    raise _past_the_end(path, len(reader), max(indices))
+        with av.open(path, metadata_errors="ignore") as container:
+            stream = _stream(container)
+            if stream is None:
+                raise DataError(f"{path}: holds no video stream")
+            rate = stream.average_rate or stream.guessed_rate
+            count = _count(container, stream)
+            frame = next(_decode(container), None) if count else None
+            if frame is None or not rate:
+                raise DataError(f"{path}: holds no frames")
+            turned = round(frame.rotation / 90) % 2
+            height, width = (frame.width, frame.height) if turned else (frame.height, frame.width)
+            return height, width, float(rate), count
+    except _NOT_READABLE as error:
+        raise DataError(f"{path}: cannot be decoded: {_reason(error)}") from None
 
 
-def read_torchcodec(path: str, indices: Sequence[int]) -> np.ndarray:
-    """As `read_pyav`, with torchcodec, which needs the system's FFmpeg libraries: no rotation (DEPS.md)."""
-    decoders = _import_torchcodec()
-    try:
-        decoder = decoders.VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
-        if max(indices) < len(decoder):
-            return decoder.get_frames_at([int(index) for index in indices]).data.numpy()
-    except Exception as error:  # torchcodec raises RuntimeError and ValueError for a bad file
-        raise DataError(f"{path}: cannot be decoded by torchcodec: {_reason(error)}") from None
-    raise _past_the_end(path, len(decoder), max(indices))
+def _count(container, stream) -> int:
+    """Shown frames: by the table of an mp4, else by reading all packets."""
+    if container.format.name.startswith("mov") and len(stream.index_entries):
+        return sum(not entry.is_discard for entry in stream.index_entries)
+    count = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
+    container.seek(0)
+    return count
 
 
-def require_reader(name: str) -> None:
-    """Raise a DataError that names the package if the reader `name` cannot be used here."""
-    if name == "decord":
+# ------------------------------------------------------------------------------------------------------------- others
+
+
+class DecordReader:
+    """decord, or its fork decord2: silently wrong frames on open-GOP files, no rotation, no VP9 (DEPS.md)."""
+
+    def __init__(self):
         _import_decord()
-    elif name == "torchcodec":
+
+    def frames(self, path: str, indices: Sequence[int]) -> Iterator[tuple[Places, np.ndarray]]:
+        decord = _import_decord()
+        try:
+            reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
+            count = len(reader)
+            clip = reader.get_batch([int(index) for index in indices]).asnumpy() if max(indices) < count else None
+        except Exception as error:  # decord raises classes of its own; the file is at fault either way
+            raise DataError(f"{path}: cannot be decoded by decord: {_reason(error)}") from None
+        if clip is None:
+            raise _past_the_end(path, count, max(indices))
+        for place, pixels in enumerate(clip):
+            yield (place,), pixels
+
+
+class TorchcodecReader:
+    """torchcodec, which needs the system's FFmpeg libraries: no rotation (DEPS.md)."""
+
+    def __init__(self):
         _import_torchcodec()
+
+    def frames(self, path: str, indices: Sequence[int]) -> Iterator[tuple[Places, np.ndarray]]:
+        decoders = _import_torchcodec()
+        try:
+            decoder = decoders.VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+            count = len(decoder)
+            wanted = [int(index) for index in indices]
+            clip = decoder.get_frames_at(wanted).data.numpy() if max(wanted) < count else None
+        except Exception as error:  # torchcodec raises RuntimeError and ValueError for a bad file
+            raise DataError(f"{path}: cannot be decoded by torchcodec: {_reason(error)}") from None
+        if clip is None:
+            raise _past_the_end(path, count, max(indices))
+        for place, pixels in enumerate(clip):
+            yield (place,), pixels
+
+
+_OTHERS = {"decord": DecordReader, "torchcodec": TorchcodecReader}
 
 
 def _import_decord():
@@ -206,12 +258,7 @@ def _past_the_end(path: str, count: int, index: int) -> DataError:
     return DataError(f"{path}: has {count} frames; frame {index} was asked for (see cut, num_frames and fps)")
 
 
-VIDEO_READERS: dict[str, Callable[[str, Sequence[int]], np.ndarray]] = {
-    "decoder": read_pyav,  # the published name of the default
-    "pyav": read_pyav,
-    "decord": read_decord,
-    "torchcodec": read_torchcodec,
-}
+# ------------------------------------------------------------------------------------------------------------- images
 
 
 def read_image(path: str) -> np.ndarray:

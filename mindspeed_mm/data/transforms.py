@@ -1,23 +1,64 @@
-"""The transforms of `train_pipeline`, on frames [T,C,H,W].
+"""The transforms of `train_pipeline`: frames as they are decoded -> a clip as the autoencoder wants it.
 
-A pipeline first plans: random decisions and sizes are fixed for the whole clip. Then it runs frame by frame, so that a
-1080p clip is never held in float32 (121 frames of it would be 3 GB), and what a frame needs stays in the cache
-(resizing 1080p to 576p: 39 ms a frame, 69 ms when eight are taken at a time).
+A pipeline first plans a clip: random decisions and sizes are fixed for all of its frames. The plan then takes one frame
+at a time, so that a 1080p clip is never held whole (121 frames of it are 0.75 GB as bytes and 3 GB as floats).
+
+A plan is geometry (crops, flips, resizes) on the values as decoded, and then arithmetic on each pixel: the two commute,
+so frames stay 8-bit until they are small.
 """
 
+import dataclasses
 import random
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mindspeed_mm.config import transforms as configs
+from mindspeed_mm.data.resize import BandCache, Resizer
 from mindspeed_mm.data.resolution import center_crop_box, fit_inside, fit_pixels, stride_crop
 from mindspeed_mm.errors import ConfigError
 
 Size = tuple[int, int]  # height, width
-Step = Callable[[Tensor], Tensor]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Crop:
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Flip:
+    """Mirror left and right."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Resize:
+    height: int
+    width: int
+    mode: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """(x - minus) / divide * times + plus in fp32, per channel where a tuple is given; `of_bytes` takes bytes only."""
+
+    minus: tuple[float, ...] = (0.0,)
+    divide: tuple[float, ...] = (1.0,)
+    times: float = 1.0
+    plus: float = 0.0
+    of_bytes: bool = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[C,H,W]."""
+        minus, divide = (torch.tensor(values).view(-1, 1, 1) for values in (self.minus, self.divide))
+        x = x.to(torch.float32)
+        x = x if self.minus == (0.0,) else x - minus
+        x = x if self.divide == (1.0,) else x / divide
+        return x if (self.times, self.plus) == (1.0, 0.0) else x * self.times + self.plus
 
 
 class Pipeline:
@@ -25,37 +66,100 @@ class Pipeline:
 
     def __init__(self, steps: tuple):
         self.steps = steps
+        self._bands = BandCache()
 
-    def __call__(self, video: Tensor, rng: random.Random) -> Tensor:
-        """[T,C,H,W] -> [T,C,h,w]; the memory behind it is laid out as [C,T,h,w]. Draws from `rng` in order of steps."""
-        steps, (height, width) = self.plan(tuple(video.shape[-2:]), rng)
-        out = None
-        for number in range(len(video)):
-            frame = video[number : number + 1].contiguous()
-            for step in steps:
-                frame = step(frame)
-            if out is None:
-                out = frame.new_empty((frame.shape[1], len(video), height, width))
-            out[:, number] = frame[0]
-        if out is None:
-            raise ValueError("a video of no frames cannot be transformed")
-        return out.transpose(0, 1)
-
-    def plan(self, size: Size, rng: random.Random) -> tuple[list[Step], Size]:
-        """The functions to run on frames of this size, and the size that comes out."""
-        steps = []
+    def plan(self, size: Size, rng: random.Random) -> "ClipPlan":
+        """What is done to every frame of a clip of this size. Draws from `rng` in the order of the steps."""
+        primitives = []
+        before = size
         for config in self.steps:
-            step, size = _PLANNERS[type(config)](config, size, rng)
-            steps.append(step)
-        return steps, size
+            more, size = _PLANNERS[type(config)](config, size, rng)
+            primitives += more
+        return ClipPlan(before, primitives, size, self._bands)
 
     def output_size(self, height: int, width: int) -> Size:
         """(height, width) that frames of height x width come out with."""
-        return self.plan((height, width), random.Random(0))[1]
+        return self.plan((height, width), random.Random(0)).size
+
+    def __call__(self, video: Tensor, rng: random.Random) -> Tensor:
+        """[T,C,H,W] -> fp32 [T,C,h,w]; the memory behind it is laid out as [C,T,h,w]."""
+        if not len(video):
+            raise ValueError("a video of no frames cannot be transformed")
+        plan = self.plan(tuple(video.shape[-2:]), rng)
+        out = torch.empty(video.shape[1], len(video), *plan.size)
+        for number, frame in enumerate(video):
+            plan(frame.permute(1, 2, 0), out[:, number])
+        return out.transpose(0, 1)
+
+
+class ClipPlan:
+    """What is done to each frame of one clip; `size` is the (height, width) that comes out."""
+
+    def __init__(self, before: Size, primitives: list, size: Size, cache: BandCache):
+        self.size = size
+        self._cache = cache
+        self._arithmetic = [item for item in primitives if isinstance(item, Arithmetic)]
+        if any(item.of_bytes for item in self._arithmetic[1:]):
+            raise _not_bytes(torch.float32)
+        first = primitives.index(self._arithmetic[0]) if self._arithmetic else 0
+        self._on_bytes = primitives[:first]  # geometry in front of ToTensorAfterResize: its results are whole numbers
+        self._geometry = [item for item in primitives[first:] if not isinstance(item, Arithmetic)]
+        self._resizers: dict[int, Resizer] = {}  # by place in the geometry
+        self._plain = None if self._needs_channels() else self._as_line()
+
+    def __call__(self, frame: Tensor, out: Tensor) -> None:
+        """frame [H,W,C], bytes or floats, strided as it may be; out [C,h,w] fp32 is filled."""
+        if frame.dtype != torch.uint8 and any(item.of_bytes for item in self._arithmetic):
+            raise _not_bytes(frame.dtype)
+        for item in self._on_bytes:
+            frame = _on_bytes(item, frame)
+        resized = False
+        for place, item in enumerate(self._geometry):
+            if self._plain is not None and self._is_last_resize(place, item, frame):
+                self._resizer(place, item, frame).into(out, frame, self._plain[1])
+                return
+            if isinstance(item, Crop):
+                frame = frame[item.top : item.top + item.height, item.left : item.left + item.width]
+            elif isinstance(item, Flip):
+                frame = frame.flip(1)
+            elif tuple(frame.shape[:2]) != (item.height, item.width):
+                frame = self._resizer(place, item, frame)(frame).permute(1, 2, 0)
+                resized = True
+        planar = frame.permute(2, 0, 1)
+        if resized and self._plain is not None:
+            torch.add(planar, self._plain[1], out=out)  # the factor is in the last resize's weights
+            return
+        for item in self._arithmetic:
+            planar = item(planar)
+        out.copy_(planar)
+
+    def _resizer(self, place: int, item: Resize, frame: Tensor) -> Resizer:
+        if place not in self._resizers:
+            last = not any(isinstance(later, Resize) for later in self._geometry[place + 1 :])
+            factor = self._plain[0] if last and self._plain is not None else 1.0
+            size = tuple(frame.shape[:2])
+            self._resizers[place] = Resizer(size, (item.height, item.width), item.mode, self._cache, factor)
+        return self._resizers[place]
+
+    def _is_last_resize(self, place: int, item, frame: Tensor) -> bool:
+        """Whether nothing but arithmetic comes after, as in the published pipeline."""
+        resizes = isinstance(item, Resize) and tuple(frame.shape[:2]) != (item.height, item.width)
+        return resizes and place == len(self._geometry) - 1
+
+    def _needs_channels(self) -> bool:
+        return any(len(set(values)) > 1 for item in self._arithmetic for values in (item.minus, item.divide))
+
+    def _as_line(self) -> tuple[float, float]:
+        """All arithmetic as x * factor + offset."""
+        factor, offset = 1.0, 0.0
+        for item in self._arithmetic:
+            scale = item.times / item.divide[0]
+            factor, offset = factor * scale, (offset - item.minus[0]) * scale + item.plus
+        return factor, offset
 
 
 def build_pipeline(steps: tuple) -> Pipeline:
-    """A callable (video [T,C,H,W], rng) -> video from the transform configs of data.json."""
+    """A callable (video [T,C,H,W], rng) -> video, and a planner for clips, from the transform configs of data.json."""
     for config in steps:
         if isinstance(config, configs.Normalize) and 0 in config.std:
             raise ConfigError(f"train_pipeline: norm_fun divides by std {list(config.std)}")
@@ -65,77 +169,75 @@ def build_pipeline(steps: tuple) -> Pipeline:
 def resize(video: Tensor, height: int, width: int, mode: str) -> Tensor:
     """Resize [T,C,H,W], mode 'bilinear' or 'bicubic'. Bicubic may overshoot the range of its input.
 
-    align_corners together with antialias is unusual (scale (n-1)/(m-1) with half-pixel centres, so the picture shifts
-    slightly), but it is what the published weights were trained with.
+    The plain twin of `Resizer`. align_corners together with antialias is unusual (scale (n-1)/(m-1) with half-pixel
+    centres, so the picture shifts slightly), but it is what the published weights were trained with.
     """
     if video.shape[-2:] == (height, width):
         return video
     return F.interpolate(video, (height, width), mode=mode, align_corners=True, antialias=True)
 
 
-# ------------------------------------------------------------- planners: (config, size, rng) -> (function, size after)
+def _not_bytes(found: torch.dtype) -> ConfigError:
+    return ConfigError(f"train_pipeline: ToTensorVideo takes uint8 frames, found {found}; put it first")
 
 
-def _to_float(config, size: Size, rng) -> tuple[Step, Size]:
-    def step(video: Tensor) -> Tensor:
-        if video.dtype != torch.uint8:
-            raise ConfigError(f"train_pipeline: ToTensorVideo takes uint8 frames, found {video.dtype}; put it first")
-        return video.to(torch.float32).div_(255)
-
-    return step, size
-
-
-def _to_float_any(config, size: Size, rng) -> tuple[Step, Size]:
-    return lambda video: video.to(torch.float32) / 255, size
+def _on_bytes(item, frame: Tensor) -> Tensor:
+    """One step of geometry whose result keeps the type of the frame [H,W,C]."""
+    if isinstance(item, Crop):
+        return frame[item.top : item.top + item.height, item.left : item.left + item.width]
+    if isinstance(item, Flip):
+        return frame.flip(1)
+    return resize(frame.permute(2, 0, 1)[None], item.height, item.width, item.mode)[0].permute(1, 2, 0)
 
 
-def _autoencoder_norm(config, size: Size, rng) -> tuple[Step, Size]:
-    return lambda video: 2.0 * video - 1.0, size
+# ------------------------------------------------------------ planners: (config, size, rng) -> (primitives, size after)
 
 
-def _normalize(config: configs.Normalize, size: Size, rng) -> tuple[Step, Size]:
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (config.mean, config.std))
-    return lambda video: (video - mean) / std, size
+def _to_float(config, size: Size, rng) -> tuple[list, Size]:
+    return [Arithmetic(divide=(255.0,), of_bytes=True)], size
 
 
-def _flip(config: configs.RandomHorizontalFlipVideo, size: Size, rng: random.Random) -> tuple[Step, Size]:
-    mirrored = rng.random() < config.p
-    return lambda video: video.flip(-1) if mirrored else video, size
+def _to_float_any(config, size: Size, rng) -> tuple[list, Size]:
+    return [Arithmetic(divide=(255.0,))], size
 
 
-def _center_crop_resize(config: configs.CenterCropResizeVideo, size: Size, rng) -> tuple[Step, Size]:
-    top, left, height, width = center_crop_box(*size, *config.size, config.top_crop)
-
-    def step(video: Tensor) -> Tensor:
-        cropped = video[..., top : top + height, left : left + width]
-        return resize(cropped, *config.size, config.interpolation_mode)
-
-    return step, config.size
+def _autoencoder_norm(config, size: Size, rng) -> tuple[list, Size]:
+    return [Arithmetic(times=2.0, plus=-1.0)], size
 
 
-def _long_side_resize(config: configs.LongSideResizeVideo, size: Size, rng) -> tuple[Step, Size]:
+def _normalize(config: configs.Normalize, size: Size, rng) -> tuple[list, Size]:
+    return [Arithmetic(minus=config.mean, divide=config.std)], size
+
+
+def _flip(config: configs.RandomHorizontalFlipVideo, size: Size, rng: random.Random) -> tuple[list, Size]:
+    return [Flip()] if rng.random() < config.p else [], size
+
+
+def _center_crop_resize(config: configs.CenterCropResizeVideo, size: Size, rng) -> tuple[list, Size]:
+    box = center_crop_box(*size, *config.size, config.top_crop)
+    return [Crop(*box), Resize(*config.size, config.interpolation_mode)], config.size
+
+
+def _long_side_resize(config: configs.LongSideResizeVideo, size: Size, rng) -> tuple[list, Size]:
     small = size[0] <= config.size[0] and size[1] <= config.size[1]
     if not (config.skip_low_resolution and small):
         size = fit_inside(*size, *config.size)
-    return _resize_to(size, config.interpolation_mode)
+    return [Resize(*size, config.interpolation_mode)], size
 
 
-def _max_hxw_stride_resize(config: configs.MaxHWStrideResizeVideo, size: Size, rng) -> tuple[Step, Size]:
+def _max_hxw_stride_resize(config: configs.MaxHWStrideResizeVideo, size: Size, rng) -> tuple[list, Size]:
     size = fit_pixels(*size, config.max_hxw, config.force_5_ratio, config.hw_stride)
-    return _resize_to(size, config.interpolation_mode)
+    return [Resize(*size, config.interpolation_mode)], size
 
 
-def _max_hxw_resize(config: configs.MaxHWResizeVideo, size: Size, rng) -> tuple[Step, Size]:
-    return _resize_to(fit_pixels(*size, config.max_hxw, five_ratios=True, stride=16), config.interpolation_mode)
+def _max_hxw_resize(config: configs.MaxHWResizeVideo, size: Size, rng) -> tuple[list, Size]:
+    size = fit_pixels(*size, config.max_hxw, five_ratios=True, stride=16)
+    return [Resize(*size, config.interpolation_mode)], size
 
 
-def _resize_to(size: Size, mode: str) -> tuple[Step, Size]:
-    return lambda video: resize(video, *size, mode), size
-
-
-def _stride_crop(config: configs.SpatialStrideCropVideo, size: Size, rng) -> tuple[Step, Size]:
-    top, left, height, width = stride_crop(*size, config.stride, config.force_5_ratio)
-    return lambda video: video[..., top : top + height, left : left + width], (height, width)
+def _stride_crop(config: configs.SpatialStrideCropVideo, size: Size, rng) -> tuple[list, Size]:
+    box = stride_crop(*size, config.stride, config.force_5_ratio)
+    return [Crop(*box)], box[2:]
 
 
 _PLANNERS = {

@@ -32,14 +32,14 @@ class OptimizerStep:
     def __call__(self, samples: int) -> StepReport:
         """Update the weights from the gradients of a step of `samples` samples.
 
-        An fp16 overflow is not counted as a skipped step: it is how the loss scale is found. The learning rate moves on
-        with updates only, as Megatron's.
+        An fp16 overflow is not counted as a skipped step while the loss scale can be lowered: it is how the scale is
+        found. The learning rate moves on with updates only, as Megatron's.
         """
         loss_scale, learning_rate = self.engine.loss_scale(), self.engine.learning_rate()
         overflow = self.engine.finish_gradients()
         norm = float("inf") if overflow else self.engine.gradient_norm()
         if overflow:
-            report = StepReport(norm, None, learning_rate, loss_scale, "fp16 overflow, the loss scale is lowered")
+            report = StepReport(norm, None, learning_rate, loss_scale, self._overflow(loss_scale))
         else:
             decision = self.clip.decide(norm)
             report = StepReport(norm, decision.threshold, learning_rate, loss_scale, decision.skip)
@@ -52,6 +52,12 @@ class OptimizerStep:
                 if self.ema is not None:
                     self.ema.update()
         return report
+
+    def _overflow(self, loss_scale: float) -> str:
+        if loss_scale > self.engine.lowest_loss_scale:
+            return "fp16 overflow, the loss scale is lowered"
+        self.skipped_in_a_row += 1
+        return f"fp16 overflow at the lowest loss scale, {loss_scale:g}"
 
     def check(self) -> None:
         """Raise TrainingDiverged once max_skipped_steps steps in a row were skipped."""

@@ -14,9 +14,10 @@ from mindspeed_mm.parallel.megatron import TransformerConfig, parallel_state
 class ParallelContext:
     """The groups of this process.
 
-    tensor: ranks that share every layer (TP); context: ranks that share every sequence (Ulysses CP); data: ranks with
-    other samples (DP); data_and_context: over which gradients are averaged. With `sequence_parallel`, activations
-    between the tensor-parallel layers are split along the sequence too (2205.05198).
+    tensor: ranks that share every layer (TP); context: ranks that share every sequence (Ulysses CP); tensor_and_context:
+    ranks that share every sample; data: ranks with other samples (DP); data_and_context: over which gradients are
+    averaged. With `sequence_parallel`, activations between the tensor-parallel layers are split along the sequence too
+    (2205.05198).
 
     guidance: the pair of ranks that share a sample's two halves of guidance, in sampling only; None where each rank
     computes both. In a pair both have the same samples, so `data` is then the ranks of one half.
@@ -24,6 +25,7 @@ class ParallelContext:
 
     tensor: dist.ProcessGroup
     context: dist.ProcessGroup
+    tensor_and_context: dist.ProcessGroup
     data: dist.ProcessGroup
     data_and_context: dist.ProcessGroup
     store: dist.Store  # key-value store of all ranks, for what must not be a collective
@@ -67,6 +69,7 @@ class ParallelContext:
         return cls(
             tensor=parallel_state.get_tensor_model_parallel_group(),
             context=parallel_state.get_context_parallel_group(),
+            tensor_and_context=parallel_state.get_tensor_and_context_parallel_group(),
             data=parallel_state.get_data_parallel_group(),
             data_and_context=parallel_state.get_data_parallel_group(with_context_parallel=True),
             store=dist.PrefixStore("mindspeed_mm", dist.distributed_c10d._get_default_store()),

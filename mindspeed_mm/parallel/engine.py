@@ -100,6 +100,11 @@ class Engine:
     def loss_scale(self) -> float:
         return float(self.optimizer.get_loss_scale())
 
+    @property
+    def lowest_loss_scale(self) -> float:
+        """What fp16's loss scale cannot go below; the scale itself where it is constant."""
+        return self.settings.min_loss_scale if self.settings.loss_scale is None else self.settings.loss_scale
+
     def finish_gradients(self) -> bool:
         """Average the gradients over the data ranks and hand them to the main weights; True if fp16 overflowed."""
         with self.platform.engine_scope():

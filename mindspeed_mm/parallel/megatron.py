@@ -4,12 +4,14 @@ Its import warns about Transformer Engine and Apex, which we do not need; those 
 """
 
 import logging
+import queue
 import warnings
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from megatron.core import dist_checkpointing, parallel_state
     from megatron.core.dist_checkpointing import ShardedTensor
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.core.distributed import (
         DistributedDataParallel,
         DistributedDataParallelConfig,
@@ -58,4 +60,14 @@ __all__ = [
     "parallel_state",
     "scatter_to_sequence_parallel_region",
     "set_tensor_model_parallel_attributes",
+    "write_in_this_process",
 ]
+
+
+def write_in_this_process() -> None:
+    """Prepare the next save of dist_checkpointing for a writer that is a thread of this process.
+
+    By itself it starts a process of 400 MB, in case the writer is another one, that hands over its results; it stays for
+    good, also after a rank that is killed.
+    """
+    filesystem_async._results_queue = queue.Queue()

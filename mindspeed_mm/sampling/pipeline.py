@@ -1,5 +1,6 @@
 """Text to video: encoders, denoiser, guidance, Euler steps and the autoencoder's decoder, put together."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from mindspeed_mm.checkpoint.released import weights_of
+from mindspeed_mm.config import model_dialects
 from mindspeed_mm.config.model import TokenizerConfig
 from mindspeed_mm.config.reader import build, node_from_python, read_json
 from mindspeed_mm.config.sample import SampleModelConfig
@@ -22,6 +25,7 @@ from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.seeds import generator
 from mindspeed_mm.sampling.prompts import Prompt, compose
 from mindspeed_mm.types import TextFeatures
+from mindspeed_mm.weights import folder as pretrained_folder
 from mindspeed_mm.weights import load_autoencoder, load_denoiser
 
 _T5_LENGTH = 512  # fixed in the original, whatever model_max_length says
@@ -61,9 +65,9 @@ class T2VPipeline:
         load: a Megatron checkpoint directory instead of predictor.from_pretrained; ema: its EMA weights.
         """
         if isinstance(config, (str, Path)):
-            config = build(SampleModelConfig, read_json(config))
+            config = build(SampleModelConfig, model_dialects.sample_node(read_json(config)))
         elif isinstance(config, dict):
-            config = build(SampleModelConfig, node_from_python(config, ""))
+            config = build(SampleModelConfig, model_dialects.sample_node(node_from_python(config, "")))
         device = torch.device(device)
         dtype = TORCH_DTYPES[config.weight_dtype]
         weights = load or config.predictor.from_pretrained
@@ -81,6 +85,45 @@ class T2VPipeline:
         load_autoencoder(autoencoder, config.ae.from_pretrained)
         text = TextEncoders(config.text_encoder, config.text_encoder_2, dtype).to(device)
         return cls(config, denoiser, autoencoder, text, _tokenizers(config.tokenizer, config.tokenizer_2), device)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        parallel: ParallelContext | None = None,
+        dtype: str | None = None,
+    ) -> "T2VPipeline":
+        """All parts of a folder that `save_pretrained` or tools/export_pretrained.py wrote.
+
+        dtype: of the text encoders and the denoiser ("fp32", "bf16", "fp16") instead of the folder's.
+        """
+        config = pretrained_folder.read(folder)
+        if dtype is not None:
+            config = dataclasses.replace(config, weight_dtype=dtype)
+        return cls.from_config(config, device=device, parallel=parallel)
+
+    def save_pretrained(
+        self, folder: str | Path, *, copy_encoders: bool = True, max_shard_bytes: int = 5 * 10**9
+    ) -> Path:
+        """Write configs and weights to a folder for `from_pretrained`, with copies of the text encoders' folders.
+
+        Only where one process holds the whole denoiser; tools/export_pretrained.py needs no process group.
+        """
+        if self.denoiser.parallel.tensor_size > 1:
+            raise ConfigError(
+                f"save_pretrained: this rank holds a part of the denoiser, TP is {self.denoiser.parallel.tensor_size}; "
+                "use tools/export_pretrained.py"
+            )
+        return pretrained_folder.write(
+            folder,
+            self.config,
+            weights_of(self.denoiser),
+            weights_of(self.autoencoder),
+            largest=max_shard_bytes,
+            copy_encoders=copy_encoders,
+        )
 
     def __call__(
         self, prompt: str, *, seed: int = 0, negative_prompt: str | None = None, progress: bool = True

@@ -8,7 +8,6 @@ import torch
 from mindspeed_mm import logs
 from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.config.run import RunConfig
-from mindspeed_mm.data.loader import Loader, build_loader
 from mindspeed_mm.models.build import TORCH_DTYPES, build_autoencoder, build_denoiser
 from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
 from mindspeed_mm.models.text.encoders import TextEncoders
@@ -18,8 +17,11 @@ from mindspeed_mm.optim.step import OptimizerStep
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.engine import Engine
 from mindspeed_mm.platforms.base import Platform
+from mindspeed_mm.training.data import RunData
+from mindspeed_mm.training.encoder_sharing import SharedEncoders
 from mindspeed_mm.training.encoders import FrozenEncoders
 from mindspeed_mm.training.evaluation import Evaluation
+from mindspeed_mm.training.extraction import Extraction
 from mindspeed_mm.training.state import TrainingState
 from mindspeed_mm.training.step import TrainStep
 from mindspeed_mm.training.task import FlowMatchingTask
@@ -37,7 +39,8 @@ def build_trainer(
 ) -> Trainer:
     """Everything for a run, on this rank's device; collective. build_sampler: makes videos while training, if given."""
     device = platform.device(int(os.environ.get("LOCAL_RANK", "0")))
-    loader = _loader(config, parallel)
+    data = RunData(config, parallel)
+    loader = data.train()
     encoders = _encoders(config, device)
     network = _denoiser(config, parallel, device)
     engine = Engine(network, parallel, platform, config.optimizer)
@@ -45,37 +48,44 @@ def build_trainer(
     optimizer = _optimizer_step(config, engine)
     micro_batches = config.global_batch_size // (config.micro_batch_size * parallel.data_size)
     task = FlowMatchingTask(config.model.diffusion, config.model.predictor, config.seed)
-    step = TrainStep(engine, encoders, task, optimizer, micro_batches, config.global_batch_size)
+    shared = SharedEncoders(encoders, parallel, data.hosts) if data.shares_encoders else encoders
+    step = TrainStep(engine, shared, task, optimizer, micro_batches, config.global_batch_size)
     evaluation = None
     if config.evaluation.data_path is not None:
-        held_out = _loader(config, parallel, held_out=True)
-        evaluation = Evaluation(engine, optimizer.ema, encoders, task, held_out, config.evaluation.iterations)
+        iterations = config.evaluation.iterations
+        evaluation = Evaluation(engine, optimizer.ema, encoders, task, data.held_out(), iterations)
     sampler = build_sampler(engine, optimizer.ema, encoders) if build_sampler is not None else None
     state = TrainingState(engine, optimizer, loader, config.checkpoint, config.flags)
     return Trainer(config, step, state, evaluation, sampler)
 
 
-def _loader(config: RunConfig, parallel: ParallelContext, held_out: bool = False) -> Loader:
-    return build_loader(
-        config.data,
-        global_batch_size=config.global_batch_size,
-        micro_batch_size=config.micro_batch_size,
-        dp_rank=parallel.data_rank,
-        dp_size=parallel.data_size,
-        seed=config.seed,
-        autoencoder_strides=config.model.ae.strides,
-        patch_size=config.model.predictor.patch_size,
-        data_path=config.evaluation.data_path if held_out else None,
-        evaluation=held_out,
-    )
+def build_extraction(config: RunConfig, platform: Platform, parallel: ParallelContext) -> Extraction:
+    """What fills a run's feature folder, on this rank's device; collective."""
+    device = platform.device(int(os.environ.get("LOCAL_RANK", "0")))
+    autoencoder = frozen_autoencoder(config.model.ae, device, config.precision.autoencoder)
+    encoders = FrozenEncoders(autoencoder, frozen_text_encoders(config, device), device, config.seed)
+    return Extraction(config, RunData(config, parallel), encoders)
 
 
 def _encoders(config: RunConfig, device: torch.device) -> FrozenEncoders:
-    model = config.model
-    autoencoder = frozen_autoencoder(model.ae, device, config.precision.autoencoder)
-    dtype = TORCH_DTYPES[config.precision.text_encoders]
-    text = TextEncoders(model.text_encoder, model.text_encoder_2, dtype).to(device)
+    """The encoders, without those that stored features stand for; videos while training need the weights of all."""
+    model, samples = config.model, config.evaluation.sample_config is not None
+    autoencoder = text = None
+    if samples or not model.load_video_features:
+        autoencoder = frozen_autoencoder(model.ae, device, config.precision.autoencoder)
+    if samples or not model.load_text_features:
+        text = frozen_text_encoders(config, device)
+    if autoencoder is None:
+        autoencoder = build_autoencoder(model.ae, device="meta")
+        autoencoder.reset_statistics(device)
+        autoencoder = autoencoder.to(TORCH_DTYPES[config.precision.autoencoder])
     return FrozenEncoders(autoencoder, text, device, config.seed)
+
+
+def frozen_text_encoders(config: RunConfig, device: torch.device) -> TextEncoders:
+    """T5 and CLIP with their published weights."""
+    dtype = TORCH_DTYPES[config.precision.text_encoders]
+    return TextEncoders(config.model.text_encoder, config.model.text_encoder_2, dtype).to(device)
 
 
 def frozen_autoencoder(config: AutoencoderConfig, device: torch.device, dtype: str):

@@ -8,7 +8,7 @@ from torch import Tensor
 from mindspeed_mm.models.text.encoders import TextEncoders
 from mindspeed_mm.models.wfvae.model import WFVAE
 from mindspeed_mm.parallel.seeds import generator
-from mindspeed_mm.types import Batch, TextFeatures
+from mindspeed_mm.types import Batch, Posterior, TextFeatures
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -23,9 +23,11 @@ class Encoded:
 
 
 class FrozenEncoders:
-    """WFVAE, T5 and CLIP on the device, without gradients."""
+    """WFVAE, T5 and CLIP on the device, without gradients; stored features pass through in place of what they would say."""
 
-    def __init__(self, autoencoder: WFVAE, text: TextEncoders, device: torch.device, seed: int):
+    def __init__(self, autoencoder: WFVAE, text: TextEncoders | None, device: torch.device, seed: int):
+        """autoencoder: with stored posteriors its weights may be on the meta device, since only its shift and scale are
+        used. text: None with stored text features."""
         self.autoencoder = autoencoder.requires_grad_(False).eval()
         self.text = text
         self.device = device
@@ -35,11 +37,18 @@ class FrozenEncoders:
     def __call__(self, batch: Batch) -> Encoded:
         """Encode a micro-batch; the posterior is sampled, with noise that belongs to each sample."""
         batch = batch.to(self.device)
-        mean, logvar = self.autoencoder.encode_moments(batch.video)
-        noise = per_sample_noise(mean, self.seed, "posterior", batch.addresses)
-        latents = self.autoencoder.latents(mean, logvar, noise).float()
-        text = self.text(batch.text, batch.pooled_text)
+        posterior = self.posterior(batch)
+        noise = per_sample_noise(posterior.mean, self.seed, "posterior", batch.addresses)
+        latents = self.autoencoder.latents(posterior.mean, posterior.logvar, noise).float()
+        text = batch.text if isinstance(batch.text, TextFeatures) else self.text(batch.text, batch.pooled_text)
         return Encoded(latents, text, batch.keep, batch.addresses, batch.paths)
+
+    @torch.no_grad()
+    def posterior(self, batch: Batch) -> Posterior:
+        """Of the clips of a batch on the device."""
+        if isinstance(batch.video, Posterior):
+            return batch.video
+        return Posterior(*self.autoencoder.encode_moments(batch.video))
 
 
 def per_sample_noise(like: Tensor, seed: int, purpose: str, addresses: tuple[tuple[int, int], ...]) -> Tensor:

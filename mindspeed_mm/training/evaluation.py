@@ -4,6 +4,8 @@ A training loss mixes all noise levels and new noise every step, so it moves lit
 question.
 """
 
+import sys
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -58,6 +60,7 @@ class Evaluation:
             desc="encoding held-out clips",
             disable=not self.engine.parallel.is_first,
             leave=False,
+            mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; a log file is no terminal
         )
         return [self.encoders(next(batches)) for _ in rounds]
 

@@ -8,7 +8,6 @@ from torch import Tensor
 from mindspeed_mm import logs
 from mindspeed_mm.checkpoint import files, integrity, layout, reshard, torch_dist
 from mindspeed_mm.checkpoint.store import CheckpointStore, Writing
-from mindspeed_mm.parallel.partition import shard
 from mindspeed_mm.training.state import Named, Snapshot, TrainingState
 
 _log = logs.get(__name__)
@@ -99,10 +98,11 @@ class Saver:
 
     def _resharded(self, parts: list[Named]) -> Named:
         """This TP rank's tensors from those of all TP ranks of the checkpoint."""
-        dims = self.state.dims
-        names = [name for name, value in parts[0].items() if isinstance(value, Tensor)]
-        whole = ((name, reshard.merge([part[name] for part in parts], dims[name], name)) for name in names)
-        return {name: shard(value, dims[name], self.parallel).clone() for name, value in whole}
+        tensors = [{name: value for name, value in part.items() if isinstance(value, Tensor)} for part in parts]
+        whole = reshard.Weights(tensors, self.state.dims.get, "the checkpoint")
+        mine = {name: whole.part(name, self.parallel.tensor_rank, self.parallel.tensor_size) for name in whole}
+        whole.report()
+        return mine
 
     # ------------------------------------------------------------------------------------------------------- torch_dist
 

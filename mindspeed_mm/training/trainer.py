@@ -19,6 +19,7 @@ from mindspeed_mm.training.step import StepResult, TrainStep
 from mindspeed_mm.training.watchdog import Watchdog
 
 _log = logs.get(__name__)
+_LEDGER_INTERVAL = 10  # steps between additions to the ledger of bad samples, which are collective
 Sampler = Callable[[int], None]  # makes videos with the current weights, for an iteration
 
 
@@ -70,9 +71,11 @@ class Trainer:
                 if signal is not None:
                     self.stopping = True
                     _log.info(f"{signal}: saving and ending at iteration {self.state.iteration}")
+                    self.state.loader.ledger.sync()
                     if self.config.checkpoint.save is not None and not self._save_is_due():
                         self._save()
                     break
+            self.state.loader.ledger.sync()
             self._note_saved(self.saver.complete)
 
     def _one_step(self, batches) -> None:
@@ -86,6 +89,8 @@ class Trainer:
         self.watchdog.beat("the step", self.state.iteration)
         self._note_saved(self.saver.poll)
         self._stop_if_diverged()
+        if self.state.iteration % _LEDGER_INTERVAL == 0 or self._save_is_due():
+            self.state.loader.ledger.sync(write_now=self._save_is_due())
         if self._save_is_due():
             self._save()
         self._evaluate_if_due()

@@ -151,7 +151,7 @@ def test_processes_that_do_not_fit_the_layout(folder):
             "model",
             "load_text_features",
             True,
-            r"load_text_features: true: training from stored features is not there yet",
+            r"data.json:\d+ dataset_param.basic_parameters.feature_folder: is missing",
         ),
         ("model", "ae.from_pretrained", KeyError, r"ae.from_pretrained: is missing"),
         ("model", "text_encoder_2", KeyError, r"text_encoder_2: "),

@@ -20,7 +20,7 @@ def sample(shape, fill, second=True) -> Sample:
     ids_2 = torch.full((1, 4), int(fill)), torch.arange(4)[None] < 2
     key = "x".join(map(str, shape[1:]))
     video = torch.full(tuple(shape), float(fill))
-    return Sample(video, TokenIds(*ids), TokenIds(*ids_2) if second else None, "", f"{fill}.mp4", key, (0, 0), ())
+    return Sample(video, TokenIds(*ids), TokenIds(*ids_2) if second else None, "", f"{fill}.mp4", key, (0, 0), 0, ())
 
 
 def run(case):

@@ -11,9 +11,10 @@ import torch
 from data_helpers import LetterTokenizer, data_config, frame_number, row, write_clip, write_list
 from PIL import Image
 
-from mindspeed_mm.data.dataset import ClipDataset, build_dataset
+from mindspeed_mm.data.dataset import ClipDataset, Tokens, build_dataset
 from mindspeed_mm.data.filters import filter_rows
 from mindspeed_mm.data.index import read_list
+from mindspeed_mm.data.video import VideoSource
 from mindspeed_mm.errors import ConfigError, DataError
 
 AS_THEY_ARE = {"max_height": 64, "max_width": 128}  # the size of the clips: frames stay readable
@@ -22,7 +23,8 @@ AS_THEY_ARE = {"max_height": 64, "max_width": 128}  # the size of the clips: fra
 def dataset_of(data_path, preprocess=None, second=None, seed=5, max_tries=10, **dataset) -> ClipDataset:
     config = data_config(data_path, preprocess, **dataset).dataset_param
     clips = filter_rows(read_list(data_path), config.preprocess_parameters, None).clips
-    return ClipDataset(clips, config, LetterTokenizer(), second, seed=seed, max_tries=max_tries)
+    videos, texts = VideoSource(config.preprocess_parameters), Tokens(LetterTokenizer(), second)
+    return ClipDataset(clips, config, videos, texts, seed=seed, max_tries=max_tries)
 
 
 def numbers(sample) -> list[int]:

@@ -1,7 +1,9 @@
 """data.txt and annotation files."""
 
+import csv
 import json
 import re
+import sys
 
 import pytest
 
@@ -74,6 +76,73 @@ def test_half_a_surrogate_pair_in_a_caption_becomes_a_question_mark(tmp_path):
     assert row.captions == ("a ? cat", "\U0001f600")
 
 
+ENTRIES = [
+    {
+        "path": "x.mp4",
+        "cap": ['one, "two"', "three\nfour"],
+        "resolution": {"height": 480, "width": 640},
+        "num_frames": 121,
+        "fps": 29.97,
+        "cut": [37, 158],
+        "crop": [0, 640, 10, 470],
+        "aesthetic": 5.5,
+    },
+    {"path": "12.mp4", "cap": "[a] caption [in brackets]", "resolution": {"height": 480, "width": 640}, "fps": 30},
+    {"path": "nan.jpg", "cap": "12", "resolution": {"height": 32, "width": 64}},
+]
+
+
+def as_csv(path, entries, dump=json.dumps, flat=False):
+    """A table with every key; texts as they are, the rest through `dump`; resolution in two columns if `flat`."""
+    entries = [dict(entry) for entry in entries]
+    if flat:
+        for entry in entries:
+            size = entry.pop("resolution")
+            entry |= {"resolution.height": size["height"], "resolution.width": size["width"]}
+    names = list(dict.fromkeys(name for entry in entries for name in entry)) + ["unrelated"]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(names)
+        for entry in entries:
+            cells = [entry.get(name, "") for name in names]
+            table.writerow([cell if isinstance(cell, str) else dump(cell) for cell in cells])
+    return path
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "csv of pandas", "csv, flat", "parquet", "parquet of texts"])
+def test_every_format_gives_the_same_rows(tmp_path, form):
+    expected = read_annotation(write(tmp_path / "a.json", ENTRIES), "folder")
+    if form == "jsonl":
+        path = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, ENTRIES)))
+    elif form.startswith("csv"):
+        path = as_csv(tmp_path / "a.csv", ENTRIES, repr if "pandas" in form else json.dumps, "flat" in form)
+    else:
+        arrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        texts = [{**entry, "cap": json.dumps(entry["cap"]) if isinstance(entry["cap"], list) else entry["cap"]}
+                 for entry in ENTRIES]  # a column has one type  # fmt: skip
+        if "texts" in form:
+            texts = [{key: value if isinstance(value, str) else json.dumps(value) for key, value in entry.items()}
+                     for entry in texts]  # fmt: skip
+        path = tmp_path / "a.parquet"
+        parquet.write_table(arrow.Table.from_pylist([{"unrelated": [1], **entry} for entry in texts]), path)
+    rows = read_annotation(path, "folder")
+    assert rows == expected
+    assert rows[1].captions == ("[a] caption [in brackets]",) and rows[2].captions == ("12",)
+
+
+def test_gaps_of_a_table_are_missing(tmp_path):
+    text = "path,cap,fps,num_frames,height,width,crop\nx.mp4,,nan,9.0,64,128,None\n"
+    (row,) = read_annotation(write(tmp_path / "a.csv", text))
+    assert (row.captions, row.fps, row.num_frames, row.height, row.width, row.crop) == ((), None, 9, 64, 128, None)
+
+
+def test_parquet_without_its_package_names_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match="a.parquet: .parquet needs the package pyarrow: pip install pyarrow"):
+        read_annotation(write(tmp_path / "a.parquet", ""))
+
+
 def test_relative_names_are_looked_for_in_the_working_directory_then_beside_the_list(tmp_path, monkeypatch):
     lists, work = tmp_path / "lists", tmp_path / "work"
     for folder in (lists / "videos", work / "videos"):
@@ -120,7 +189,17 @@ def test_a_bad_list_is_an_error_with_file_and_line(tmp_path, content, message):
         ("a.json", [{"path": "x.mp4", "cut": [-3, 9]}], "a.json row 1: cut[0] is -3"),
         ("a.json", [{"path": "x.mp4", "resolution": "480p"}], "a.json row 1: resolution must be {height, width}"),
         ("a.pkl", "", "pandas.read_pickle"),
-        ("a.parquat", "", "annotation files end in .json or .jsonl"),
+        ("a.parquat", "", "annotation files end in .json, .jsonl, .parquet, .csv"),
+        ("a.csv", "", "a.csv:1: the first line must name the columns, 'path' among them; found None"),
+        (
+            "a.csv",
+            "file,cap\n",
+            "a.csv:1: the first line must name the columns, 'path' among them; found ['file', 'cap']",
+        ),
+        ("a.csv", "path,fps\nx.mp4,24\ny.mp4\n", "a.csv:3: expected 2 cells, as the first line has"),
+        ("a.csv", "path,fps\nx.mp4,fast\n", "a.csv:2: fps 'fast' is neither a number nor JSON"),
+        ("a.csv", 'path,cap\nx.mp4,"open\n', "a.csv:2: not valid CSV: unexpected end of data"),
+        ("a.parquet", "no", "a.parquet: not a readable parquet file"),
     ],
 )
 def test_a_bad_annotation_is_an_error_with_file_and_row(tmp_path, name, content, message):

@@ -11,8 +11,9 @@ import pytest
 from data_helpers import frame_number, write_clip
 from PIL import Image
 
-from mindspeed_mm.data import readers
-from mindspeed_mm.data.readers import VIDEO_READERS, read_image, read_pyav
+from mindspeed_mm.data import frame_index, readers
+from mindspeed_mm.data.frame_index import FrameIndexes
+from mindspeed_mm.data.readers import PyavReader, build_reader, probe_video, read_clip, read_image
 from mindspeed_mm.errors import DataError
 
 REAL = (
@@ -26,6 +27,11 @@ REAL = (
     "h265.mp4",
     "broken/unordered.mov",
 )
+
+
+def read_pyav(path: str, indices) -> np.ndarray:
+    """All frames of one access by a fresh default reader."""
+    return read_clip(build_reader("decoder"), path, indices)
 
 
 def decode_all(path) -> list[np.ndarray]:
@@ -82,8 +88,63 @@ def test_frames_after_a_seek_are_the_right_ones(tmp_path, name):
 
 def test_late_frames_are_reached_by_a_seek(tmp_path, monkeypatch):
     path = write_clip(tmp_path / "clip.mp4", 110, **ENCODINGS["open_gop.mp4"])
-    monkeypatch.setattr(readers, "_read_from_start", lambda *_: pytest.fail("decoded from the start"))
+    monkeypatch.setattr(readers, "_from_start", lambda *_: pytest.fail("decoded from the start"))
     assert frame_number(read_pyav(str(path), [100])[0]) == 100
+
+
+def count_indexing(monkeypatch) -> list:
+    """The limits with which packets are read from now on."""
+    limits, build = [], frame_index.build_index
+    monkeypatch.setattr(
+        frame_index,
+        "build_index",
+        lambda container, stream, limit: limits.append(limit) or build(container, stream, limit),
+    )
+    return limits
+
+
+def test_a_frame_index_is_kept_and_not_built_again(tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "clip.mp4", 200, **ENCODINGS["open_gop.mp4"])
+    limits, reader = count_indexing(monkeypatch), build_reader("decoder")
+    for frame in (40, 38, 40):
+        assert frame_number(read_clip(reader, str(path), [frame])[0]) == frame
+    assert limits == [40 + 1 + 32]  # the beginning of the file is enough for these
+    for frame in (180, 199, 60, 40):
+        assert frame_number(read_clip(reader, str(path), [frame])[0]) == frame
+    assert limits == [73, None]  # then the whole, once
+    write_clip(tmp_path / "clip.mp4", 100, first=20, **ENCODINGS["open_gop.mp4"])
+    assert frame_number(read_clip(reader, str(path), [90])[0]) == 110  # another file under the same name
+    assert len(limits) == 3
+
+
+def test_a_folder_keeps_frame_indexes_from_run_to_run(tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "clip.mkv", 110, **ENCODINGS["b_frames.mkv"])
+    reader = build_reader("decoder", str(tmp_path / "indexes"))
+    read_clip(reader, str(path), [100])
+    read_clip(reader, str(path), [109])
+    limits = count_indexing(monkeypatch)
+    another = build_reader("decoder", str(tmp_path / "indexes"))
+    assert frame_number(read_clip(another, str(path), [101])[0]) == 101
+    assert limits == []
+    (file,) = (tmp_path / "indexes").rglob("*.npy")
+    file.write_bytes(b"cut")
+    assert frame_number(read_clip(build_reader("pyav", str(tmp_path / "indexes")), str(path), [105])[0]) == 105
+    assert len(limits) == 1
+
+
+def test_kept_indexes_are_bounded(tmp_path):
+    indexes = FrameIndexes(kept_stamps=150)
+    for number in range(5):
+        path = write_clip(tmp_path / f"{number}.mp4", 60, 32, 128)
+        read_clip(PyavReader(indexes), str(path), [50])
+        assert sum(len(index.stamps) for index in indexes._kept.values()) <= 150
+    assert len(indexes._kept) == 2
+
+
+def test_pixels_come_one_frame_at_a_time_with_all_their_places(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", 20)
+    met = [(places, frame_number(pixels)) for places, pixels in build_reader("pyav").frames(str(path), [7, 3, 7, 11])]
+    assert met == [((1,), 3), ((0, 2), 7), ((3,), 11)]
 
 
 def test_rotation_of_the_metadata_is_applied(clips):
@@ -157,16 +218,41 @@ def test_a_file_without_video_is_an_error(tmp_path):
 
 
 def test_published_and_own_names_of_readers():
-    assert VIDEO_READERS["decoder"] is VIDEO_READERS["pyav"] is read_pyav
-    assert set(VIDEO_READERS) == {"decoder", "pyav", "decord", "torchcodec"}
+    assert isinstance(build_reader("decoder"), PyavReader) and isinstance(build_reader("pyav"), PyavReader)
 
 
 @pytest.mark.parametrize("name", ["decord", "torchcodec"])
-def test_an_optional_reader_that_is_not_installed_names_its_package(tmp_path, monkeypatch, name):
+def test_an_optional_reader_that_is_not_installed_names_its_package(monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, f"{name}.decoders", None)
     with pytest.raises(DataError, match=f"pip install {name}"):
-        VIDEO_READERS[name](str(tmp_path / "x.mp4"), [0])
+        build_reader(name)
+
+
+@pytest.mark.parametrize("name", ["decord", "torchcodec"])
+def test_an_optional_reader_gives_the_same_frames_where_it_is_installed(tmp_path, name):
+    pytest.importorskip(name)
+    path = str(write_clip(tmp_path / "clip.mp4", 60))
+    try:
+        reader = build_reader(name)
+    except DataError as error:
+        pytest.skip(str(error))
+    assert [frame_number(frame) for frame in read_clip(reader, path, [50, 3, 3])] == [50, 3, 3]
+    with pytest.raises(DataError, match="clip.mp4: has 60 frames; frame 60 was asked for"):
+        read_clip(reader, path, [0, 60])
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    with pytest.raises(DataError, match=f"bad.mp4: cannot be decoded by {name}"):
+        read_clip(reader, str(tmp_path / "bad.mp4"), [0])
+
+
+def test_facts_of_a_file_are_probed(tmp_path, clips):
+    assert probe_video(str(clips / "nasa.mp4")) == (180, 320, 25.0, 325)
+    assert probe_video(str(clips / "av1.mkv")) == (360, 640, 25.0, 125)
+    assert probe_video(str(clips / "broken" / "rotated_90.mov"))[:2] == (568, 320)  # as it is shown
+    assert probe_video(str(write_clip(tmp_path / "a.webm", 31, codec="libvpx-vp9", fps=30)))[2:] == (30.0, 31)
+    for name in ("zero_byte.mp4", "truncated.mp4", "not_a_video.mp4", "absent.mp4"):
+        with pytest.raises(DataError, match=name):
+            probe_video(str(clips / "broken" / name))
 
 
 def test_images_are_rgb_and_turned_by_their_orientation(tmp_path):

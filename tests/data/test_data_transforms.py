@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from mindspeed_mm.config.reader import node_from_python
 from mindspeed_mm.config.transforms import read_transforms
+from mindspeed_mm.data.resize import BandCache, Resizer
 from mindspeed_mm.data.transforms import build_pipeline, resize
 from mindspeed_mm.errors import ConfigError
 
@@ -61,6 +62,52 @@ def kernel(mode: str, x: float) -> float:
     return ((-0.5 * x + 2.5) * x - 4) * x + 2 if x < 2 else 0.0
 
 
+SIZES = [
+    ((1080, 1920), (576, 1024)),
+    ((720, 1280), (576, 1024)),
+    ((480, 832), (576, 1024)),  # upwards
+    ((101, 64), (101, 40)),  # one axis keeps its size
+    ((37, 5), (16, 48)),
+    ((9, 300), (1, 32)),
+]
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("size", "to"), SIZES)
+def test_the_fast_resize_equals_torchs(size, to, mode):
+    draw = torch.Generator().manual_seed(0)
+    frame = torch.randint(0, 256, (size[0] + 6, size[1] + 4, 3), dtype=torch.uint8, generator=draw)
+    frame = frame[5:-1, 3:-1]  # a crop of a larger picture, as the reader hands it on
+    resizer = Resizer(size, to, mode, BandCache(), factor=2 / 255)
+    expected = resize(frame.permute(2, 0, 1)[None].float() / 127.5, *to, mode)[0]
+    assert (resizer(frame) - expected).abs().max() <= 2e-6
+    other = frame.flip(1)
+    expected = resize(other.permute(2, 0, 1)[None].float() / 127.5, *to, mode)[0]
+    assert (resizer(other.contiguous().float()) - expected).abs().max() <= 2e-6  # buffers are used again
+
+
+def test_the_cache_of_weights_is_bounded():
+    cache = BandCache(limit=4)
+    for size in range(10, 40):
+        assert cache.get(size, 8, "bicubic", 16)[-1].high == size
+        assert len(cache._known) <= 4
+
+
+def test_steps_in_any_order_are_what_torch_makes_of_them_one_by_one():
+    video = torch.randint(0, 256, (2, 3, 50, 70), dtype=torch.uint8)
+    fit = {"trans_type": "LongSideResizeVideo", "param": {"size": [40, 40], "interpolation_mode": "bicubic"}}
+    crop = {"trans_type": "CenterCropResizeVideo", "param": {"size": [16, 32], "interpolation_mode": "bilinear"}}
+    norm = {"trans_type": "norm_fun", "param": {"mean": [0.5, 0.4, 0.3], "std": [0.5, 0.2, 1.0]}}
+    out = pipeline("ToTensorVideo", flip(1.0), fit, norm, crop, "ae_norm")(video, random.Random(0))
+    step = resize((video.float() / 255).flip(-1), 28, 40, "bicubic")
+    step = (step - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.2, 1.0]).view(3, 1, 1)
+    step = resize(step[..., 4:24, :], 16, 32, "bilinear") * 2 - 1
+    assert (out - step).abs().max() <= 1e-5
+    # bytes in front of ToTensorAfterResize stay bytes, rounded by torch
+    out = pipeline(crop, "ToTensorAfterResize")(video, random.Random(0))
+    assert torch.equal(out, resize(video[..., 8:43, :].contiguous(), 16, 32, "bilinear") / 255)
+
+
 def test_a_clip_is_flipped_as_a_whole_and_by_its_own_random_numbers():
     video = torch.randint(0, 256, (20, 3, 4, 6), dtype=torch.uint8)
     plain = video.float() / 255
@@ -95,5 +142,7 @@ def test_to_tensor_twice_and_division_by_zero_are_config_errors():
     video = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
     with pytest.raises(ConfigError, match="ToTensorVideo takes uint8 frames, found torch.float32"):
         pipeline("ToTensorVideo", "ToTensorVideo")(video, random.Random(0))
+    with pytest.raises(ConfigError, match="ToTensorVideo takes uint8 frames, found torch.float32"):
+        pipeline("ToTensorVideo")(video.float(), random.Random(0))
     with pytest.raises(ConfigError, match="divides by std"):
         pipeline({"trans_type": "norm_fun", "param": {"std": [1.0, 0.0, 1.0]}})

@@ -17,11 +17,14 @@ def command(program: str, flags: list, ranks: int = 1) -> list[str]:
     """The command line of a program on `ranks` processes of the CPU."""
     launcher = [sys.executable]
     if ranks > 1:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(port)]
+        launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(free_port())]
     return [*launcher, str(ROOT / program), "--device", "cpu", *map(str, flags)]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
 
 def environment() -> dict[str, str]:

@@ -5,7 +5,15 @@ import dataclasses
 import torch
 
 from mindspeed_mm.config.model import DenoiserConfig, DiffusionConfig
-from mindspeed_mm.config.run import CheckpointConfig, OptimizerSettings
+from mindspeed_mm.config.run import (
+    CheckpointConfig,
+    LaunchConfig,
+    OptimizerSettings,
+    PrecisionConfig,
+    ReportConfig,
+    RunConfig,
+)
+from mindspeed_mm.data.ledger import Ledger
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.optim.adaptive_clip import AdaptiveClip, FixedClip
 from mindspeed_mm.optim.ema import Ema
@@ -20,6 +28,7 @@ from mindspeed_mm.training.saving import Saver
 from mindspeed_mm.training.state import TrainingState
 from mindspeed_mm.training.step import StepResult, TrainStep
 from mindspeed_mm.training.task import FlowMatchingTask
+from mindspeed_mm.training.trainer import Trainer
 from mindspeed_mm.types import TextFeatures
 
 DENOISER = DenoiserConfig(
@@ -37,6 +46,7 @@ DENOISER = DenoiserConfig(
 )
 GLOBAL_BATCH = 4
 SEED = 5
+_EVERY_STEP = ReportConfig(log_interval=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +83,7 @@ class Stream:
         self.numbers = [number for number in range(400) if number not in skip]
         self.rank, self.ranks, self.micro_batch = parallel.data_rank, parallel.data_size, micro_batch
         self.seen = 0
+        self.ledger = Ledger()
 
     def __iter__(self):
         return self
@@ -165,6 +176,21 @@ class Run:
             results.append(self.step(self.stream))
             self.state.iteration += 1
         return results
+
+    def trainer(self, train_iters: int, report: ReportConfig = _EVERY_STEP) -> Trainer:
+        """The whole loop around the step, with what it saves, reports and watches."""
+        config = RunConfig(
+            launch=LaunchConfig(),
+            precision=PrecisionConfig(),
+            optimizer=OptimizerSettings(),
+            checkpoint=self.state.settings,
+            model=None,
+            data=None,
+            global_batch_size=GLOBAL_BATCH,
+            train_iters=train_iters,
+            report=report,
+        )
+        return Trainer(config, self.step, self.state)
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         """Whole (TP-local) fp32 main weights on the first data rank."""

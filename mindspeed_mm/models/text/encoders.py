@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mindspeed_mm.config.model import TextEncoderConfig
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.models.build import TORCH_DTYPES
 from mindspeed_mm.types import TextFeatures, TokenIds
 
 _CLASSES = {
@@ -26,6 +27,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.pooled = config.model_id == "CLIPWithProjection"
         self.use_attention_mask = config.use_attention_mask and not self.pooled
+        dtype = TORCH_DTYPES[config.dtype] if config.dtype else dtype
         self.model = _load(config, dtype).requires_grad_(False).eval()
 
     @torch.no_grad()

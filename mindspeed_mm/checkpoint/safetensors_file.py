@@ -1,0 +1,161 @@
+"""Reading safetensors files memory-mapped, and writing them tensor by tensor.
+
+The format is a length, a JSON header and the tensors' bytes. It is read here and not by the library so that every
+tensor is known to lie in the mapped file (`mapped.release` depends on it), and written here because the library wants
+all tensors at once.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mindspeed_mm.checkpoint.mapped import as_bytes
+from mindspeed_mm.checkpoint.plan import Piece
+from mindspeed_mm.checkpoint.write_behind import WriteBehind
+from mindspeed_mm.errors import CheckpointError
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_LARGEST_HEADER = 100_000_000  # the library's limit
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file by name, in the mapped file; nothing is read but the header."""
+    size = path.stat().st_size
+    header, start = _header(path, size)
+    storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        dtype, shape, begin, end = _entry(path, name, entry, size - start)
+        # A slice of the storage and not a view: a view of dtype float32 must start at a multiple of 4.
+        tensors[name] = torch.tensor([], dtype=dtype).set_(storage[start + begin : start + end]).view(shape)
+    return tensors
+
+
+def indexed_files(path: Path) -> list[Path]:
+    """The files that an `*.safetensors.index.json` names; all of them are there."""
+    found = [path.parent / name for name in sorted(set(_weight_map(path).values()))]
+    for file in found:
+        if file.parent != path.parent or not file.is_file():
+            raise CheckpointError(f"{file}: missing; {path.name} names it, and all its files are needed")
+    return found
+
+
+def read_index(path: Path) -> dict[str, Tensor]:
+    """Tensors of all files that an `*.safetensors.index.json` names."""
+    tensors: dict[str, Tensor] = {}
+    for file in indexed_files(path):
+        tensors.update(read(file))
+    table = _weight_map(path)
+    missing = sorted(table.keys() - tensors.keys())
+    if missing:
+        raise CheckpointError(f"{path}: names {missing[0]}, but {table[missing[0]]} does not hold it")
+    return tensors
+
+
+def index_text(files: dict[str, list[Piece]], names: dict[Piece, str]) -> str:
+    """The index of a model in several files: file name -> its pieces, which go by `names`."""
+    total = sum(piece.nbytes for pieces in files.values() for piece in pieces)
+    table = {names[piece]: file for file, pieces in files.items() for piece in pieces}
+    return json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(table.items()))}, indent=2) + "\n"
+
+
+class SafetensorsWriter:
+    """Writes one dict of `Piece`s to an open file; `write` gives the bytes of one piece after another, in any order."""
+
+    def __init__(self, file: WriteBehind, content: dict[str, Piece]):
+        self._file = file
+        self._offsets: dict[Piece, int] = {}
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        at = 0
+        # Wide types first, so that every tensor starts at a multiple of its element size.
+        for name, piece in sorted(content.items(), key=lambda item: -item[1].dtype.itemsize):
+            if piece.dtype not in _NAMES:
+                raise CheckpointError(f"{name}: {piece.dtype} cannot be written to a safetensors file; use --dtype")
+            header[name] = {
+                "dtype": _NAMES[piece.dtype],
+                "shape": list(piece.shape),
+                "data_offsets": [at, at + piece.nbytes],
+            }
+            self._offsets[piece] = at
+            at += piece.nbytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        file.write(struct.pack("<Q", len(text)) + text)
+        self._start = file.tell()
+        self._end = self._start + at
+
+    def write(self, piece: Piece, chunks: Iterable[Tensor]) -> None:
+        """chunks: contiguous CPU tensors of the piece's dtype, together its values in order."""
+        offset = self._offsets.pop(piece)
+        self._file.seek(self._start + offset)
+        for chunk in chunks:
+            self._file.write(as_bytes(chunk))
+        if self._file.tell() != self._start + offset + piece.nbytes:
+            raise CheckpointError(f"{piece.name}: other than the {piece.nbytes} bytes of the tensor were given")
+
+    def close(self) -> None:
+        """Check that nothing is missing; the file itself stays open."""
+        if self._offsets:
+            raise CheckpointError(f"{len(self._offsets)} tensors of the file were never written")
+        self._file.truncate(self._end)
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """Name of each tensor -> its file."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        return {str(name): str(file) for name, file in table.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f'{path}: is no index of safetensors files: needs "weight_map" of name to file') from None
+
+
+def _header(path: Path, size: int) -> tuple[dict, int]:
+    """The header, and where the tensors' bytes start."""
+    with open(path, "rb") as file:
+        length = file.read(8)
+        count = struct.unpack("<Q", length)[0] if len(length) == 8 else None
+        if count is None or count > min(size - 8, _LARGEST_HEADER):
+            raise CheckpointError(f"{path}: cannot be read, it is truncated or not a safetensors file")
+        try:
+            header = json.loads(file.read(count))
+        except ValueError:
+            header = None
+    if not isinstance(header, dict):
+        raise CheckpointError(
+            f"{path}: cannot be read, its header is not JSON; it is damaged or not a safetensors file"
+        )
+    return header, 8 + count
+
+
+def _entry(path: Path, name: str, entry: object, available: int) -> tuple[torch.dtype, list[int], int, int]:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        numbers_are_fine = all(isinstance(size, int) and size >= 0 for size in (*shape, begin, end))
+    except (TypeError, KeyError, ValueError):
+        raise CheckpointError(f"{path}: {name} has no dtype, shape and data_offsets; the file is damaged") from None
+    if dtype not in _DTYPES:
+        raise CheckpointError(f"{path}: {name} is of dtype {dtype}; readable are {', '.join(_DTYPES)}")
+    if not numbers_are_fine or end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
+        raise CheckpointError(f"{path}: {name} {shape} {dtype} does not fill its bytes {begin} to {end}; it is damaged")
+    if end > available:
+        raise CheckpointError(f"{path}: truncated: {name} ends at byte {end} of the tensors, there are {available}")
+    return _DTYPES[dtype], shape, begin, end

@@ -1,0 +1,194 @@
+"""Opening weights, whatever they come in: nothing is read but names and shapes, and names are ours from here on.
+
+| source | what it looks like |
+|---|---|
+| Megatron directory of OSP or MM | latest_checkpointed_iteration.txt, iter_0001000 or release, mp_rank_XX[_000]/model_optim_rng.pt |
+| our torch_dist directory | iter_0001000 with metadata.json, .metadata, *.distcp, state.pt |
+| merged file of OSP | model.pt, model_ema.pt; a flat dict, or one under "model", "state_dict", "gen_model", "ema_state_dict" |
+| safetensors | one file, or several and an *.safetensors.index.json |
+| a folder | of any of these, such as a Hugging Face one with diffusion_pytorch_model.safetensors |
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from mindspeed_mm.checkpoint import dialects, files, layout, safetensors_file, torch_dist_reader
+from mindspeed_mm.checkpoint.mapped import MappedFiles
+from mindspeed_mm.checkpoint.reshard import DimOf, Weights, some
+from mindspeed_mm.errors import CheckpointError
+
+MODEL, EMA = "model", "ema_model"  # Megatron's names for the live weights and their average
+_INDEX = ".safetensors.index.json"
+_STEMS = {"model": MODEL, "diffusion_pytorch_model": MODEL, "model_ema": EMA}  # of files in a folder
+_SUFFIXES = (".safetensors", _INDEX, ".pt")
+# Flags that are the same on every rank of a run, and rarely the same in two runs.
+_OF_A_RUN = ("save", "seed", "lr", "train_iters", "global_batch_size", "mm_data", "mm_model")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Weights that were found: for each group ("model", "ema_model") the tensors of each TP rank, by our names."""
+
+    path: Path
+    kind: str  # for people: "Megatron directory", "safetensors file" ...
+    groups: dict[str, list[Mapping[str, Tensor]]]
+    dialect: str
+    files: tuple[Path, ...] = ()
+    iteration: int | None = None  # None: a release, or a file
+    mapped: MappedFiles | None = None
+
+    @property
+    def tensor_size(self) -> int:
+        return len(next(iter(self.groups.values())))
+
+    def weights(self, dim_of: DimOf, ema: bool = False) -> Weights:
+        """The live weights, or their average with `ema`; of a file that holds one kind only, without `ema`, that one."""
+        group = EMA if ema else MODEL
+        if group not in self.groups and (ema or len(self.groups) != 1):
+            hint = "; it was trained without --use-ema" if ema else ""
+            raise CheckpointError(f"{self.path}: holds no {group!r}{hint}")
+        shards = self.groups.get(group) or next(iter(self.groups.values()))
+        return Weights(shards, dim_of, str(self.path), self.mapped)
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Find out what is at `path` and open it."""
+    path = Path(path)
+    if path.is_dir():
+        return _open_directory(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file or directory")
+    if path.name.endswith(_INDEX):
+        parts = safetensors_file.indexed_files(path)
+        return _checkpoint(path, "safetensors files", {MODEL: [safetensors_file.read_index(path)]}, parts)
+    if path.suffix == ".safetensors":
+        return _checkpoint(path, "safetensors file", {MODEL: [safetensors_file.read(path)]}, [path])
+    return _open_torch(path)
+
+
+def _open_directory(path: Path) -> Checkpoint:
+    if layout.has_checkpoint(path):
+        location = layout.find(path)
+        return (_open_torch_dist if layout.is_torch_dist(location.directory) else _open_megatron)(location)
+    found: dict[str, Path] = {}
+    for stem, group in _STEMS.items():
+        for suffix in _SUFFIXES:
+            file = path / f"{stem}{suffix}"
+            if file.is_file() and group in found:
+                raise CheckpointError(f"{path}: holds {found[group].name} and {file.name}; name the one that is meant")
+            if file.is_file():
+                found[group] = file
+    if not found:
+        held = sorted(item.name for item in path.iterdir())
+        raise CheckpointError(
+            f"{path}: holds neither {layout.TRACKER} nor mp_rank_XX directories (Megatron), nor one of "
+            f"{', '.join(stem + suffix for stem in _STEMS for suffix in _SUFFIXES)}; there is {some(held) or 'nothing'}"
+        )
+    opened = {group: open_checkpoint(file) for group, file in found.items()}
+    groups = {group: checkpoint.weights(lambda _: None).shards for group, checkpoint in opened.items()}
+    kinds = " and ".join(sorted({checkpoint.kind for checkpoint in opened.values()}))
+    paths = [file for checkpoint in opened.values() for file in checkpoint.files]
+    return _checkpoint(path, f"folder with a {kinds}", groups, paths)
+
+
+def _open_megatron(location: layout.Location) -> Checkpoint:
+    paths = layout.rank_files(location.directory)
+    states = [files.load(path) for path in paths]
+    _check_one_run(paths, states, location)
+    groups: dict[str, list[Mapping[str, Tensor]]] = {}
+    for group in (MODEL, EMA):
+        if all(group in state for state in states):
+            groups[group] = [_flat(state[group], path) for path, state in zip(paths, states, strict=True)]
+    if not groups:
+        raise CheckpointError(f"{paths[0]}: holds no {MODEL!r}, only {some(sorted(map(str, states[0])))}")
+    return _checkpoint(location.directory, "Megatron directory", groups, paths, location.iteration)
+
+
+def _open_torch(path: Path) -> Checkpoint:
+    """A `.pt` or `.ckpt` file: a flat dict, or one of the wrappers that trainers put around it."""
+    state = files.load(path)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: holds {type(state).__name__}, not a dict of weights")
+    world = getattr(state.get("args"), "tensor_model_parallel_size", 1)
+    if world > 1:
+        raise CheckpointError(f"{path}: is one of {world} TP shards; give the directory of the run")
+    groups = {}
+    live = next((state[key] for key in ("model", "state_dict") if isinstance(state.get(key), dict)), None)
+    live = (state if live is None else live).get("gen_model", live)
+    average = next((state[key] for key in ("ema_model", "ema_state_dict") if state.get(key)), None)
+    if live is not None:
+        groups[MODEL] = [_flat(live, path)]
+    if average is not None:
+        groups[EMA] = [_flat(average, path)]
+    return _checkpoint(path, "torch file", groups or {MODEL: [_flat(state, path)]}, [path])
+
+
+def _open_torch_dist(location: layout.Location) -> Checkpoint:
+    """Our own --ckpt-format torch_dist. Its average is in fp32, as the run holds it."""
+    groups, paths, iteration = torch_dist_reader.read(location.directory, {"model": MODEL, "ema_params": EMA})
+    if None not in (iteration, location.iteration) and iteration != location.iteration:
+        raise CheckpointError(
+            f"{location.directory}: holds iteration {iteration}; these are files of another checkpoint"
+        )
+    return _checkpoint(location.directory, "torch_dist directory", groups, paths, iteration)
+
+
+def _check_one_run(paths: list[Path], states: list[dict], location: layout.Location) -> None:
+    """All shards are there and of the same run and iteration."""
+    first = states[0]
+    for path, state in zip(paths, states, strict=True):
+        if not isinstance(state, dict):
+            raise CheckpointError(f"{path}: holds {type(state).__name__}, not the dict that Megatron saves")
+        flags, first_flags = state.get("args"), first.get("args")
+        world = getattr(flags, "tensor_model_parallel_size", None)
+        if world is not None and world != len(paths):
+            raise CheckpointError(
+                f"{path}: was saved by {world} TP ranks, but {location.directory} holds {len(paths)} shards"
+            )
+        iteration = state.get("iteration")
+        if None not in (iteration, location.iteration) and iteration != location.iteration:
+            raise CheckpointError(f"{path}: is of iteration {iteration}, its directory of {location.iteration}")
+        for key in ("iteration", "consumed_train_samples", "checkpoint_version"):
+            if state.get(key) != first.get(key):
+                raise CheckpointError(
+                    f"{path}: {key} is {state.get(key)}, that of {paths[0].parent.name} {first.get(key)}; "
+                    "the shards are not of one checkpoint"
+                )
+        for flag in _OF_A_RUN:
+            mine, theirs = getattr(flags, flag, None), getattr(first_flags, flag, None)
+            if None not in (mine, theirs) and mine != theirs:
+                raise CheckpointError(
+                    f"{path}: was trained with {flag} {mine!r}, {paths[0].parent.name} with {theirs!r}; "
+                    "the shards are not of one run"
+                )
+
+
+def _checkpoint(
+    path: Path,
+    kind: str,
+    groups: dict[str, list[Mapping[str, Tensor]]],
+    paths: list[Path],
+    iteration: int | None = None,
+) -> Checkpoint:
+    renamed = {
+        group: [{dialects.to_osp(name): value for name, value in shard.items()} for shard in shards]
+        for group, shards in groups.items()
+    }
+    tensors = [value for shards in renamed.values() for shard in shards for value in shard.values()]
+    dialect = dialects.guess(next(iter(groups.values()))[0])
+    return Checkpoint(path, kind, renamed, dialect, tuple(paths), iteration, MappedFiles(paths, tensors))
+
+
+def _flat(state: object, path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict; Megatron's empty `_extra_state` and a wrapper's "module." are left out."""
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: holds {type(state).__name__}, not a dict of weights")
+    tensors = {
+        name.removeprefix("module."): value.detach() for name, value in state.items() if isinstance(value, Tensor)
+    }
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no tensors at its top level, only {some(sorted(map(str, state)))}")
+    return tensors

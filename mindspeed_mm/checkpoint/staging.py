@@ -1,0 +1,77 @@
+"""Several files that appear complete and together, or not at all."""
+
+import contextlib
+import shutil
+from pathlib import Path
+
+from mindspeed_mm.checkpoint.files import flush_directory
+from mindspeed_mm.checkpoint.write_behind import WriteBehind
+from mindspeed_mm.errors import CheckpointError
+
+_MARK = ".tmp"
+
+
+class Staging:
+    """Files are written under temporary names; `commit` flushes all of them to the disk and only then renames them.
+
+    Leaving the `with` block without a commit removes whatever was written. What an interruption by force leaves has
+    names that end in .tmp, which nothing here reads, and the next attempt replaces it.
+    """
+
+    def __init__(self, directory: Path | None = None):
+        """directory: the files lie in it, and it is what appears; it must not exist yet."""
+        if directory is not None and directory.exists():
+            raise CheckpointError(f"{directory}: exists already; remove it, or write elsewhere")
+        self._directory = directory
+        self._files: list[tuple[WriteBehind, Path]] = []
+        self._made: list[Path] = []
+        self._committed = False
+
+    def __enter__(self) -> "Staging":
+        if self._directory is not None:
+            shutil.rmtree(_temporary(self._directory), ignore_errors=True)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._committed:
+            return
+        for file, path in self._files:
+            file.close()
+            _temporary(path).unlink(missing_ok=True)
+        if self._directory is not None:
+            shutil.rmtree(_temporary(self._directory), ignore_errors=True)
+        for path in reversed(self._made):
+            with contextlib.suppress(OSError):  # not empty: someone else's files are in it
+                path.rmdir()
+
+    def open(self, path: Path) -> WriteBehind:
+        """A new file that will be `path`."""
+        if self._directory is not None:
+            path = _temporary(self._directory) / path.relative_to(self._directory)
+        self._make(path.parent)
+        file = WriteBehind(_temporary(path))
+        self._files.append((file, path))
+        return file
+
+    def commit(self) -> None:
+        for file, _ in self._files:
+            file.sync()
+            file.close()
+        for _, path in self._files:
+            _temporary(path).replace(path)
+        for folder in {path.parent for _, path in self._files}:
+            flush_directory(folder)
+        if self._directory is not None:
+            _temporary(self._directory).rename(self._directory)
+            flush_directory(self._directory.parent)
+        self._committed = True
+
+    def _make(self, folder: Path) -> None:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        for path in reversed(missing):
+            path.mkdir()
+            self._made.append(path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(path.name + _MARK)

@@ -1,0 +1,179 @@
+"""From weights to files: the plans of the layouts that can be written, and their execution, one tensor at a time."""
+
+import argparse
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from mindspeed_mm import logs
+from mindspeed_mm.checkpoint import dialects, files, layout, plan, safetensors_file
+from mindspeed_mm.checkpoint.plan import OutputFile, Piece, Plan
+from mindspeed_mm.checkpoint.progress import Progress
+from mindspeed_mm.checkpoint.reshard import Weights
+from mindspeed_mm.checkpoint.safetensors_file import SafetensorsWriter
+from mindspeed_mm.checkpoint.staging import Staging
+from mindspeed_mm.checkpoint.torch_file import TorchFileWriter
+from mindspeed_mm.errors import CheckpointError
+
+_log = logs.get(__name__)
+_CHECKPOINT_VERSION = 3.0  # Megatron's number for this layout
+TORCH, SAFETENSORS = "pt", "safetensors"
+_GROUP = "weights"  # of a plan with one group only
+
+
+def flat_file(
+    weights: Weights, stem: Path, *, format: str = TORCH, dtype: str | None = None, largest: int | None = None
+) -> Plan:
+    """All weights, whole, in `stem`.pt or `stem`.safetensors.
+
+    largest: bytes of tensors in one safetensors file; if it is not enough there are several, and an index.
+    """
+    pieces = {
+        name: Piece(_GROUP, name, 0, 1, weights.shape(name), plan.cast(weights.dtype(name), dtype)) for name in weights
+    }
+    path = stem.with_name(f"{stem.name}.{format}")
+    total = sum(piece.nbytes for piece in pieces.values())
+    if format == TORCH or largest is None or total <= largest:
+        return Plan((OutputFile(path, pieces),))
+    groups = _packed(pieces, largest)
+    outputs = [
+        OutputFile(stem.with_name(f"{stem.name}-{number:05d}-of-{len(groups):05d}.{format}"), group)
+        for number, group in enumerate(groups, 1)
+    ]
+    index = safetensors_file.index_text(
+        {output.path.name: output.pieces for output in outputs}, {piece: name for name, piece in pieces.items()}
+    )
+    return Plan(tuple(outputs), ((stem.with_name(f"{stem.name}.{format}.index.json"), index),))
+
+
+def megatron_directory(
+    groups: Mapping[str, Weights],
+    root: Path,
+    *,
+    tensor_size: int,
+    dialect: str = dialects.OSP,
+    iteration: int | None = None,
+    dtype: str | None = None,
+) -> Plan:
+    """`root`/iter_XXXXXXX (or release)/mp_rank_XX/model_optim_rng.pt, one per TP rank, and the tracker."""
+    directory = root / "release" if iteration is None else layout.iteration_directory(root, iteration)
+    outputs = []
+    for rank in range(tensor_size):
+        content: dict[str, object] = {
+            "args": argparse.Namespace(tensor_model_parallel_size=tensor_size, pipeline_model_parallel_size=1),
+            "checkpoint_version": _CHECKPOINT_VERSION,
+            "iteration": iteration or 0,
+        }
+        for group, weights in groups.items():
+            content[group] = _rank_state(group, weights, rank, tensor_size, dialect, dtype)
+        outputs.append(OutputFile(layout.rank_directory(directory, rank) / layout.MODEL_FILE, content))
+    tracker = root / layout.TRACKER, "release" if iteration is None else str(iteration)
+    return Plan(tuple(outputs), (tracker,), directory)
+
+
+def with_text_tail(weights: Weights) -> Weights:
+    """The weights with the text tail of the last block, which the original owns where TP > 1.
+
+    What is missing is added as fresh, constant values: its output is never used. Costs no memory.
+    """
+    last = dialects.last_block(weights)
+    added = {}
+    for suffix in dialects.TEXT_TAIL:
+        name, like = f"{last}.{suffix}", f"transformer_blocks.0.0.{suffix}"  # all blocks have the same widths
+        if name not in weights and like in weights:
+            value = 1.0 if suffix == "norm2.norm_enc.weight" else 0.0
+            added[name] = torch.tensor(value, dtype=weights.dtype(like)).expand(weights.shards[0][like].shape)
+    return _edited(weights, lambda shard: {**shard, **added}) if added else weights
+
+
+def without_text_tail(weights: Weights) -> Weights:
+    """The weights without the text tail of the last block; MM owns none at any TP."""
+    tail = dialects.text_tail(dialects.last_block(weights) or "")
+    return _edited(weights, lambda shard: {name: value for name, value in shard.items() if name not in tail})
+
+
+def execute(todo: Plan, groups: Mapping[str, Weights] | Weights, what: str, progress: bool = True) -> None:
+    """Write the files of a plan; all of them appear complete at the end, or none does."""
+    if isinstance(groups, Weights):
+        groups = {_GROUP: groups}
+    _check_space(todo)
+    with _disk_errors(todo), Staging(todo.directory) as staging:
+        writers = [(_writer(staging.open(output.path), output), output.pieces) for output in todo.files]
+        jobs = [(writer, piece) for writer, pieces in writers for piece in pieces]
+        place = {group: {name: at for at, name in enumerate(weights)} for group, weights in groups.items()}
+        # By parameter and not by file: the parts of one parameter lie in the same pages of the source.
+        jobs.sort(key=lambda job: (job[1].group, place[job[1].group][job[1].name], job[1].index))
+        with Progress(todo.nbytes, what, progress) as bar:
+            for writer, piece in jobs:
+                chunks = groups[piece.group].chunks(piece.name, piece.index, piece.count)
+                writer.write(piece, (_counted(chunk.to("cpu", piece.dtype), bar) for chunk in chunks))
+        for writer, _ in writers:
+            writer.close()
+        staging.commit()
+    with _disk_errors(todo):
+        for path, text in todo.texts:
+            files.write_text(text, path)
+    for weights in groups.values():
+        weights.report()
+
+
+def _rank_state(group: str, weights: Weights, rank: int, count: int, dialect: str, dtype: str | None) -> dict:
+    """What a TP rank's file holds under `group`."""
+    state: dict[str, Piece | None] = {}
+    for name in weights:
+        theirs = dialects.to_mm(name) if dialect == dialects.MM else name
+        wide = plan.cast(weights.dtype(name), dtype)
+        state[theirs] = Piece(group, name, rank, count, weights.part_shape(name, count), wide)
+        layer, _, kind = name.rpartition(".")
+        if dialect == dialects.OSP and kind == "weight" and weights.dim(name) is not None:
+            # Megatron's linears expect it; MM's converter drops it.
+            state[f"{layer}.{dialects.EXTRA_STATE}"] = None
+    return state
+
+
+def _packed(pieces: dict[str, Piece], largest: int) -> list[dict[str, Piece]]:
+    """Pieces in order, in as many groups as it takes for none to exceed `largest` bytes (unless it is one tensor)."""
+    groups: list[dict[str, Piece]] = [{}]
+    held = 0
+    for name, piece in pieces.items():
+        if groups[-1] and held + piece.nbytes > largest:
+            groups.append({})
+            held = 0
+        groups[-1][name] = piece
+        held += piece.nbytes
+    return groups
+
+
+def _edited(weights: Weights, edit) -> Weights:
+    return Weights([edit(shard) for shard in weights.shards], weights.dim, weights.origin, weights.mapped)
+
+
+def _writer(file, output: OutputFile) -> TorchFileWriter | SafetensorsWriter:
+    if output.path.suffix == f".{SAFETENSORS}":
+        return SafetensorsWriter(file, output.content)
+    return TorchFileWriter(file, output.content)
+
+
+def _counted(chunk: torch.Tensor, bar: Progress) -> torch.Tensor:
+    bar.add(chunk.numel() * chunk.element_size())
+    return chunk
+
+
+@contextlib.contextmanager
+def _disk_errors(todo: Plan) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{todo.files[0].path}: cannot be written: {error.strerror or error}") from None
+
+
+def _check_space(todo: Plan) -> None:
+    folder = todo.files[0].path.parent
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if todo.nbytes > free:
+        raise CheckpointError(f"{folder}: {plan.human(free)} free, {plan.human(todo.nbytes)} are needed")

@@ -1,0 +1,133 @@
+"""Writing a `.pt` file tensor by tensor, without ever holding it.
+
+torch.save needs all tensors at once. The format is simple, though: a zip archive without compression, of a pickle in
+which storages are mere numbers, and a record of raw bytes per storage. `torch.load` reads what is written here, with
+weights_only and mmap.
+"""
+
+import io
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from mindspeed_mm.checkpoint.mapped import as_bytes
+from mindspeed_mm.checkpoint.plan import Piece
+from mindspeed_mm.checkpoint.write_behind import WriteBehind
+from mindspeed_mm.errors import CheckpointError
+
+_STORAGES = {
+    torch.float64: torch.DoubleStorage,
+    torch.float32: torch.FloatStorage,
+    torch.bfloat16: torch.BFloat16Storage,
+    torch.float16: torch.HalfStorage,
+    torch.int64: torch.LongStorage,
+    torch.int32: torch.IntStorage,
+    torch.int16: torch.ShortStorage,
+    torch.int8: torch.CharStorage,
+    torch.uint8: torch.ByteStorage,
+    torch.bool: torch.BoolStorage,
+}
+_ROOT = "archive"
+_ALIGNMENT = 64  # torch's; a mapped tensor then starts on a cache line
+_PADDING_ID = b"FB"  # of torch's own padding in a record's header
+_FIXED_HEADER, _LONG_SIZES = 30, 20  # bytes of a zip record's header, and of the field for sizes beyond 4 GiB
+
+
+class TorchFileWriter:
+    """Writes `content`, whose tensors are `Piece`s, to an open file; `write` gives the bytes of one piece after another."""
+
+    def __init__(self, file: WriteBehind, content: dict):
+        self._file = file
+        self._zip = zipfile.ZipFile(file, "w", zipfile.ZIP_STORED)
+        pickled, self._keys = _pickle(content)
+        self._record("data.pkl", [pickled], len(pickled))
+        self._record("byteorder", [b"little"], 6)
+
+    def write(self, piece: Piece, chunks: Iterable[Tensor]) -> None:
+        """chunks: contiguous CPU tensors of the piece's dtype, together its values in order."""
+        self._record(f"data/{self._keys.pop(piece)}", map(as_bytes, chunks), piece.nbytes)
+
+    def close(self) -> None:
+        """Complete the archive; the file itself stays open."""
+        if self._keys:
+            raise CheckpointError(f"{len(self._keys)} tensors of the file were never written")
+        self._record("version", [b"3\n"], 2)
+        self._zip.close()
+
+    def _record(self, name: str, data: Iterable, nbytes: int) -> None:
+        info = zipfile.ZipInfo(f"{_ROOT}/{name}")  # dated 1980: equal content makes equal files
+        info.file_size = nbytes
+        long = nbytes >= zipfile.ZIP64_LIMIT
+        header = self._file.tell() + _FIXED_HEADER + len(info.filename) + (_LONG_SIZES if long else 0)
+        padding = -(header + 4) % _ALIGNMENT
+        info.extra = struct.pack("<2sH", _PADDING_ID, padding) + bytes(padding)
+        written = 0
+        with self._zip.open(info, "w", force_zip64=long) as record:
+            for piece in data:
+                record.write(piece)
+                written += len(piece)
+        if written != nbytes:
+            raise CheckpointError(f"{name}: {written} bytes were given for a tensor of {nbytes}")
+
+
+class _Storage:
+    """Numbered by the pickler; the number is the name of its record."""
+
+    def __init__(self, piece: Piece):
+        self.piece = piece
+
+
+class _StoredTensor:
+    """Pickles as torch does a tensor that owns its storage."""
+
+    def __init__(self, piece: Piece):
+        self.piece = piece
+
+    def __reduce__(self):
+        strides, step = [], 1
+        for size in reversed(self.piece.shape):
+            strides.insert(0, step)
+            step *= max(size, 1)
+        return torch._utils._rebuild_tensor_v2, (
+            _Storage(self.piece),
+            0,
+            self.piece.shape,
+            tuple(strides),
+            False,
+            OrderedDict(),
+        )
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file):
+        super().__init__(file, protocol=2)
+        self.keys: dict[Piece, str] = {}
+
+    def persistent_id(self, value):
+        if not isinstance(value, _Storage):
+            return None
+        piece = value.piece
+        if piece.dtype not in _STORAGES:
+            raise CheckpointError(f"{piece.name}: {piece.dtype} cannot be written to a .pt file here; use --dtype")
+        key = self.keys.setdefault(piece, str(len(self.keys)))
+        return "storage", _STORAGES[piece.dtype], key, "cpu", piece.nbytes // piece.dtype.itemsize
+
+
+def _pickle(content: dict) -> tuple[bytes, dict[Piece, str]]:
+    buffer = io.BytesIO()
+    pickler = _Pickler(buffer)
+    pickler.dump(_with_tensors(content))
+    return buffer.getvalue(), pickler.keys
+
+
+def _with_tensors(value):
+    if isinstance(value, Piece):
+        return _StoredTensor(value)
+    if isinstance(value, dict):
+        return {key: _with_tensors(item) for key, item in value.items()}
+    return value

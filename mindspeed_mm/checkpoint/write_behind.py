@@ -1,0 +1,80 @@
+"""A file that a thread writes while the next bytes are being read and joined."""
+
+import ctypes
+import os
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+_SYNC_EVERY = 2**25  # bytes
+_SMALL = 2**16
+_SYNC_FILE_RANGE_WRITE = 2
+
+
+class WriteBehind:
+    """What `open(path, "wb")` gives, as far as the writers of this folder need it; one write is under way at a time.
+
+    The bytes that are given must stay as they are until the next call of `write` or `flush` returns, which is also
+    where a failure of the disk is raised.
+    """
+
+    def __init__(self, path: Path):
+        self._file = open(path, "wb", buffering=0)  # noqa: SIM115 (closed by close)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint writer")
+        self._under_way: Future | None = None
+        self._at = 0
+        self._synced = 0
+
+    def write(self, data) -> int:
+        if len(data) < _SMALL:  # a thread would cost more than it saves
+            self._write(data, self._at)
+        else:
+            self.flush()
+            self._under_way = self._worker.submit(self._write, data, self._at)
+        self._at += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, position: int) -> int:
+        self._at = position
+        return position
+
+    def flush(self) -> None:
+        """Wait for the write that is under way."""
+        waited, self._under_way = self._under_way, None
+        if waited is not None:
+            waited.result()
+
+    def truncate(self, size: int) -> None:
+        self.flush()
+        self._file.truncate(size)
+
+    def sync(self) -> None:
+        """Wait until the disk has it."""
+        self.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Raises nothing: `sync` has said before whether all is well."""
+        self._worker.shutdown()
+        self._file.close()
+
+    def _write(self, data, at: int) -> None:
+        rest = memoryview(data)
+        while rest:
+            written = os.pwrite(self._file.fileno(), rest, at)
+            rest, at = rest[written:], at + written
+        if at - self._synced >= _SYNC_EVERY and _libc is not None:
+            # Start the disk now: otherwise it idles until the end, and then `sync` waits for all of the file.
+            _libc.sync_file_range(
+                ctypes.c_int(self._file.fileno()),
+                ctypes.c_longlong(self._synced),
+                ctypes.c_longlong(at - self._synced),
+                ctypes.c_uint(_SYNC_FILE_RANGE_WRITE),
+            )
+            self._synced = at
+
+
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None

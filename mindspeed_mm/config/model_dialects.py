@@ -1,0 +1,104 @@
+"""Model and inference JSONs in MindSpeed-MM's dialect (branch 26.0.0), rewritten into ours before they are typed.
+
+Ours is Open-Sora Plan's. A file may mix both. Errors keep the path under which a value was written.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig
+from mindspeed_mm.config.reader import Node, build, read_json
+
+# Values that have another name there: block -> key -> theirs -> ours.
+_VALUES = {
+    "predictor": {"norm_cls": {"fp32_layer_norm": "layer_norm"}},
+    "ae": {"norm_type": {"aelayernorm": "layernorm"}},
+}
+
+
+def model_node(node: Node) -> Node:
+    """A model JSON of a training run (`TrainModelConfig`) in our dialect."""
+    return _blocks(_unpacked(node, "text_encoder"))
+
+
+def sample_node(node: Node) -> Node:
+    """An inference JSON (`SampleModelConfig`) in our dialect."""
+    node = _blocks(_unpacked(_unpacked(node, "text_encoder"), "tokenizer"))
+    if isinstance(node.value, dict) and "dtype" in node.value and "weight_dtype" not in node.value:
+        value = dict(node.value)
+        value["weight_dtype"] = value.pop("dtype")
+        return dataclasses.replace(node, value=value)
+    return node
+
+
+def predictor_node(node: Node) -> Node:
+    """A `predictor` block (`DenoiserConfig`) in our dialect."""
+    return _patch_sizes(_renamed(node, _VALUES["predictor"]))
+
+
+def ae_node(node: Node) -> Node:
+    """An `ae` block (`AutoencoderConfig`) in our dialect."""
+    return _renamed(node, _VALUES["ae"])
+
+
+def network_config(path: str | Path, block: str = "predictor") -> DenoiserConfig | AutoencoderConfig:
+    """The denoiser ("predictor") or the autoencoder ("ae") of a model or inference JSON, or of such a block alone."""
+    node = read_json(path)
+    cls, ours = {"predictor": (DenoiserConfig, predictor_node), "ae": (AutoencoderConfig, ae_node)}[block]
+    if isinstance(node.value, dict) and block in node.value:
+        node = node.value[block]
+    return build(cls, ours(node))
+
+
+def _blocks(node: Node) -> Node:
+    if not isinstance(node.value, dict):
+        return node
+    value = dict(node.value)
+    for name, rewrite in (("predictor", predictor_node), ("ae", ae_node)):
+        if name in value:
+            value[name] = rewrite(value[name])
+    return dataclasses.replace(node, value=value)
+
+
+def _unpacked(node: Node, key: str) -> Node:
+    """`key`: [first, second] -> `key`: first, `key`_2: second."""
+    if not isinstance(node.value, dict) or not isinstance(getattr(node.value.get(key), "value", None), list):
+        return node
+    value = dict(node.value)
+    items = value.pop(key).value
+    names = (key, f"{key}_2")
+    if not 1 <= len(items) <= len(names):
+        raise node.value[key].error(f"{len(items)} entries; expected one for T5 and one for CLIP")
+    for name, item in zip(names, items, strict=False):
+        if name in value:
+            raise value[name].error(f"also given as {item.path!r}")
+        value[name] = item
+    return dataclasses.replace(node, value=value)
+
+
+def _renamed(node: Node, values: dict[str, dict[str, str]]) -> Node:
+    if not isinstance(node.value, dict):
+        return node
+    value = dict(node.value)
+    for key, names in values.items():
+        if key in value and isinstance(value[key].value, str):
+            value[key] = dataclasses.replace(value[key], value=names.get(value[key].value, value[key].value))
+    return dataclasses.replace(node, value=value)
+
+
+def _patch_sizes(node: Node) -> Node:
+    """`patch_size_thw`: [t, h, w] -> `patch_size_t`, `patch_size`."""
+    if not isinstance(node.value, dict) or "patch_size_thw" not in node.value:
+        return node
+    value = dict(node.value)
+    sizes = value.pop("patch_size_thw")
+    if not isinstance(sizes.value, list) or len(sizes.value) != 3:
+        raise sizes.error("expected 3 values: time, height, width")
+    time, height, width = sizes.value
+    if height.value != width.value:
+        raise sizes.error(f"{sizes.plain()}: height and width must be equal")
+    for name, size in (("patch_size_t", time), ("patch_size", height)):
+        if name in value:
+            raise value[name].error(f"also given as {sizes.path!r}")
+        value[name] = size
+    return dataclasses.replace(node, value=value)

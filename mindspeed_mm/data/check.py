@@ -1,0 +1,162 @@
+"""Looking at a list before a run: what will be dropped and why, which shapes are left, whether files can be decoded.
+
+`tools/check_dataset.py` prints it. Nothing here needs a model, a tokenizer or a device.
+"""
+
+import collections
+import dataclasses
+import random
+import time
+from pathlib import Path
+
+from mindspeed_mm.config.data import DataConfig
+from mindspeed_mm.data import probe
+from mindspeed_mm.data.dataset import fixed_draws
+from mindspeed_mm.data.filters import Clip, FilterResult, filter_rows
+from mindspeed_mm.data.index import read_list
+from mindspeed_mm.data.sampler import GroupedSampler
+from mindspeed_mm.data.video import VideoSource
+from mindspeed_mm.data.workers import Announce, WorkerPool
+from mindspeed_mm.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Decoded:
+    """What decoding and transforming one crop of a clip took; fault: why it could not be, or None."""
+
+    path: str
+    seconds: float
+    fault: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Check:
+    """What was found out about a list."""
+
+    result: FilterResult
+    decoded: tuple[Decoded, ...]
+    global_batch_size: int
+    epoch_samples: int
+
+    @property
+    def faults(self) -> list[Decoded]:
+        return [one for one in self.decoded if one.fault is not None]
+
+    @property
+    def dropped_fraction(self) -> float:
+        return (self.result.total - len(self.result.clips)) / self.result.total
+
+    def lines(self) -> list[str]:
+        """The report, a sentence a line."""
+        clips, batch = self.result.clips, self.global_batch_size
+        hours = sum(clip.frames / clip.fps for clip in clips if clip.row.kind == "video") / 3600
+        lines = [
+            *self.result.lines(),
+            f"data: {hours:.2f} hours of video are seen in an epoch, at the files' own frame rates",
+            f"data: an epoch has {self.epoch_samples} samples, {self.epoch_samples // batch} steps of {batch}; "
+            f"{len(clips) - self.epoch_samples} clips are left out of it (another epoch leaves out others)",
+        ]
+        if self.decoded:
+            seconds = sorted(one.seconds for one in self.decoded)
+            lines.append(
+                f"data: {len(self.decoded) - len(self.faults)} of {len(self.decoded)} samples were decoded; "
+                f"median {seconds[len(seconds) // 2]:.2f} s, longest {seconds[-1]:.2f} s"
+            )
+        return lines + [f"data: bad sample: {one.fault}" for one in self.faults]
+
+    def report(self) -> dict:
+        """The same for a JSON file, with every dropped row."""
+        return {
+            **self.result.report(),
+            "global_batch_size": self.global_batch_size,
+            "epoch_samples": self.epoch_samples,
+            "epoch_steps": self.epoch_samples // self.global_batch_size,
+            "decoded": [dataclasses.asdict(one) for one in self.decoded],
+        }
+
+
+def check_list(
+    config: DataConfig,
+    *,
+    global_batch_size: int,
+    samples: int,
+    seed: int = 0,
+    processes: int = 0,
+    probe_files: bool = False,
+) -> Check:
+    """Read and filter the list of a config, and decode `samples` clips of it, drawn with `seed`.
+
+    processes: that decode; 0 is one. probe_files: as --probe of the training. Raises DataError if nothing is left,
+    ConfigError if the transforms cannot make what the filter promises.
+    """
+    dataset = config.dataset_param
+    source = dataset.basic_parameters.data_path
+    rows = read_list(source)
+    if probe_files:
+        rows = probe.complete(rows, probe.probe(probe.incomplete(rows), f"{source}.probe.json"))
+    result = filter_rows(rows, dataset.preprocess_parameters, global_batch_size, source)
+    options = config.dataloader_param
+    sampler = GroupedSampler(
+        [clip.key for clip in result.clips],
+        seed=0,
+        group_size=global_batch_size,
+        grouped=options.group_data,
+        drop_last=options.drop_last,
+    )
+    videos = VideoSource(dataset.preprocess_parameters)
+    videos.check(result.clips)
+    chosen = random.Random(seed).sample(range(len(result.clips)), min(samples, len(result.clips)))
+    decoded = _decode(videos, [result.clips[place] for place in sorted(chosen)], processes)
+    return Check(result, decoded, global_batch_size, sampler.epoch_size)
+
+
+def _decode(videos: VideoSource, clips: list[Clip], processes: int) -> tuple[Decoded, ...]:
+    timeout_s = videos.config.timeout
+    pool = WorkerPool(
+        _Decoder(videos),
+        processes,
+        lost=lambda task, item, reason: (task[0], f"{task[0].row.path}: {reason}"),
+        timeout_s=timeout_s,
+    )
+    try:
+        return tuple(pool.run((clip, None) for clip in clips))
+    finally:
+        pool.close()
+
+
+class _Decoder:
+    """(clip, why it is given up or None) -> Decoded, in a worker."""
+
+    def __init__(self, videos: VideoSource):
+        self._videos = videos
+
+    def __call__(self, task: tuple[Clip, str | None], announce: Announce) -> Decoded:
+        clip, fault = task
+        begin = time.perf_counter()
+        if fault is None:
+            announce(0)
+            try:
+                self._videos.load(clip, fixed_draws(clip, 0))
+            except DataError as error:
+                fault = str(error)
+        return Decoded(clip.row.path, time.perf_counter() - begin, fault)
+
+
+def draw_shapes(result: FilterResult, path: Path) -> None:
+    """A PNG with the number of clips of each shape, the 40 most frequent of them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shapes = collections.Counter(clip.key for clip in result.clips).most_common(40)
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.28 * len(shapes)), layout="constrained")
+    bars = axes.barh([key for key, _ in shapes], [count for _, count in shapes], color="#3b6ea5")
+    axes.bar_label(bars, padding=3)
+    axes.invert_yaxis()
+    axes.set(
+        xlabel="clips", ylabel="frames x height x width", title=f"{len(result.clips)} of {result.total} rows are used"
+    )
+    axes.margins(x=0.12)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

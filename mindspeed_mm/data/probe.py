@@ -1,0 +1,148 @@
+"""What an annotation leaves out, from the file itself: size, frame rate, number of frames (`--probe`).
+
+Files are opened by several processes that can be killed, and what they say is kept in a JSON beside the list, so that
+the next run, or this one after a stop, opens new and changed files only.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mindspeed_mm import atomic, logs
+from mindspeed_mm.data.index import Row
+from mindspeed_mm.data.readers import probe_video, read_image
+from mindspeed_mm.data.workers import Announce, WorkerPool
+from mindspeed_mm.errors import DataError
+
+log = logs.get(__name__)
+
+_VERSION = 1
+_SECONDS_BETWEEN_SAVES = 30.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Facts:
+    """What a file says about itself, as it is shown (turned as its metadata says); or what is wrong with it."""
+
+    height: int | None = None
+    width: int | None = None
+    fps: float | None = None
+    num_frames: int | None = None
+    fault: str | None = None
+
+
+def incomplete(rows: Iterable[Row]) -> tuple[str, ...]:
+    """The files of rows that lack a fact, each once."""
+    return tuple(dict.fromkeys(row.path for row in rows if _lacks(row)))
+
+
+def probe(paths: Sequence[str], cache: str | Path | None = None, processes: int | None = None, timeout_s: float = 60.0):
+    """Path -> Facts. cache: JSON file of earlier results; those of unchanged files are taken over.
+
+    processes: default one per CPU, at most 32. timeout_s: for one file; then it is given up.
+    """
+    cache = None if cache is None else Path(cache)
+    known = _load(cache)
+    stamps = {path: _stamp(path) for path in paths}
+    facts = {path: known[path][1] for path in paths if path in known and known[path][0] == stamps[path]}
+    todo = [path for path in paths if path not in facts]
+    if not todo:
+        return facts
+    log.info(f"data: probing {len(todo)} files ({len(facts)} are known)")
+    pool = WorkerPool(
+        _probe_one,
+        min(len(todo), processes or min(32, os.cpu_count() or 1)),
+        lost=lambda task, item, reason: (task[0], f"{task[0]}: {reason}"),
+        timeout_s=timeout_s,
+    )
+    saved = time.monotonic()
+    try:
+        found = pool.run((path, None) for path in todo)
+        for path, one in zip(todo, tqdm(found, "probing", len(todo), unit="file", disable=None), strict=True):
+            facts[path] = one
+            known[path] = stamps[path], one
+            if time.monotonic() - saved > _SECONDS_BETWEEN_SAVES:
+                _save(cache, known)
+                saved = time.monotonic()
+    finally:
+        pool.close()
+        _save(cache, known)
+    return facts
+
+
+def complete(rows: Iterable[Row], facts: Mapping[str, Facts]) -> tuple[Row, ...]:
+    """The rows with what they lack; what an annotation says is left alone. A row of a bad file carries its `fault`."""
+    return tuple(_completed(row, facts[row.path]) if _lacks(row) and row.path in facts else row for row in rows)
+
+
+def _lacks(row: Row) -> bool:
+    size = row.height is None or row.width is None
+    return (size and row.kind != "unknown") or (row.kind == "video" and (row.fps is None or row.num_frames is None))
+
+
+def _completed(row: Row, facts: Facts) -> Row:
+    if facts.fault is not None:
+        return dataclasses.replace(row, fault=facts.fault)
+    height, width = facts.height, facts.width
+    if row.crop is not None:  # x0, x1, y0, y1, as slices cut
+        height = len(range(height)[row.crop[2] : row.crop[3]])
+        width = len(range(width)[row.crop[0] : row.crop[1]])
+    if row.height is not None and row.width is not None:
+        height, width = row.height, row.width
+    frames = row.num_frames
+    if frames is None and facts.num_frames is not None:
+        frames = max(0, facts.num_frames - row.start)
+    fps = facts.fps if row.fps is None else row.fps
+    return dataclasses.replace(row, height=height, width=width, num_frames=frames, fps=fps)
+
+
+def _probe_one(task: tuple[str, str | None], announce: Announce) -> Facts:
+    """In a worker: (path, why it is given up or None)."""
+    path, fault = task
+    if fault is not None:
+        return Facts(fault=fault)
+    announce(0)
+    try:
+        if Row.kind_of(path) == "image":
+            return Facts(*read_image(path).shape[1:3])
+        height, width, fps, num_frames = probe_video(path)
+        return Facts(height, width, fps, num_frames)
+    except DataError as error:
+        return Facts(fault=str(error))
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    """(size, date) of a file; zeros if it is not there."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+def _load(cache: Path | None) -> dict[str, tuple[tuple[int, int], Facts]]:
+    if cache is None or not cache.exists():
+        return {}
+    try:
+        content = json.loads(cache.read_text(encoding="utf-8"))
+        if content["version"] != _VERSION:
+            return {}
+        return {path: ((size, date), Facts(*values)) for path, (size, date, *values) in content["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning(f"data: {cache} is not a probe cache ({type(error).__name__}); probing all files again")
+        return {}
+
+
+def _save(cache: Path | None, known: dict) -> None:
+    if cache is None:
+        return
+    files = {path: (*stamp, *dataclasses.astuple(facts)) for path, (stamp, facts) in known.items()}
+    try:
+        atomic.write_text(cache, json.dumps({"version": _VERSION, "files": files}, ensure_ascii=False))
+    except OSError as error:
+        log.warning(f"data: what was probed cannot be kept for the next run: {cache}: {error.strerror}")

@@ -1,0 +1,115 @@
+"""Clips -> tensors: the frames of one access, decoded, cropped, resized and normalized one at a time."""
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mindspeed_mm.config.data import PreprocessConfig
+from mindspeed_mm.config.transforms import ToTensorAfterResize, ToTensorVideo
+from mindspeed_mm.data import frames
+from mindspeed_mm.data.filters import Clip
+from mindspeed_mm.data.readers import build_reader, read_image
+from mindspeed_mm.data.transforms import ClipPlan, Pipeline, build_pipeline
+from mindspeed_mm.errors import ConfigError, DataError
+
+CHANNELS = 3
+Allocate = Callable[[Sequence[int]], Tensor]
+
+
+class VideoSource:
+    """Reads clips of a list. Holds a reader and the weights of resizes; can be pickled for worker processes."""
+
+    def __init__(self, config: PreprocessConfig):
+        """DataError if the reader's package is missing."""
+        self.config = config
+        self._reader = build_reader(config.video_reader_type, config.frame_index_folder)
+        pipelines = config.train_pipeline
+        self._pipelines = {"video": build_pipeline(pipelines.video), "image": build_pipeline(pipelines.image)}
+
+    def load(self, clip: Clip, rng: random.Random, crop: int = 0, allocate: Allocate = torch.empty) -> Tensor:
+        """[3,T,H,W] fp32 of the size and length that the filter promised. Draws from `rng`: frames, then transforms.
+
+        crop: the number of what `rng` will draw, which stored features are found by. allocate: makes the fp32 tensor of a
+        given shape that is filled and returned. DataError for anything that is wrong with the file or with what its row
+        says.
+        """
+        path = clip.row.path
+        indices = self._indices(clip, rng)
+        plan: ClipPlan | None = None
+        for places, pixels in self._frames(clip, indices):
+            pixels = _cropped(pixels, clip)
+            if plan is None:
+                size = pixels.shape[:2]
+                plan = self._pipelines[clip.row.kind].plan(size, rng)
+                _check_promise(clip, (len(indices), *size), (len(indices), *plan.size))
+                out = allocate((CHANNELS, clip.frames, clip.height, clip.width))
+            if pixels.shape[:2] != size:
+                raise DataError(f"{path}: frame {indices[places[0]]} is {pixels.shape[:2]}, earlier ones {size}")
+            plan(torch.from_numpy(pixels), out[:, places[0]])
+            for place in places[1:]:
+                out[:, place] = out[:, places[0]]
+        return out
+
+    def check(self, clips: Iterable[Clip]) -> None:
+        """Transforms must make floats of the promised size: found out here for all clips, not one by one later."""
+        sizes = {(clip.row.kind, clip.row.height, clip.row.width): clip for clip in clips}
+        for kind in {kind for kind, _, _ in sizes}:
+            steps = self._pipelines[kind].steps
+            if not any(isinstance(step, (ToTensorVideo, ToTensorAfterResize)) for step in steps):
+                raise ConfigError(
+                    f"train_pipeline.{kind}: holds no ToTensorVideo, so that frames would stay whole numbers"
+                )
+        for (kind, height, width), clip in sizes.items():
+            _check_size(kind, (height, width), clip, self._pipelines[kind])
+
+    def _indices(self, clip: Clip, rng: random.Random) -> list[int]:
+        if clip.row.kind == "image":
+            return [0]
+        try:
+            return frames.select(clip.row.start, clip.row.num_frames, clip.fps, self.config, rng).tolist()
+        except DataError as error:
+            raise DataError(f"{clip.row.path}: {error}") from None
+
+    def _frames(self, clip: Clip, indices: list[int]):
+        if clip.row.kind == "image":
+            return [((0,), read_image(clip.row.path)[0])]
+        return self._reader.frames(clip.row.path, indices)
+
+
+def _cropped(pixels: np.ndarray, clip: Clip) -> np.ndarray:
+    if clip.row.crop is None:
+        return pixels
+    x0, x1, y0, y1 = clip.row.crop
+    pixels = pixels[y0:y1, x0:x1]
+    if 0 in pixels.shape:
+        raise DataError(f"{clip.row.path}: crop {list(clip.row.crop)} (x0, x1, y0, y1) leaves no pixels")
+    return pixels
+
+
+def _check_promise(clip: Clip, read: tuple, made: tuple) -> None:
+    if made != (clip.frames, clip.height, clip.width):
+        raise DataError(
+            f"{clip.row.path}: {'x'.join(map(str, read))} after decoding and crop became {'x'.join(map(str, made))}, "
+            f"but its row ({clip.row.height}x{clip.row.width}) promised {clip.key}"
+        )
+
+
+def _check_size(kind: str, size: tuple[int, int], clip: Clip, pipeline: Pipeline) -> None:
+    made = pipeline.output_size(*size)
+    if made != (clip.height, clip.width):
+        raise ConfigError(
+            f"train_pipeline.{kind}: makes {made[0]}x{made[1]} of {size[0]}x{size[1]} ({clip.row.path}), but "
+            f"preprocess_parameters ask for {clip.height}x{clip.width}; give the transforms the same size, "
+            "max_hxw, hw_stride and force_5_ratio"
+        )
+
+
+def shared_empty(shape: Sequence[int]) -> Tensor:
+    """An fp32 tensor in memory that another process can map, so that a clip (0.9 GB at 121x576x1024) is not copied on
+    its way to the main process."""
+    count = int(np.prod(shape))
+    storage = torch.UntypedStorage._new_shared(4 * count)  # what torch's own workers collate into
+    return torch.empty(0).set_(storage, 0, (count,)).view(*shape)

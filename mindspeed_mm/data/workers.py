@@ -1,0 +1,185 @@
+"""Processes that work through tasks, in order; one that hangs or dies is replaced, and what it was at is given up.
+
+torch's DataLoader cannot do that: a decoder that never returns, or takes its process down, ends the run. Here every
+worker says what it is at, and since when, in memory that the main process reads.
+"""
+
+import collections
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.sharedctypes import RawArray
+
+import torch
+import torch.multiprocessing  # teaches pipes to send tensors as shared memory
+
+Announce = Callable[[int], None]
+
+_IDLE = -1.0
+_PREFETCH = 2  # tasks that a worker has at a time
+_GIVE_UP = 3  # deaths of a worker that was at nothing: not the data's fault
+
+
+class WorkerPool:
+    """Runs `work(task, announce)` on tasks. Workers start with the first task and end with `close`."""
+
+    def __init__(
+        self,
+        work: Callable[[object, Announce], object],
+        count: int,
+        *,
+        lost: Callable[[object, int, str], object],
+        timeout_s: float | None = None,
+        start_method: str | None = None,
+    ):
+        """work: runs in a worker; it announces each item (a number from 0) before it starts on it. lost: (task, item,
+        reason) -> the task to run instead, after the process was killed or died at an item. timeout_s: seconds an item
+        may take. count: 0 is one worker that gets a task only when its result is asked for.
+
+        Everything a worker needs can be pickled, so that every start method of multiprocessing works.
+        """
+        self._ahead = _PREFETCH * count
+        make = (multiprocessing.get_context(start_method), work, lost, timeout_s)
+        self._workers = [_Worker(*make) for _ in range(max(1, count))]
+
+    def run(self, tasks: Iterable) -> Iterator:
+        """Results in the order of the tasks; an exception of `work` is raised here as a RuntimeError with its text."""
+        tasks = enumerate(tasks)
+        waiting: collections.deque[_Worker] = collections.deque()
+
+        def hand_out(limit: int) -> None:
+            while len(waiting) < limit:
+                for number, task in tasks:
+                    worker = self._workers[number % len(self._workers)]
+                    worker.give(task)
+                    waiting.append(worker)
+                    break
+                else:
+                    return
+
+        while True:
+            hand_out(max(1, self._ahead))
+            if not waiting:
+                return
+            result = waiting.popleft().take()
+            hand_out(self._ahead)
+            yield result
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.stop()
+
+
+class _Worker:
+    """One process, and the tasks it was given and has not answered."""
+
+    def __init__(self, context, work, lost, timeout_s: float | None):
+        self._context, self._work, self._lost, self._timeout_s = context, work, lost, timeout_s
+        self._tasks: collections.deque[tuple[int, object]] = collections.deque()
+        self._number = 0
+        self._idle_deaths = 0
+        self._process = None
+
+    def give(self, task) -> None:
+        self._tasks.append((self._number, task))
+        self._number += 1
+        if self._process is None:
+            self._start()
+        else:
+            self._send(self._tasks[-1])
+
+    def take(self):
+        """The result of the oldest task."""
+        while True:
+            if self._pipe.poll(min(1.0, max(0.0, self._patience()))):
+                try:
+                    done, value = self._pipe.recv()
+                except (EOFError, OSError):  # it died while it answered
+                    self._replace(f"its process {self._ending()}")
+                    continue
+                self._tasks.popleft()
+                if not done:
+                    raise RuntimeError(f"a data worker failed:\n{value}")
+                return value
+            if not self._process.is_alive():
+                self._replace(f"its process {self._ending()}")
+            elif self._patience() <= 0:
+                self._replace(f"gave nothing in {self._timeout_s:g} s")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join(timeout=5)  # a process that waits for a dead disk cannot even be killed
+            self._pipe.close()
+            self._process = None
+
+    def _start(self) -> None:
+        self._pipe, theirs = self._context.Pipe()
+        self._at = RawArray("d", [_IDLE, _IDLE, 0.0])  # number of the task, item, since when
+        arguments = (self._work, theirs, self._at)
+        self._process = self._context.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
+        for task in self._tasks:
+            self._send(task)
+
+    def _send(self, task) -> None:
+        try:
+            self._pipe.send(task)
+        except OSError:  # it is dead, which `take` finds out
+            return
+
+    def _patience(self) -> float:
+        """Seconds until the item that it is at has taken too long."""
+        _, item, since = self._at
+        return 1.0 if self._timeout_s is None or item == _IDLE else since + self._timeout_s - time.monotonic()
+
+    def _ending(self) -> str:
+        self._process.join(timeout=5)
+        code = self._process.exitcode
+        return f"was ended by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
+
+    def _replace(self, reason: str) -> None:
+        number, item, _ = self._at
+        self.stop()
+        if item == _IDLE:
+            self._idle_deaths += 1
+            if self._idle_deaths == _GIVE_UP:
+                raise RuntimeError(f"a data worker, at no file, {reason}; is there memory for num_workers processes?")
+        for place, (given, task) in enumerate(self._tasks):
+            if given == number and item != _IDLE:
+                self._tasks[place] = given, self._lost(task, int(item), reason)
+        self._start()
+
+
+def _serve(work, pipe, at) -> None:
+    torch.set_num_threads(1)  # parallelism comes from the number of workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    parent = os.getppid()
+    while True:
+        if not pipe.poll(2):
+            if os.getppid() != parent:  # the main process is gone
+                os._exit(0)
+            continue
+        try:
+            number, task = pipe.recv()
+        except (EOFError, OSError):
+            os._exit(0)  # not an orderly exit, which with torch 2.13 sometimes aborts
+
+        def announce(item: int, number=number) -> None:
+            at[1] = _IDLE
+            at[0], at[2] = number, time.monotonic()
+            at[1] = item
+
+        try:
+            answer = True, work(task, announce)
+        except Exception:
+            answer = False, traceback.format_exc()
+        at[1] = _IDLE
+        try:
+            pipe.send(answer)
+        except OSError:
+            os._exit(0)

@@ -1,0 +1,73 @@
+"""Small plain values between processes, over the network of the hosts (gloo), whatever the device.
+
+For what the data side has to agree on: lists, counts, choices. Nothing here touches a device or waits for one.
+"""
+
+import datetime
+
+import torch
+import torch.distributed as dist
+
+from mindspeed_mm.parallel.context import ParallelContext
+
+
+class Hosts:
+    """Two groups of processes: all of them, and those that share their samples (TP x CP ranks of one data rank)."""
+
+    def __init__(self, parallel: ParallelContext, patience_minutes: float = 24 * 60):
+        """Collective. patience_minutes: how long a process waits for another, which may be reading a list."""
+        self.parallel = parallel
+        self._all = self._same = None
+        if parallel.world_size == 1:
+            return
+        patience = datetime.timedelta(minutes=patience_minutes)
+        self._all = dist.new_group(backend="gloo", timeout=patience)
+        data_ranks = self.gather(parallel.data_rank)
+        for data_rank in range(parallel.data_size):
+            ranks = [rank for rank, other in enumerate(data_ranks) if other == data_rank]
+            group = dist.new_group(ranks, backend="gloo", timeout=patience)
+            if data_rank == parallel.data_rank:
+                self._same, self._sharers = group, ranks
+
+    @property
+    def sharers(self) -> list[int]:
+        """The ranks that share their samples, this one among them, in order."""
+        return [self.parallel.rank] if self._same is None else self._sharers
+
+    @property
+    def is_first_of_samples(self) -> bool:
+        """True on one of the ranks that share their samples."""
+        return self.sharers[0] == self.parallel.rank
+
+    def gather_of_samples(self, value) -> list:
+        """The values of the ranks that share their samples, in the order of `sharers`; collective among these."""
+        if len(self.sharers) == 1:
+            return [value]
+        values: list = [None] * len(self.sharers)
+        dist.all_gather_object(values, value, group=self._same)
+        return values
+
+    def gather(self, value) -> list:
+        """The values of all processes by rank; collective."""
+        if self._all is None:
+            return [value]
+        values: list = [None] * self.parallel.world_size
+        dist.all_gather_object(values, value, group=self._all)
+        return values
+
+    def from_first(self, value):
+        """The value of the first process; collective."""
+        if self._all is None:
+            return value
+        box = [value if self.parallel.rank == 0 else None]
+        dist.broadcast_object_list(box, src=0, group=self._all)
+        return box[0]
+
+    def first_decides(self, chosen: tuple[int, ...] | None, count: int) -> tuple[int, ...] | None:
+        """`count` whole numbers from 0, or None, as the first of the ranks that share their samples says; collective
+        among these."""
+        if len(self.sharers) == 1:
+            return chosen
+        box = torch.tensor(chosen if chosen is not None else [-1] * count, dtype=torch.int64)
+        dist.broadcast(box, src=self.sharers[0], group=self._same)
+        return None if box[0] < 0 else tuple(box.tolist())

@@ -1,0 +1,158 @@
+"""The data of a run: one list for all ranks, loaders that agree, one ledger."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+from mindspeed_mm import atomic, logs
+from mindspeed_mm.config.data import DataConfig, DatasetConfig
+from mindspeed_mm.config.run import RunConfig
+from mindspeed_mm.data import probe
+from mindspeed_mm.data.dataset import ClipDataset, filtered_list, load_tokens
+from mindspeed_mm.data.features import TEXT, VIDEO, check_settings
+from mindspeed_mm.data.filters import Clip
+from mindspeed_mm.data.index import Row, read_list
+from mindspeed_mm.data.ledger import Ledger
+from mindspeed_mm.data.loader import Loader, build_loader
+from mindspeed_mm.data.stored import StoredTexts, StoredVideos, check_texts, check_videos
+from mindspeed_mm.data.video import VideoSource
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.parallel.hosts import Hosts
+from mindspeed_mm.training.features import text_settings, video_settings
+
+_log = logs.get(__name__)
+_DROPPED, _BAD = "dropped.json", "bad_samples.json"
+
+
+class RunData:
+    """Makes the loaders of a run; every method is collective."""
+
+    def __init__(self, config: RunConfig, parallel: ParallelContext):
+        self.config = config
+        self.parallel = parallel
+        self.hosts = Hosts(parallel)
+        self.data = _with_time_limit(config)
+
+    @property
+    def shares_encoders(self) -> bool:
+        """True if the ranks of one sample take turns at encoding (`enable_encoder_dp`)."""
+        return self.config.model.enable_encoder_dp and len(self.hosts.sharers) > 1
+
+    def train(self) -> Loader:
+        """The loader of training; see `share` of `Loader` for `shares_encoders`."""
+        config, alone = self.config, self.shares_encoders
+        sharers = self.hosts.sharers
+        share = (sharers.index(self.parallel.rank), len(sharers)) if alone else (0, 1)
+        folder = config.data_ledger
+        dataset = self._dataset(self.data, config.global_batch_size, _DROPPED)
+        ledger = Ledger(
+            None if folder is None else Path(folder) / _BAD,
+            max_bad_fraction=config.max_bad_fraction,
+            gather=self.hosts.gather if self.parallel.world_size > 1 else None,
+            counts=alone or self.hosts.is_first_of_samples,
+            writes=self.parallel.is_first,
+        )
+        return self._loader(dataset, ledger, alone, share=share)
+
+    def held_out(self) -> Loader:
+        """The loader of evaluation, over another list, whole and in order."""
+        data = held_out_data(self.data, self.config.evaluation.data_path)
+        return self._loader(self._dataset(data, None, None), None, alone=False, evaluation=True)
+
+    def _loader(self, dataset: ClipDataset, ledger: Ledger | None, alone: bool, **options) -> Loader:
+        config, parallel = self.config, self.parallel
+        several = parallel.tensor_size * parallel.context_size > 1 and not alone
+        agree = functools.partial(self.hosts.first_decides, count=config.micro_batch_size) if several else None
+        return build_loader(
+            self.data,
+            global_batch_size=config.global_batch_size,
+            micro_batch_size=config.micro_batch_size,
+            dp_rank=parallel.data_rank,
+            dp_size=parallel.data_size,
+            seed=config.seed,
+            autoencoder_strides=config.model.ae.strides,
+            patch_size=config.model.predictor.patch_size,
+            dataset=dataset,
+            ledger=ledger,
+            agree=agree,
+            **options,
+        )
+
+    def _dataset(self, data: DataConfig, global_batch_size: int | None, report: str | None) -> ClipDataset:
+        config = data.dataset_param
+        result = filtered_list(config, global_batch_size=global_batch_size, rows=self.rows(data))
+        if report is not None and self.config.data_ledger is not None and self.parallel.is_first:
+            file = Path(self.config.data_ledger) / report
+            file.parent.mkdir(parents=True, exist_ok=True)
+            atomic.write_text(file, json.dumps(result.report(), indent=1, ensure_ascii=False))
+            if result.dropped:
+                _log.info(f"data: every dropped row is listed in {file}")
+        videos, texts = self._sources(config, result.clips)
+        return ClipDataset(result.clips, config, videos, texts, seed=self.config.seed)
+
+    def _sources(self, config: DatasetConfig, clips: tuple[Clip, ...]):
+        """What makes the videos and the texts of samples: stored features where the model JSON asks for them."""
+        model = self.config.model
+        videos = texts = None
+        if model.load_video_features or model.load_text_features:
+            folder = Path(config.basic_parameters.feature_folder)
+            fault = self.hosts.from_first(self._stored_fault(folder, config, clips) if self.parallel.is_first else None)
+            if fault is not None:
+                raise DataError(fault)
+            videos = StoredVideos(folder) if model.load_video_features else None
+            texts = StoredTexts(folder, config.model_max_length) if model.load_text_features else None
+        return videos or VideoSource(config.preprocess_parameters), texts or load_tokens(config)
+
+    def _stored_fault(self, folder: Path, config: DatasetConfig, clips: tuple[Clip, ...]) -> str | None:
+        """Why stored features cannot be used, if so. Reads parts of weights and looks at every file: one rank does it."""
+        model = self.config.model
+        try:
+            if model.load_video_features:
+                check_settings(folder, VIDEO, video_settings(self.config))
+                check_videos(folder, clips, config.preprocess_parameters.fixed_crops)
+            if model.load_text_features:
+                check_settings(folder, TEXT, text_settings(self.config))
+                check_texts(folder, clips, config)
+        except DataError as error:
+            return str(error)
+        return None
+
+    def rows(self, data: DataConfig) -> tuple[Row, ...]:
+        """The list of a config; with --probe the first rank opens the files that it says too little about."""
+        source = data.dataset_param.basic_parameters.data_path
+        rows = read_list(source)
+        if not self.config.probe:
+            return rows
+        facts = None
+        if self.parallel.is_first:
+            facts = probe.probe(probe.incomplete(rows), f"{source}.probe.json")
+        return probe.complete(rows, self.hosts.from_first(facts))
+
+
+def held_out_data(data: DataConfig, data_path: str) -> DataConfig:
+    """The data config with another list, and no dropped captions."""
+    dataset = data.dataset_param
+    sources = dataclasses.replace(dataset.basic_parameters, data_path=data_path)
+    preprocess = dataclasses.replace(dataset.preprocess_parameters, cfg=0.0)
+    dataset = dataclasses.replace(dataset, basic_parameters=sources, preprocess_parameters=preprocess)
+    return dataclasses.replace(data, dataset_param=dataset)
+
+
+def _with_time_limit(config: RunConfig) -> DataConfig:
+    """The data config with a limit for one clip that other ranks, which wait for it in a collective, survive."""
+    dataset = config.data.dataset_param
+    preprocess = dataset.preprocess_parameters
+    limit = 60 * min(config.launch.timeout_minutes, config.report.hang_minutes) / 4
+    if preprocess.timeout <= limit:
+        return config.data
+    _log.info(
+        f"data: a clip may take {limit:g} s, not the timeout of {preprocess.timeout:g} s in the data JSON: a quarter of "
+        f"--distributed-timeout-minutes {config.launch.timeout_minutes:g} or --hang-timeout-minutes "
+        f"{config.report.hang_minutes:g}"
+    )
+    preprocess = dataclasses.replace(preprocess, timeout=limit)
+    return dataclasses.replace(
+        config.data, dataset_param=dataclasses.replace(dataset, preprocess_parameters=preprocess)
+    )

@@ -1,0 +1,202 @@
+"""Encoding a list once (`tools/extract_features.py`): posteriors of its clips and features of its captions into a store.
+
+Any number of processes share the work, and what is in the store already is left out, so it can be stopped and started
+again at another size. Samples are encoded one at a time, as a run with --micro-batch-size 1 encodes them, so that it gets
+the same bits.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from mindspeed_mm import logs
+from mindspeed_mm.config.data import DataConfig
+from mindspeed_mm.config.run import RunConfig
+from mindspeed_mm.data import features, stored
+from mindspeed_mm.data.dataset import Sample, Tokens, filtered_list, fixed_draws, load_tokens
+from mindspeed_mm.data.features import TEXT, VIDEO, Entry, PartWriter, Stamp, digest
+from mindspeed_mm.data.filters import Clip
+from mindspeed_mm.data.loader import joiner
+from mindspeed_mm.data.video import VideoSource, shared_empty
+from mindspeed_mm.data.workers import Announce, WorkerPool
+from mindspeed_mm.errors import ConfigError, DataError
+from mindspeed_mm.training.data import RunData, held_out_data
+from mindspeed_mm.training.encoders import FrozenEncoders
+from mindspeed_mm.training.features import text_settings, video_settings
+from mindspeed_mm.types import Batch, TextFeatures, TokenIds
+
+_log = logs.get(__name__)
+_NO_TEXT = TokenIds(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Task:
+    """One crop of one clip; fault: why it is given up, if it is."""
+
+    clip: Clip
+    crop: int
+    fault: str | None = None
+
+
+class Extraction:
+    """Fills the feature folder of a run; every method is collective over all processes, each of which is a data rank."""
+
+    def __init__(self, config: RunConfig, data: RunData, encoders: FrozenEncoders):
+        """ConfigError without a feature_folder. data: of `config`; encoders: the parts that are used need weights."""
+        self.config = config
+        self.data = data
+        self.hosts = data.hosts
+        self.parallel = data.parallel
+        self.encoders = encoders
+        self.folder = feature_folder(config)
+        lists = [data.data]
+        if config.evaluation.data_path is not None:
+            lists.append(held_out_data(data.data, config.evaluation.data_path))
+        self.clips = [clip for one in lists for clip in self._clips(one)]
+
+    def _clips(self, data: DataConfig) -> tuple[Clip, ...]:
+        return filtered_list(data.dataset_param, global_batch_size=None, rows=self.data.rows(data)).clips
+
+    # --------------------------------------------------------------------------------------------------------------- clips
+
+    def videos(self) -> tuple[int, int]:
+        """Encode the clips that are not stored yet, or whose file has changed. Returns how many crops of clips all
+        processes have encoded, and how many could not be."""
+        series = self._begin(VIDEO, video_settings(self.config))
+        preprocess = self.data.data.dataset_param.preprocess_parameters
+        tasks = self.hosts.from_first(self._missing_videos(max(1, preprocess.fixed_crops)) if self._is_first else None)
+        mine = tasks[self.parallel.rank :: self.parallel.world_size]
+        writer = PartWriter(self.folder, VIDEO, series, self.parallel.rank)
+        counts = [0, 0]
+        strides, patch_size = self.config.model.ae.strides, self.config.model.predictor.patch_size
+        join = joiner(self.data.data, 1, strides, patch_size)
+        pool = WorkerPool(
+            _Decoder(VideoSource(preprocess), join),
+            self.data.data.dataloader_param.num_workers,
+            lost=lambda task, item, reason: dataclasses.replace(task, fault=f"{task.clip.row.path}: {reason}"),
+            timeout_s=preprocess.timeout,
+        )
+        try:
+            for task, made in zip(mine, self._bar(pool.run(mine), "clips", len(mine)), strict=True):
+                writer.add(*self._video_entry(task, made))
+                counts[isinstance(made, str)] += 1
+        finally:
+            pool.close()
+            writer.flush()
+        return self._total(counts)
+
+    def _missing_videos(self, crops: int) -> list[Task]:
+        known = stored.done_videos(self.folder)
+        stamps = {path: Stamp.of(path) for path in {clip.row.path for clip in self.clips}}
+        tasks = {}
+        for clip in self.clips:
+            for crop in range(crops):
+                key = stored.video_key(clip, crop)
+                if key not in known or stamps[clip.row.path] not in (known[key].stamp, Stamp(0, 0)):
+                    tasks[key] = Task(clip, crop)
+        _log.info(f"{VIDEO}: {len(tasks)} crops of clips to encode, {len(self.clips) * crops - len(tasks)} are stored")
+        return list(tasks.values())
+
+    def _video_entry(self, task: Task, made: Batch | str) -> tuple[Entry, dict]:
+        path = task.clip.row.path
+        entry = Entry(
+            stored.video_key(task.clip, task.crop), path, Stamp.of(path), made if isinstance(made, str) else None
+        )
+        if entry.fault is not None:
+            _log.warning(f"data: bad sample, not stored: {entry.fault}")
+            return entry, {}
+        posterior = self.encoders.posterior(made.to(self.encoders.device))
+        return entry, {"mean": posterior.mean[0].cpu(), "logvar": posterior.logvar[0].cpu()}
+
+    # ------------------------------------------------------------------------------------------------------------ captions
+
+    def texts(self) -> int:
+        """Encode the captions that are not stored yet, and the empty one; returns how many all processes have encoded."""
+        series = self._begin(TEXT, text_settings(self.config))
+        rank, ranks = self.parallel.rank, self.parallel.world_size
+        texts = {"": digest("")} if self._is_first else {}
+        for clip in self.clips[rank::ranks]:
+            texts |= {text: digest(text) for text in stored.possible_texts(clip.row, self.data.data.dataset_param)}
+        mine = self._unstored(texts)
+        tokens = load_tokens(self.data.data.dataset_param)
+        writer = PartWriter(self.folder, TEXT, series, rank)
+        try:
+            for text in self._bar(mine, "captions", len(mine)):
+                writer.add(Entry(texts[text], text[:80]), self._text_tensors(tokens, text))
+        finally:
+            writer.flush()
+        return self._total([len(mine)])[0]
+
+    def _unstored(self, texts: dict[str, str]) -> list[str]:
+        known = {entry.key for _, entry in features.read_index(self.folder, TEXT)}
+        everyone = self.hosts.gather(list(texts.values()))
+        earlier = {
+            key for keys in everyone[: self.parallel.rank] for key in keys
+        }  # they are other processes' to encode
+        return [text for text, key in texts.items() if key not in known and key not in earlier]
+
+    def _text_tensors(self, tokens: Tokens, text: str) -> dict:
+        first, second = tokens.load(text)
+        device = self.encoders.device
+        found: TextFeatures = self.encoders.text(first.to(device), second.to(device))
+        return {
+            "sequence": stored.real_tokens(found.sequence[0], found.keep[0]).cpu(),
+            "pooled": found.pooled[0].cpu(),
+        }
+
+    # -------------------------------------------------------------------------------------------------------------- common
+
+    @property
+    def _is_first(self) -> bool:
+        return self.parallel.is_first
+
+    def _begin(self, part: str, settings: dict) -> int:
+        """Begin or go on with a part; the number of this extraction's shards."""
+        fault, series = None, 0
+        if self._is_first:
+            try:
+                features.write_settings(self.folder, part, settings)
+                series = features.next_series(self.folder, part)
+            except DataError as error:
+                fault = str(error)
+        fault, series = self.hosts.from_first((fault, series))
+        if fault is not None:
+            raise DataError(fault)
+        return series
+
+    def _bar(self, items, unit: str, total: int):
+        return tqdm(items, total=total, unit=f" {unit}", disable=not self._is_first)
+
+    def _total(self, counts: list[int]) -> tuple[int, ...]:
+        return tuple(sum(column) for column in zip(*self.hosts.gather(counts), strict=True))
+
+
+class _Decoder:
+    """Task -> Batch, or the reason why there is none; in a worker."""
+
+    def __init__(self, videos: VideoSource, join):
+        self._videos, self._join = videos, join
+
+    def __call__(self, task: Task, announce: Announce) -> Batch | str:
+        if task.fault is not None:
+            return task.fault
+        announce(0)
+        clip = task.clip
+        try:
+            video = self._videos.load(clip, fixed_draws(clip, task.crop), task.crop, shared_empty)
+            sample = Sample(video, _NO_TEXT, None, "", clip.row.path, clip.key, (0, 0), 0, ())
+            return self._join([sample], allocate=shared_empty)
+        except DataError as error:
+            return str(error)
+
+
+def feature_folder(config: RunConfig) -> Path:
+    """Where features are stored; ConfigError without it."""
+    folder = config.data.dataset_param.basic_parameters.feature_folder
+    if folder is None:
+        raise ConfigError(
+            "dataset_param.basic_parameters.feature_folder of the data JSON is missing: where shall the features be stored?"
+        )
+    return Path(folder)

@@ -1,0 +1,115 @@
+"""Checkpoints into other layouts: what the converters in `examples/` and `tools/` call."""
+
+from pathlib import Path
+
+from mindspeed_mm import logs
+from mindspeed_mm.checkpoint import dialects, released, sources, targets
+from mindspeed_mm.checkpoint.plan import Plan, human
+from mindspeed_mm.checkpoint.reshard import DimOf, Weights
+from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.weights.partition import denoiser_partition
+
+_log = logs.get(__name__)
+
+
+def merge_checkpoint(
+    load_dir: str | Path,
+    save_dir: str | Path,
+    ema: bool = False,
+    *,
+    format: str = targets.TORCH,
+    dtype: str | None = None,
+    largest: int | None = None,
+    dry_run: bool = False,
+) -> Path:
+    """The denoiser's weights at `load_dir`, whole, in `save_dir`/model.pt (model_ema.pt with `ema`) or .safetensors.
+
+    load_dir: a run's directory, or anything that `sources.open_checkpoint` reads. Names are OSP's, and the text tail of
+    its last block is kept if there is one. largest: bytes per safetensors file. Returns the path to load from.
+    """
+    weights = whole_denoiser(load_dir, ema)
+    stem = Path(save_dir) / ("model_ema" if ema else "model")
+    todo = targets.flat_file(weights, stem, format=format, dtype=dtype, largest=largest)
+    return _run(todo, weights, f"merging {len(weights.shards)} TP shards of {weights.origin}", dry_run)
+
+
+def split_checkpoint(
+    source: str | Path,
+    save_dir: str | Path,
+    tensor_size: int,
+    *,
+    dialect: str = dialects.OSP,
+    text_tail: str = "keep",
+    dtype: str | None = None,
+    dry_run: bool = False,
+) -> Path:
+    """The denoiser's weights at `source` (live, and their average if it is there) as a Megatron directory for TP n.
+
+    text_tail: "keep" it as the source has it, "drop" it, or "write" it even if the source has none. MM's layout never
+    has it. Returns `save_dir`.
+    """
+    if tensor_size < 1:
+        raise CheckpointError(f"TP {tensor_size}: must be at least 1")
+    checkpoint = sources.open_checkpoint(source)
+    dim_of = denoiser_partition()
+    groups = {}
+    for group in checkpoint.groups:
+        weights = _denoiser_weights(checkpoint, dim_of, ema=group == sources.EMA)
+        groups[group] = _with_tail(weights, "drop" if dialect == dialects.MM else text_tail)
+    if sources.MODEL not in groups:  # only an average: in the new directory it is what one continues from
+        groups = {sources.MODEL: groups[sources.EMA]}
+    todo = targets.megatron_directory(
+        groups,
+        Path(save_dir),
+        tensor_size=tensor_size,
+        dialect=dialect,
+        iteration=checkpoint.iteration,
+        dtype=dtype,
+    )
+    _run(todo, groups, f"splitting {source} over TP {tensor_size}, names of {dialect}", dry_run)
+    return Path(save_dir)
+
+
+def whole_denoiser(source: str | Path, ema: bool = False) -> Weights:
+    """A denoiser's weights at `source`, to be read part by part; a name of another model is an error."""
+    return _denoiser_weights(sources.open_checkpoint(source), denoiser_partition(), ema)
+
+
+def convert_autoencoder(
+    source: str | Path, target: str | Path, *, dtype: str | None = None, dry_run: bool = False
+) -> Path:
+    """A WFVAE `.ckpt` or other file as one flat .safetensors or .pt file."""
+    target = Path(target)
+    format = target.suffix.removeprefix(".")
+    if format not in (targets.SAFETENSORS, targets.TORCH):
+        raise CheckpointError(f"{target}: must end in .safetensors or .pt")
+    weights = released.autoencoder_weights(source)
+    if dialects.guess(weights) != dialects.WFVAE:
+        raise CheckpointError(f"{source}: holds no WFVAE: {released.describe_dialect(weights)}")
+    todo = targets.flat_file(weights, target.with_suffix(""), format=format, dtype=dtype)
+    return _run(todo, weights, f"converting {source}", dry_run)
+
+
+def _denoiser_weights(checkpoint: sources.Checkpoint, dim_of: DimOf, ema: bool) -> Weights:
+    weights = checkpoint.weights(dim_of, ema)
+    for name in weights:
+        dim_of(name)  # raises for a name of another model
+    return weights
+
+
+def _with_tail(weights: Weights, text_tail: str) -> Weights:
+    edits = {"keep": lambda same: same, "drop": targets.without_text_tail, "write": targets.with_text_tail}
+    if text_tail not in edits:
+        raise CheckpointError(f"text tail {text_tail!r}: must be one of {', '.join(edits)}")
+    return edits[text_tail](weights)
+
+
+def _run(todo: Plan, weights, what: str, dry_run: bool) -> Path:
+    """Write a plan, or only log it; returns the file to load: the index where there is one."""
+    _log.info(what)
+    for line in todo.describe():
+        _log.info(f"{'would write' if dry_run else 'writing'} {line}")
+    if not dry_run:
+        targets.execute(todo, weights, "converting")
+        _log.info(f"wrote {human(todo.nbytes)}")
+    return todo.texts[0][0] if todo.texts else todo.files[0].path

@@ -1,0 +1,61 @@
+"""Published weights, and our own, into networks."""
+
+from pathlib import Path
+
+from mindspeed_mm import logs
+from mindspeed_mm.checkpoint import architecture, dialects, released, sources
+from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
+from mindspeed_mm.models.wfvae.model import WFVAE
+from mindspeed_mm.parallel.partition import full_shape, partition_dims
+
+_log = logs.get(__name__)
+
+
+def load_denoiser(network: SparseUMMDiT, source: str | Path, ema: bool = False) -> None:
+    """This rank's part of the weights at `source`, whatever they come in (see `checkpoint/sources.py`).
+
+    ema: the average instead of the live weights. Only the rank's own slices are read. Every name and shape must fit; the
+    text tail of the original's last block is dropped.
+    """
+    parallel, dims = network.parallel, partition_dims(network)
+    checkpoint = sources.open_checkpoint(source)
+    weights = checkpoint.weights(lambda name: dims.get(name), ema)
+    wanted = {
+        name: full_shape(value.shape, dims.get(name), parallel.tensor_size)
+        for name, value in released.stored_tensors(network).items()
+    }
+    tail = dialects.text_tail(dialects.last_block(wanted))
+    misfit = released.compare(wanted, weights, permitted_extras=tail)
+    if misfit:
+        if parallel.is_first:
+            _log.error(f"{source}: {misfit.every_name()}")
+        raise CheckpointError(f"{source}: does not fit the network: {misfit}. {_explain(weights, network)}")
+    released.load(network, weights, parallel.tensor_rank, parallel.tensor_size, progress=parallel.is_first)
+    if misfit.dropped:
+        _log.info(f"{source}: left out, their output is never used: {', '.join(misfit.dropped)}")
+    _log.info(f"loaded the denoiser from {source} ({checkpoint.kind}, {checkpoint.dialect} names)")
+
+
+def load_autoencoder(autoencoder: WFVAE, source: str | Path) -> None:
+    """The weights of a WFVAE file or folder, published or ours. Haar filters may be missing: they are constants."""
+    weights = released.autoencoder_weights(source)
+    wanted = {name: tuple(value.shape) for name, value in released.stored_tensors(autoencoder).items()}
+    misfit = released.compare(wanted, weights, may_be_missing=released.is_constant)
+    if misfit:
+        _log.error(f"{source}: {misfit.every_name()}")
+        raise CheckpointError(
+            f"{source}: does not fit the network: {misfit}. By their look, {released.describe_dialect(weights)}"
+        )
+    released.load(autoencoder, weights)
+    _log.info(f"loaded the autoencoder from {source}")
+
+
+def _explain(weights, network: SparseUMMDiT) -> str:
+    """What the weights seem to be instead."""
+    differences = architecture.differences(architecture.describe(weights, weights.shape), network.config)
+    return (
+        f"The config is another one: {differences}"
+        if differences
+        else (f"By their look, {released.describe_dialect(weights)}")
+    )

@@ -1,0 +1,106 @@
+"""The pool of worker processes: order, errors, and what happens to a process that hangs or dies."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from mindspeed_mm.data.workers import WorkerPool
+
+
+def square(task, announce):
+    """(number, what to do): the square, after the announced thing has been done."""
+    number, action = task
+    announce(number)
+    if action == "hang":
+        time.sleep(1000)
+    if action == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if action == "raise":
+        raise ValueError(f"no {number}")
+    return number**2
+
+
+def lost(task, item, reason):
+    return item, f"lost: {reason}"
+
+
+def remember(task, announce):
+    """As `square`; a lost task says so."""
+    return task[1] if str(task[1]).startswith("lost") else square(task, announce)
+
+
+def results(tasks, work=square, count=2, timeout_s=None, **options):
+    pool = WorkerPool(work, count, lost=lost, timeout_s=timeout_s, **options)
+    try:
+        return list(pool.run(tasks))
+    finally:
+        pool.close()
+
+
+@pytest.mark.parametrize(("count", "start_method"), [(0, "fork"), (1, "fork"), (3, "fork"), (1, "forkserver")])
+def test_results_come_in_the_order_of_the_tasks(count, start_method):
+    assert results([(n, "") for n in range(11)], count=count, start_method=start_method) == [n**2 for n in range(11)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_task_that_hangs_is_given_up_and_the_others_are_done(count):
+    tasks = [(n, "hang" if n in (2, 3) else "") for n in range(8)]
+    begin = time.monotonic()
+    found = results(tasks, remember, count, timeout_s=0.5)
+    assert found[:2] == [0, 1] and found[4:] == [16, 25, 36, 49]
+    assert found[2] == found[3] == "lost: gave nothing in 0.5 s"
+    assert time.monotonic() - begin < 20
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_task_that_kills_its_process_is_given_up(count):
+    found = results([(n, "die" if n == 1 else "") for n in range(5)], remember, count)
+    assert found == [0, "lost: its process was ended by signal 9", 4, 9, 16]
+
+
+def test_an_exception_is_raised_with_its_text():
+    with pytest.raises(RuntimeError, match="a data worker failed(.|\n)*ValueError: no 1"):
+        results([(1, "raise")])
+
+
+def die_idle(task, announce):
+    os._exit(3)
+
+
+def test_a_worker_that_dies_at_nothing_is_not_replaced_for_ever():
+    with pytest.raises(RuntimeError, match="at no file, its process ended with code 3"):
+        results([(1, "")], die_idle)
+
+
+def process_and_tensor(task, announce):
+    return os.getpid(), torch.full((1000, 100), float(task))
+
+
+def test_tensors_come_through_and_processes_end_with_the_pool():
+    pool = WorkerPool(process_and_tensor, 2, lost=lost)
+    found = list(pool.run(range(4)))
+    assert [tensor[0, 0].item() for _, tensor in found] == [0, 1, 2, 3]
+    assert len({pid for pid, _ in found}) == 2 and os.getpid() not in {pid for pid, _ in found}
+    pool.close()
+    for pid, _ in found:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_without_workers_ahead_nothing_is_started_before_it_is_asked_for():
+    asked = []
+
+    def tasks():
+        for number in range(3):
+            asked.append(number)
+            yield number, ""
+
+    pool = WorkerPool(square, 0, lost=lost)
+    found = pool.run(tasks())
+    assert asked == []
+    assert next(found) == 0 and asked == [0]
+    assert next(found) == 1 and asked == [0, 1]
+    pool.close()

@@ -1,0 +1,216 @@
+"""The loop around the steps: signals, saves that fail, reports, and what happens when nothing moves."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+from rank_runs import Layout, Run
+from ranks import log_lines, run_ranks
+
+from mindspeed_mm.config.run import CheckpointConfig, ReportConfig
+from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.training.heartbeat import EXIT_CODE
+
+
+class At:
+    """A stream that does something before it hands out the data of a step."""
+
+    def __init__(self, stream, step: int, action):
+        self.stream, self.left, self.action = stream, step, action
+        self.ledger = stream.ledger
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.left -= 1
+        if self.left == 0:
+            self.action()
+        return next(self.stream)
+
+    def state_dict(self) -> dict:
+        return self.stream.state_dict()
+
+
+def interrupted(checkpoint: CheckpointConfig, number: int) -> tuple[int, list[str]]:
+    """The last rank gets a signal in its third step."""
+    run = Run(Layout(micro_batch=2), checkpoint)
+    if run.parallel.rank == run.parallel.world_size - 1:
+        run.state.loader = At(run.stream, 3, lambda: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    with log_lines() as lines:
+        run.trainer(train_iters=50).fit()
+    assert signal.getsignal(number) is before
+    return run.state.iteration, lines
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_signal_to_one_rank_saves_and_ends_all(tmp_path, number, in_background):
+    checkpoint = CheckpointConfig(save=str(tmp_path), in_background=in_background)
+    for iteration, lines in run_ranks(interrupted, 2, checkpoint, number):
+        assert iteration == 3
+        assert f"{signal.Signals(number).name}: saving and ending at iteration 3" in lines
+        assert lines[-1] == f"saved iteration 3 to {tmp_path}"
+    assert (tmp_path / "latest_checkpointed_iteration.txt").read_text() == "3"
+
+
+def full_disk_for_a_while(checkpoint: CheckpointConfig, until_step: int):
+    """Files may have 100 kB in steps 3 to `until_step`; with a save every second step."""
+    run = Run(Layout(micro_batch=4), checkpoint, ema=False)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill():
+        for thread in threading.enumerate():
+            if thread.name == "checkpoint writer":  # the save before is to succeed
+                thread.join()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+
+    to_limit = At(run.stream, 3, fill)
+    run.state.loader = At(to_limit, until_step, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
+    with log_lines() as lines:
+        try:
+            run.trainer(train_iters=6).fit()
+        except CheckpointError as error:
+            lines.append(f"raised: {error}")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    return [line for line in lines if "saved" in line]
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+def test_a_full_disk_ends_the_run_only_at_the_last_save(tmp_path, in_background):
+    def settings(name):
+        return CheckpointConfig(save=str(tmp_path / name), save_interval=2, in_background=in_background)
+
+    ((first, second, third),) = run_ranks(full_disk_for_a_while, 1, settings("short"), 6)
+    assert first.startswith("saved iteration 2") and third.startswith("saved iteration 6")
+    assert "the checkpoint of iteration 4 is not saved" in second and "training goes on" in second
+    ((*_, last),) = run_ranks(full_disk_for_a_while, 1, settings("long"), 99)
+    assert last.startswith("raised: ") and "the checkpoint of iteration 6 is not saved" in last
+    assert (tmp_path / "long" / "latest_checkpointed_iteration.txt").read_text() == "2"
+
+
+def reported(checkpoint: CheckpointConfig, report: ReportConfig) -> list[str]:
+    run = Run(Layout(micro_batch=2, clip_decay=0.9), checkpoint)
+    with log_lines() as lines:
+        run.trainer(4, report).fit()
+    return lines
+
+
+def test_numbers_go_to_the_log_and_the_file(tmp_path):
+    report = ReportConfig(log_interval=2, peak_tflops=1e-3)
+    first, _ = run_ranks(reported, 2, CheckpointConfig(save=str(tmp_path)), report)
+    steps = [line for line in first if line.startswith("iteration ")]
+    assert [line.split(" | ")[0] for line in steps] == ["iteration 2/4", "iteration 4/4"]
+    for field in ("loss: ", "grad norm: ", "clip threshold: ", "learning rate: ", "samples/s: ", "tokens/s: ",
+                  "TFLOP/s: ", "MFU: ", "memory: ", "data wait: ", "ETA: "):  # fmt: skip
+        assert field in steps[-1]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [1, 2, 3, 4]
+    assert rows[-1]["consumed_samples"] == 16
+    assert f"loss: {rows[-1]['loss']:.6E}" in steps[-1]
+    assert rows[0]["clip_threshold"] is None and rows[-1]["clip_threshold"] > 0
+
+
+def test_tensorboard_without_the_package_says_what_to_install(tmp_path, monkeypatch):
+    from mindspeed_mm.errors import ConfigError
+    from mindspeed_mm.training.reports import TensorBoard
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match="pip install tensorboard"):
+        TensorBoard(str(tmp_path), 1)
+
+
+def alone(program: str, timeout_s: float = 120) -> subprocess.CompletedProcess:
+    """A program in a process of its own, which may end as it likes."""
+    code = "import sys, time\nimport torch.distributed as dist\n" + textwrap.dedent(program)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s)
+
+
+def test_a_hang_prints_stacks_and_who_is_behind():
+    result = alone(
+        """
+        from mindspeed_mm.training.watchdog import Watchdog
+
+        def stuck_here():
+            time.sleep(60)
+
+        store = dist.HashStore()
+        store.set("watchdog/1", "6 the step")
+        watchdog = Watchdog(store, 0, 2, minutes=1 / 60)
+        with watchdog:
+            watchdog.beat("the step", 7)
+            stuck_here()
+        """
+    )
+    assert result.returncode == EXIT_CODE
+    assert "[rank 0] no progress for 1 s; its threads:" in result.stderr
+    assert "in stuck_here" in result.stderr
+    assert "rank 0 last finished the step of iteration 7\n" in result.stderr
+    assert "rank 1 last finished the step of iteration 6  <- behind" in result.stderr
+
+
+def test_beats_keep_the_watchdog_quiet():
+    result = alone(
+        """
+        from mindspeed_mm.training.watchdog import Watchdog
+
+        with Watchdog(dist.HashStore(), 0, 1, minutes=2 / 60) as watchdog:
+            for iteration in range(8):
+                time.sleep(0.5)
+                watchdog.beat("the step", iteration)
+        """
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_rank_without_a_sign_of_life_is_named():
+    result = alone(
+        """
+        from mindspeed_mm.training.heartbeat import Heartbeat
+
+        with Heartbeat(dist.HashStore(), 0, 2, gone_after_s=3.0):
+            time.sleep(60)
+        """
+    )
+    assert result.returncode == EXIT_CODE
+    assert "[rank 0] rank 1 is gone: no sign of life for 3 s; ending" in result.stderr
+
+
+def test_what_one_rank_has_found_ends_the_others():
+    result = alone(
+        """
+        from mindspeed_mm.training.heartbeat import Heartbeat
+
+        store = dist.HashStore()
+        store.set("gone", "rank 5 is gone")
+        with Heartbeat(store, 0, 8, gone_after_s=60.0):
+            time.sleep(60)
+        """
+    )
+    assert result.returncode == EXIT_CODE
+    assert "[rank 0] rank 5 is gone; ending" in result.stderr
+
+
+def test_a_failed_collective_becomes_the_name_of_the_lost_rank():
+    result = alone(
+        """
+        from mindspeed_mm.errors import RankLost
+        from mindspeed_mm.training.heartbeat import Heartbeat
+
+        try:
+            with Heartbeat(dist.HashStore(), 0, 2):
+                raise RuntimeError("Connection closed by peer")
+        except RankLost as error:
+            print(error, "|", error.__cause__)
+        """
+    )
+    assert result.stdout.startswith("rank 1 is gone, the others cannot go on")
+    assert "Connection closed by peer" in result.stdout

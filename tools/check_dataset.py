@@ -1,0 +1,59 @@
+#!/usr/bin/env python
+"""Look at a list before training on it: what is dropped and why, which shapes are left, whether files can be decoded.
+
+    python tools/check_dataset.py --mm-data data.json --global-batch-size 64
+
+Exit code 0: fit for a run; 1: something is wrong (an error in the config or list, a sample that cannot be decoded, or
+more dropped than --max-dropped-fraction).
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installing it
+
+from mindspeed_mm.config.data import DataConfig
+from mindspeed_mm.config.reader import build, read_json
+from mindspeed_mm.data.check import check_list, draw_shapes
+from mindspeed_mm.errors import MMError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mm-data", required=True, metavar="JSON")
+    parser.add_argument("--global-batch-size", type=int, default=1, metavar="N", help="of the run (default 1)")
+    parser.add_argument("--samples", type=int, default=32, metavar="N", help="clips to decode (default 32)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of these")
+    parser.add_argument("--num-workers", type=int, default=2, metavar="N", help="processes that decode (default 2)")
+    parser.add_argument("--probe", action="store_true", help="take what the lists leave out from the files")
+    parser.add_argument("--max-dropped-fraction", type=float, default=1.0, metavar="X", help="more is exit code 1")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write check.json and shapes.png there")
+    options = parser.parse_args()
+    try:
+        found = check_list(
+            build(DataConfig, read_json(options.mm_data)),
+            global_batch_size=options.global_batch_size,
+            samples=options.samples,
+            seed=options.seed,
+            processes=options.num_workers,
+            probe_files=options.probe,
+        )
+    except MMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(found.lines()))
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "check.json").write_text(json.dumps(found.report(), indent=1, ensure_ascii=False))
+        draw_shapes(found.result, options.output / "shapes.png")
+        print(f"wrote {options.output / 'check.json'} and shapes.png")
+    too_many = found.dropped_fraction > options.max_dropped_fraction
+    if too_many:
+        print(f"error: {found.dropped_fraction:.1%} of the rows are dropped, more than --max-dropped-fraction allows")
+    return int(bool(found.faults) or too_many)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""Draw a training run from its metrics.jsonl: loss, gradient norm with its clip limit, learning rate, throughput.
+
+python tools/plot_run.py RUN [RUN ...] [--output run.png] [--smooth 0.9] [--log-loss]
+
+RUN is the --save directory of a run, or a metrics.jsonl; several are drawn into one picture. Where a run was resumed from
+before its end, the later numbers of an iteration count.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Run:
+    """Steps and other values of a run, each once, in order."""
+
+    def __init__(self, path: Path):
+        """Raises ValueError, with the line, if the file is not a run's."""
+        file = path / METRICS_FILE if path.is_dir() else path
+        self.name = file.resolve().parent.name
+        self.steps: dict[int, dict] = {}
+        self.values: dict[int, dict] = {}
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                target = self.steps if row.pop("kind") == "step" else self.values
+                target.setdefault(row["iteration"], {}).update(row)
+            except (json.JSONDecodeError, KeyError, AttributeError):
+                raise ValueError(f"{file}, line {number}: not an event of a run: {line[:80]!r}") from None
+        if not self.steps:
+            raise ValueError(f"{file}: holds no steps")
+
+    def series(self, name: str, of: dict[int, dict] | None = None) -> tuple[list[int], list[float]]:
+        """Iterations and values of a number; where it was not finite, NaN, which leaves a gap in a curve."""
+        rows = [(iteration, row[name]) for iteration, row in sorted((of or self.steps).items()) if name in row]
+        return [iteration for iteration, _ in rows], [math.nan if value is None else value for _, value in rows]
+
+    def skipped(self) -> list[int]:
+        return [iteration for iteration, row in sorted(self.steps.items()) if row.get("skipped")]
+
+
+def smoothed(values: list[float], weight: float) -> list[float]:
+    """Exponential moving average, corrected for its start; NaN values are passed over."""
+    total = norm = 0.0
+    found = []
+    for value in values:
+        if math.isfinite(value):
+            total, norm = weight * total + (1 - weight) * value, weight * norm + (1 - weight)
+        found.append(total / norm if norm else math.nan)
+    return found
+
+
+def draw(runs: list[Run], smooth: float, log_loss: bool) -> plt.Figure:
+    """Four panels; a colour per run."""
+    figure, panels = plt.subplots(2, 2, figsize=(13, 8), sharex=True, layout="constrained")
+    (loss, norm), (rate, speed) = panels
+    for index, run in enumerate(runs):
+        colour = f"C{index}"
+        _curve(loss, run, "loss", colour, smooth)
+        for name in sorted({key for row in run.values.values() for key in row if key.endswith("eval loss")}):
+            marker = "s" if name.startswith("ema") else "o"
+            loss.plot(*run.series(name, run.values), marker, color=colour, markersize=4, label=f"{run.name}: {name}")
+        _curve(norm, run, "gradient_norm", colour, smooth)
+        norm.plot(*run.series("clip_threshold"), "--", color=colour, linewidth=1, label=f"{run.name}: clip limit")
+        for iteration in run.skipped():
+            norm.axvline(iteration, color=colour, alpha=0.3, linewidth=1)
+        rate.plot(*run.series("learning_rate"), color=colour, label=run.name)
+        _curve(speed, run, "samples_per_second", colour, smooth)
+    norm.set_yscale("log")
+    if log_loss:
+        loss.set_yscale("log")
+    titles = ("loss", "gradient norm (lines: skipped steps)", "learning rate", "samples per second")
+    for panel, title in zip(panels.flat, titles, strict=True):
+        panel.set_title(title)
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=8)
+    for panel in panels[1]:
+        panel.set_xlabel("iteration")
+    return figure
+
+
+def _curve(panel: Axes, run: Run, name: str, colour: str, smooth: float) -> None:
+    """The numbers as they are, faint, and their moving average."""
+    iterations, values = run.series(name)
+    panel.plot(iterations, values, color=colour, alpha=0.3, linewidth=0.8, marker="." if len(values) < 100 else None)
+    panel.plot(iterations, smoothed(values, smooth), color=colour, label=run.name)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--output", type=Path, help="PNG, PDF or SVG; default: run.png in the first RUN")
+    parser.add_argument("--smooth", type=float, default=0.9, help="weight of the moving average's past, 0 for none")
+    parser.add_argument("--log-loss", action="store_true", help="loss on a logarithmic axis")
+    options = parser.parse_args(arguments)
+    if not 0 <= options.smooth < 1:
+        parser.error(f"--smooth {options.smooth}: must be at least 0 and below 1")
+    first = options.runs[0]
+    output = options.output or (first if first.is_dir() else first.parent) / "run.png"
+    try:
+        figure = draw([Run(path) for path in options.runs], options.smooth, options.log_loss)
+        figure.savefig(output, dpi=110)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
