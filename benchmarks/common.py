@@ -25,18 +25,24 @@ def measure(
 
     They take turns, so that a disturbance of the machine meets all of them; the first round only warms up.
     """
+    clock = clock_of(device)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
     for round_number in range(repeats + 1):
         for name, function in variants.items():
             synchronize(device)
-            start = time.perf_counter()
+            start = clock()
             part = function()
             synchronize(device)
             if round_number:
-                seconds[name].append((time.perf_counter() - start, math.nan if part is None else part))
+                seconds[name].append((clock() - start, math.nan if part is None else part))
     return {
         name: tuple(statistics.median(column) for column in zip(*rows, strict=True)) for name, rows in seconds.items()
     }
+
+
+def clock_of(device: str) -> Callable[[], float]:
+    """Wall-clock seconds; on one thread of a CPU its CPU seconds, which other programs on the machine disturb less."""
+    return time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 
 def synchronize(device: str) -> None:

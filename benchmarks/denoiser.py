@@ -8,10 +8,9 @@ The width shrinks with the tokens, so that attention has the share of a block's 
 
 import argparse
 import math
-import time
 
 import torch
-from common import denoiser, denoiser_config, denoiser_inputs, measure, peak_bytes, synchronize, table
+from common import clock_of, denoiser, denoiser_config, denoiser_inputs, measure, peak_bytes, synchronize, table
 from original_way import OriginalWay
 
 from mindspeed_mm.models.sparse_ummdit.flops import forward_flops
@@ -48,12 +47,14 @@ def main() -> None:
     with torch.no_grad():
         assert_equal(rows["SUV"][0](*inputs), rows["SUV in the original's way"][0](*inputs), options.dtype)
 
+    clock = clock_of(options.device)
+
     def step(network):
         def run() -> float:
-            start = time.perf_counter()
+            start = clock()
             out = network(*inputs)
             synchronize(options.device)
-            forward = time.perf_counter() - start
+            forward = clock() - start
             out.float().square().mean().backward()
             for parameter in network.parameters():
                 parameter.grad = None
