@@ -40,6 +40,16 @@ def measure(
     }
 
 
+def medians(variants: dict[str, Callable[[], object]], repeats: int, device: str = "cpu") -> dict[str, float]:
+    """Median seconds of each variant, measured like `measure`."""
+    runs = {name: lambda function=function: void(function()) for name, function in variants.items()}
+    return {name: seconds for name, (seconds, _) in measure(runs, repeats, device).items()}
+
+
+def void(_: object) -> None:
+    """Drops a result."""
+
+
 def clock_of(device: str) -> Callable[[], float]:
     """Wall-clock seconds; on one thread of a CPU its CPU seconds, which other programs on the machine disturb less."""
     return time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter

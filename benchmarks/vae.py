@@ -13,7 +13,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from common import measure, peak_bytes, table
+from common import measure, peak_bytes, table, void
 from torch import Tensor, nn
 
 from mindspeed_mm.config.model import AutoencoderConfig
@@ -120,10 +120,6 @@ def show_memory(networks: dict[str, WFVAE], options) -> None:
         rows.append([frames, *peaks, *working])
     header = ["frames"] + [f"{way}, {name}" for name in networks for way in ("encode", "decode")]
     print("\nPeak memory, MiB\n\n" + table([*header, "encode, chunks alone", "decode, chunks alone"], rows))
-
-
-def void(_: object) -> None:
-    """Drops a result."""
 
 
 if __name__ == "__main__":

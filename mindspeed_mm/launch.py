@@ -53,6 +53,11 @@ def _extract_features(argv: list[str], videos: bool, texts: bool) -> None:
     parallel.stop()
 
 
+def serve() -> None:
+    """The main program of `python -m mindspeed_mm.serve`."""
+    _run(_serve)
+
+
 def _pretrain() -> None:
     config = resolve.run_config(sys.argv[1:])
     config = dataclasses.replace(config, checkpoint=_after_restart(config.checkpoint))
@@ -83,6 +88,15 @@ def _inference() -> None:
     from mindspeed_mm.sampling.run import run
 
     run(config, platform, parallel)
+    parallel.stop()
+
+
+def _serve() -> None:
+    config = resolve.serve_config(sys.argv[1:])
+    platform, parallel = start(config.sample.launch)
+    from mindspeed_mm.web.app import serve
+
+    serve(config, platform, parallel)
     parallel.stop()
 
 

@@ -72,17 +72,18 @@ def node_from_python(value, path: str, file: str = "") -> Node:
 
 def read_json(path: str | Path) -> Node:
     """Parse a JSON file that may hold `#`, `//`, `/* */` comments and trailing commas."""
-    return _Parser(_read_text(path), str(path)).parse()
+    return _Parser(read_text(path), str(path)).parse()
 
 
 def read_json_lines(path: str | Path) -> list[Node]:
     """Parse a file with a JSON value per line; empty lines and lines that begin with `#` or `//` are left out."""
-    lines = enumerate(_read_text(path).splitlines(), start=1)
+    lines = enumerate(read_text(path).splitlines(), start=1)
     kept = [(number, line) for number, line in lines if line.strip() and not line.strip().startswith(("#", "//"))]
     return [_Parser(line, str(path), number).parse() for number, line in kept]
 
 
-def _read_text(path: str | Path) -> str:
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file; ConfigError if it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:

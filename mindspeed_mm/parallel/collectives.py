@@ -74,16 +74,15 @@ def from_first_rank(value):
     return box[0]
 
 
-def wait_for_all(occasion: str, poll_s: float = 0.2) -> None:
+def wait_for_all(occasion: str, parallel: ParallelContext, poll_s: float = 0.2) -> None:
     """Return when every rank has called this for `occasion`, a name never used before.
 
     A barrier without a time limit: samples take hours, and data ranks do not finish together.
     """
-    store = dist.distributed_c10d._get_default_store()
-    arrived = store.add(occasion, 1)
-    while arrived < dist.get_world_size():
+    arrived = parallel.store.add(occasion, 1)
+    while arrived < parallel.world_size:
         time.sleep(poll_s)
-        arrived = store.add(occasion, 0)
+        arrived = parallel.store.add(occasion, 0)
     dist.barrier()  # so that no rank leaves, and takes the store with it, while another still asks it
 
 

@@ -133,6 +133,7 @@ class ParallelContext:
         """Number of ranks that make a sample together."""
         return self.tensor_size * self.context_size * self.guidance_size
 
+    @property
     def rank(self) -> int:
         """Of this process among all of them."""
         return dist.get_rank()
