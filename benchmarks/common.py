@@ -40,12 +40,6 @@ def measure(
     }
 
 
-def medians(variants: dict[str, Callable[[], object]], repeats: int, device: str = "cpu") -> dict[str, float]:
-    """Median seconds of each variant, measured like `measure`."""
-    runs = {name: lambda function=function: void(function()) for name, function in variants.items()}
-    return {name: seconds for name, (seconds, _) in measure(runs, repeats, device).items()}
-
-
 def void(_: object) -> None:
     """Drops a result."""
 
