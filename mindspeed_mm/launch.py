@@ -1,5 +1,6 @@
 """The entry points' common start: flags to config, device, process groups; one-line errors and exit codes."""
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -14,7 +15,7 @@ from pathlib import Path
 from mindspeed_mm import logs
 from mindspeed_mm.checkpoint import layout
 from mindspeed_mm.config import arguments, resolve
-from mindspeed_mm.config.run import CheckpointConfig, LaunchConfig
+from mindspeed_mm.config.run import CheckpointConfig, LaunchConfig, RunConfig
 from mindspeed_mm.errors import MMError
 
 _log = logs.get(__name__)
@@ -64,8 +65,29 @@ def _pretrain() -> None:
     platform, parallel = start(config.launch, config.model.allow_tf32, config.model.allow_internal_format)
     from mindspeed_mm.training.build import build_trainer
 
-    build_trainer(config, platform, parallel).fit()
+    build_sampler = functools.partial(_sampler, config) if config.evaluation.sample_model is not None else None
+    build_trainer(config, platform, parallel, build_sampler).fit()
     parallel.stop()
+
+
+def _sampler(config: RunConfig, engine, ema, encoders) -> Callable[[int], None]:
+    """Makes the videos of --mm-sample, with the EMA weights if there are any, below the run's directory."""
+    from mindspeed_mm.sampling.while_training import TrainingSamples
+
+    folder = Path(config.checkpoint.save) / "samples"
+    networks = (engine.network, encoders.autoencoder, encoders.text)
+    samples = TrainingSamples(
+        config.evaluation.sample_model, *networks, encoders.device, folder, config.seed, config.launch
+    )
+
+    def sample(iteration: int) -> None:
+        averages = contextlib.nullcontext() if ema is None else engine.weights_of(ema.averages())
+        with averages:
+            written = samples(iteration)
+        if written:
+            _log.info(f"iteration {iteration}: sampled {len(written) - 1} videos, {written[-1]}")
+
+    return sample
 
 
 def _after_restart(checkpoint: CheckpointConfig) -> CheckpointConfig:

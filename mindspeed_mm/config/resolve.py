@@ -61,7 +61,7 @@ def run_config(argv: list[str], world_size: int | None = None) -> RunConfig:
         global_batch_size=global_batch,
         train_iters=flags.train_iters,
         seed=flags.seed,
-        evaluation=_evaluation(flags),
+        evaluation=_evaluation(flags, model.predictor, launch),
         report=_reports(flags),
         tools=build(ToolConfig, read_json(flags.mm_tool), notes) if flags.mm_tool else ToolConfig(),
         probe=flags.probe,
@@ -408,7 +408,7 @@ def _checkpoint(flags) -> CheckpointConfig:
     )
 
 
-def _evaluation(flags) -> EvaluationConfig:
+def _evaluation(flags, predictor: DenoiserConfig, launch: LaunchConfig) -> EvaluationConfig:
     for flag, file in (("--eval-data", flags.eval_data), ("--mm-sample", flags.mm_sample)):
         if file is not None and not Path(file).is_file():
             raise ConfigError(f"{flag} {file}: no such file")
@@ -417,8 +417,22 @@ def _evaluation(flags) -> EvaluationConfig:
         iterations=_positive("--eval-iters", flags.eval_iters),
         data_path=flags.eval_data,
         sample_interval=_positive("--sample-interval", flags.sample_interval),
-        sample_config=flags.mm_sample,
+        sample_model=_sample_while_training(flags, predictor, launch) if flags.mm_sample else None,
     )
+
+
+def _sample_while_training(flags, predictor: DenoiserConfig, launch: LaunchConfig) -> SampleModelConfig:
+    """The inference JSON of --mm-sample, whose denoiser has to be the one that is trained."""
+    if flags.save is None:
+        raise ConfigError("--mm-sample: videos are written below --save, which is missing")
+    node = model_dialects.sample_node(read_json(flags.mm_sample))
+    model = build(SampleModelConfig, node)
+    for field in dataclasses.fields(DenoiserConfig):
+        mine, trained = getattr(model.predictor, field.name), getattr(predictor, field.name)
+        if mine != trained and field.name != "from_pretrained":
+            raise find(node, "predictor").error(f"{field.name} is {mine}, but {trained} in the model that is trained")
+    check_sample_size(model, launch, find(node, "pipeline_config.input_size"))
+    return model
 
 
 def _reports(flags) -> ReportConfig:

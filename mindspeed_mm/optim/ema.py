@@ -25,6 +25,10 @@ class Ema:
         self.updates = 0
         self.shards = {shard.name: shard.main.detach().float().clone() for shard in self._engine.main_shards()}
 
+    def averages(self) -> list[Tensor]:
+        """One tensor beside each of the engine's main shards."""
+        return [self.shards[shard.name] for shard in self._engine.main_shards()]
+
     @torch.no_grad()
     def update(self) -> None:
         """Move towards the weights after an optimizer step."""

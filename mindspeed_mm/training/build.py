@@ -69,7 +69,7 @@ def build_extraction(config: RunConfig, platform: Platform, parallel: ParallelCo
 
 def _encoders(config: RunConfig, device: torch.device) -> FrozenEncoders:
     """The encoders, without those that stored features stand for; videos while training need the weights of all."""
-    model, samples = config.model, config.evaluation.sample_config is not None
+    model, samples = config.model, config.evaluation.sample_model is not None
     autoencoder = text = None
     if samples or not model.load_video_features:
         autoencoder = frozen_autoencoder(model.ae, device, config.precision.autoencoder)
