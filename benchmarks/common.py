@@ -1,5 +1,6 @@
 """What the benchmarks share: medians of interleaved runs, peak memory, and one table."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -17,18 +18,35 @@ from mindspeed_mm.types import TextFeatures
 STAGES, SPARSITIES = (2, 4, 6, 8, 6, 4, 2), (1, 2, 4, 8, 4, 2, 1)
 
 
-def medians(variants: dict[str, Callable[[], object]], repeats: int, device: str = "cpu") -> dict[str, float]:
-    """Median seconds of each variant. They take turns, so that a disturbance of the machine meets all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for round_number in range(repeats + 1):  # the first one warms up
+def measure(
+    variants: dict[str, Callable[[], float | None]], repeats: int, device: str = "cpu"
+) -> dict[str, tuple[float, float]]:
+    """Of each variant: median seconds, and the median of what it returns, such as the seconds of a part (or nan).
+
+    They take turns, so that a disturbance of the machine meets all of them; the first round only warms up.
+    """
+    clock = clock_of(device)
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
+    for round_number in range(repeats + 1):
         for name, function in variants.items():
             synchronize(device)
-            start = time.perf_counter()
-            function()
+            start = clock()
+            part = function()
             synchronize(device)
             if round_number:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+                seconds[name].append((clock() - start, math.nan if part is None else part))
+    return {
+        name: tuple(statistics.median(column) for column in zip(*rows, strict=True)) for name, rows in seconds.items()
+    }
+
+
+def void(_: object) -> None:
+    """Drops a result."""
+
+
+def clock_of(device: str) -> Callable[[], float]:
+    """Wall-clock seconds; on one thread of a CPU its CPU seconds, which other programs on the machine disturb less."""
+    return time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 
 def synchronize(device: str) -> None:

@@ -305,6 +305,7 @@ def _add_recompute(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("recomputation: whole blocks, or only the feed-forwards of blocks")
     group.add_argument("--recompute-granularity", choices=("full", "selective"))
     group.add_argument("--recompute-method", choices=("block", "uniform"))
+    group.add_argument("--compile", action="store_true", help="torch.compile the denoiser's blocks (CUDA, CPU)")
     group.add_argument("--recompute-num-layers", type=int, default=0, metavar="N", help="the first N blocks, whole")
     group.add_argument("--selective_recom", action="store_true", help="feed-forwards only")
     group.add_argument("--recom_ffn_layers", type=int, default=32, metavar="N", help="of the first N blocks")

@@ -69,6 +69,7 @@ def run_config(argv: list[str], world_size: int | None = None) -> RunConfig:
         data_ledger=flags.data_ledger or (os.path.join(flags.save, "data") if flags.save else None),
         recompute_blocks=recompute_blocks,
         recompute_feed_forwards=recompute_feed_forwards,
+        compile=flags.compile,
         flags=tuple(sorted(vars(flags).items())),
     )
     _report(without_effect, notes)

@@ -129,4 +129,5 @@ class RunConfig:
     data_ledger: str | None = None  # folder for what was dropped and what was bad; None: the log only
     recompute_blocks: int = 0
     recompute_feed_forwards: int = 0
+    compile: bool = False  # torch.compile the denoiser's blocks
     flags: tuple[tuple[str, object], ...] = ()  # argv as parsed, kept in the checkpoint as Megatron's `args`

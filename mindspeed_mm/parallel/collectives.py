@@ -86,9 +86,14 @@ def wait_for_all(occasion: str, parallel: ParallelContext, poll_s: float = 0.2) 
     dist.barrier()  # so that no rank leaves, and takes the store with it, while another still asks it
 
 
+def token_parts(parallel: ParallelContext) -> int:
+    """Into how many parts `split_tokens` cuts a sequence."""
+    return parallel.context_size * (parallel.tensor_size if parallel.sequence_parallel else 1)
+
+
 def check_divisible(tokens: int, what: str, parallel: ParallelContext) -> None:
     """Raise where a sequence cannot be split evenly over the ranks."""
-    parts = parallel.context_size * (parallel.tensor_size if parallel.sequence_parallel else 1)
+    parts = token_parts(parallel)
     if tokens % parts:
         sizes = f"context parallel {parallel.context_size}"
         if parallel.sequence_parallel:

@@ -108,6 +108,8 @@ def _denoiser(config: RunConfig, parallel: ParallelContext, device: torch.device
     )
     if predictor.from_pretrained:
         load_denoiser(network, predictor.from_pretrained)
+    if config.compile:
+        network.compile_blocks()
     count = sum(parameter.numel() for parameter in network.parameters())
     _log.info(f"denoiser: {count:,} parameters on this rank, {config.precision.denoiser}")
     return network

@@ -14,18 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from mindspeed_mm.config.model import DenoiserConfig
+from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.models.sparse_ummdit.block import Block
 from mindspeed_mm.models.sparse_ummdit.embeddings import PatchEmbed, TimeTextEmbed, unpatchify
-from mindspeed_mm.models.sparse_ummdit.masks import key_masks, patch_keep
+from mindspeed_mm.models.sparse_ummdit.masks import key_masks, patch_keep, without_padding
 from mindspeed_mm.models.sparse_ummdit.modulation import FinalNorm
 from mindspeed_mm.models.sparse_ummdit.norms import NORMS, LayerNorm, RMSNorm
 from mindspeed_mm.models.sparse_ummdit.step_cache import StepCache
 from mindspeed_mm.ops import rope3d
 from mindspeed_mm.parallel import partition
-from mindspeed_mm.parallel.collectives import check_divisible, join_tokens, split_tokens
+from mindspeed_mm.parallel.collectives import check_divisible, join_tokens, split_tokens, token_parts
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.recompute import maybe_recompute
 from mindspeed_mm.types import TextFeatures
+
+# Blocks are compiled once per Skiparse pattern, and again where a number of tokens changes; torch's default is 8.
+_RECOMPILE_LIMIT = 64
 
 
 class SparseUMMDiT(nn.Module):
@@ -86,7 +90,7 @@ class SparseUMMDiT(nn.Module):
         extent = self._check(latents, sigma, text, keep)
         tokens = math.prod(extent)
         dtype = self.proj_out.weight.dtype
-        text = text.to(dtype=dtype)
+        text = without_padding(text.to(dtype=dtype), token_parts(self.parallel))
 
         condition = self.time_text_embed(sigma, text.pooled)
         video = split_tokens(self.patch_embed(latents.to(dtype)), self.parallel)
@@ -132,11 +136,23 @@ class SparseUMMDiT(nn.Module):
             whole = depth <= self.recompute_blocks and self.training
             feed_forward = depth <= self.recompute_feed_forwards
             video, text = maybe_recompute(
-                whole, block, video, text, condition, rope, masks[block.pattern], feed_forward
+                whole, block, video, text, condition, rope, masks[block.pattern], feed_forward, not whole
             )
         if index < middle and self.config.skip_connection:
             skips.append((video, text))
         return video, text
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """torch.compile each block, in place: names of parameters stay. On one TP x CP rank each is a single graph.
+
+        Raises ConfigError on an NPU, where torch.compile is not supported here.
+        """
+        device = self.proj_out.weight.device
+        if device.type == "npu":
+            raise ConfigError("--compile: torch.compile does not support npu here; leave it out")
+        whole = self.parallel.tensor_size * self.parallel.context_size == 1  # collectives break the graph
+        for block in self.blocks():
+            block.compile(backend=backend, fullgraph=whole, recompile_limit=_RECOMPILE_LIMIT)
 
     def blocks(self):
         """All blocks, first to last."""

@@ -83,11 +83,13 @@ class Decoder(nn.Module):
 
         h, chunk = self.up2(h, chunk)
         h, energy = self._split(h)
+        low_l1 = chunk.wait(self.inverse_wavelet_transform_l2, low_l1, h.shape[2])
         bands_l1 = _add_low(self.connect_l1(energy, chunk), low_l1)
         low = self.inverse_wavelet_transform_l1(bands_l1, chunk)
 
         h, chunk = self.up1(h, chunk)
         h = self.layer(h, chunk)
+        low = chunk.wait(self.inverse_wavelet_transform_l1, low, h.shape[2])
         bands = _add_low(self.conv_out(F.silu(self.norm_out(h)), chunk), low)
         return self.inverse_wavelet_transform_out(bands, chunk)
 
