@@ -85,7 +85,9 @@ def main() -> None:
 
     torch.set_num_threads(1)
     trace.use(library)
-    import transformers  # noqa: F401
+    import torch._dynamo  # used by dispatch modes; imported here, it is not imported by every child
+    import transformers.models.clip.modeling_clip
+    import transformers.models.t5.modeling_t5  # noqa: F401
 
     from mindspeed_mm.platforms.npu import NpuPlatform
 
