@@ -31,7 +31,6 @@ from mindspeed_mm.weights import folder as pretrained_folder
 from mindspeed_mm.weights import load_autoencoder, load_denoiser
 
 _TEXTS_KEPT = 256  # in a notebook and on the page; a text of v1.5 takes 2 MiB
-_RECOMPILE_LIMIT = 64  # a block is compiled once per Skiparse pattern and number of frames; torch's default is 8
 
 
 class T2VPipeline:
@@ -57,7 +56,7 @@ class T2VPipeline:
         self.memory_bytes = memory_bytes or select(residence.device.type).total_memory()
         check(self.options)
         if self.options.compile:
-            compile_blocks(denoiser, residence.device)
+            denoiser.compile_blocks()
 
     @classmethod
     def from_config(
@@ -239,14 +238,3 @@ def to_uint8(video: Tensor) -> np.ndarray:
     """[B,3,T,H,W] in [-1,1] -> uint8 [B,T,H,W,3], rounded to the nearest."""
     pixels = (video.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
     return pixels.permute(0, 2, 3, 4, 1).cpu().numpy()
-
-
-def compile_blocks(denoiser: SparseUMMDiT, device: torch.device, backend: str = "inductor") -> None:
-    """torch.compile each block in place; names of parameters stay."""
-    if device.type not in ("cuda", "cpu"):
-        raise ConfigError(f"--compile: torch.compile does not support {device.type} here; leave it out")
-    import torch._dynamo
-
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _RECOMPILE_LIMIT)
-    for block in denoiser.blocks():
-        block.compile(backend=backend)

@@ -232,5 +232,7 @@ def test_samples_while_training_are_of_the_trained_network(folder):
     found = train(folder, *flags).evaluation
     assert (found.sample_interval, found.sample_model.predictor.num_heads) == (5, 2)
     change(folder / "sample.json", "predictor.num_layers", [2, 4, 2])
-    with pytest.raises(ConfigError, match=r"sample.json.* num_layers is \(2, 4, 2\), but \(2, 2, 2\) in the model that"):
+    with pytest.raises(
+        ConfigError, match=r"sample.json.* num_layers is \(2, 4, 2\), but \(2, 2, 2\) in the model that"
+    ):
         train(folder, *flags)

@@ -10,7 +10,9 @@ from simulation.trace import Trace
 
 from mindspeed_mm import launch
 from mindspeed_mm.config.run import LaunchConfig
+from mindspeed_mm.config.sample import PromptConfig
 from mindspeed_mm.sampling.pipeline import T2VPipeline
+from mindspeed_mm.sampling.requests import Request
 
 TENSOR_PARALLEL = LaunchConfig(device="npu", mindspeed="off", tensor_size=2, sequence_parallel=True)
 
@@ -33,6 +35,6 @@ def sample(config: Path, prompt: str, seed: int) -> torch.Tensor:
 
 def video(pipeline: T2VPipeline, prompt: str, seed: int) -> torch.Tensor:
     with torch.no_grad():
-        text = pipeline.encode([pipeline.compose(prompt)])
-        latents = pipeline.denoise(pipeline.noise(seed, [(0, 0)]), text, progress=False)
+        request = Request(pipeline.config.for_prompt(PromptConfig(prompt=prompt)), seed)
+        latents = pipeline.denoise([request], progress=False)
         return pipeline.autoencoder.decode(latents.to(pipeline.autoencoder.dtype)).float().cpu()

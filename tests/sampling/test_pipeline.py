@@ -8,9 +8,9 @@ from sampling_parts import MadeUpText, pipeline
 from torch._dynamo.utils import counters
 
 from mindspeed_mm.config.sample import PromptConfig, SamplingOptions
-from mindspeed_mm.errors import ConfigError, SamplingError
+from mindspeed_mm.errors import SamplingError
 from mindspeed_mm.parallel.context import ParallelContext
-from mindspeed_mm.sampling.pipeline import compile_blocks, to_uint8
+from mindspeed_mm.sampling.pipeline import to_uint8
 from mindspeed_mm.sampling.requests import Request
 
 
@@ -176,16 +176,11 @@ def test_a_call_may_change_size_steps_and_guidance():
 def test_compiled_blocks_give_the_same_latents():
     """Traced by dynamo and run by the eager backend: inductor takes a minute on a CPU (benchmarks/sample.py has it)."""
     plain, compiled = pipeline(num_inference_steps=2), pipeline(num_inference_steps=2)
-    compile_blocks(compiled.denoiser, torch.device("cpu"), backend="eager")
+    compiled.denoiser.compile_blocks(backend="eager")
     counters.clear()
     expected = plain.denoise([request(plain)], progress=False)
     assert (compiled.denoise([request(compiled)], progress=False) - expected).abs().max() < 1e-5
     assert counters["stats"]["unique_graphs"] >= 6  # a graph or more for each of the blocks
-
-
-def test_compiling_for_a_device_without_it_is_refused():
-    with pytest.raises(ConfigError, match="--compile: torch.compile does not support meta here"):
-        compile_blocks(pipeline().denoiser, torch.device("meta"))
 
 
 def test_made_up_text_depends_on_the_text():
