@@ -180,7 +180,7 @@ def test_compiled_blocks_give_the_same_latents():
     counters.clear()
     expected = plain.denoise([request(plain)], progress=False)
     assert (compiled.denoise([request(compiled)], progress=False) - expected).abs().max() < 1e-5
-    assert counters["stats"]["unique_graphs"] >= 6  # a graph or more for each of the blocks
+    assert counters["stats"]["unique_graphs"] > 1  # one for each kind of block
 
 
 def test_made_up_text_depends_on_the_text():
