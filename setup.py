@@ -35,6 +35,7 @@ setup(
         "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"],
         # torch_npu pairs with one torch and one CANN version (docs: which); MindSpeed is installed from its repository.
         "npu": ["torch_npu", "einops", "scipy"],
+        "serve": ["gradio>=6,<7"],  # the web page
         "readers": ["decord2>=3.0"],
     },
 )

@@ -6,7 +6,7 @@
 Names are loaded on first use, so that importing the package starts no device and no process group.
 """
 
-__version__ = "1.5.0"
+from mindspeed_mm.version import __version__ as __version__
 
 _API = ("build_autoencoder", "build_denoiser", "sigma_grid")
 

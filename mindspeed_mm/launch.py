@@ -1,5 +1,6 @@
 """The entry points' common start: flags to config, device, process groups; one-line errors and exit codes."""
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -15,7 +16,7 @@ from mindspeed_mm import logs
 from mindspeed_mm.checkpoint import layout
 from mindspeed_mm.config import arguments, autoencoder, resolve
 from mindspeed_mm.config.edit import write_vectors
-from mindspeed_mm.config.run import CheckpointConfig, LaunchConfig
+from mindspeed_mm.config.run import CheckpointConfig, LaunchConfig, RunConfig
 from mindspeed_mm.errors import MMError
 
 _log = logs.get(__name__)
@@ -64,14 +65,40 @@ def _extract_features(argv: list[str], videos: bool, texts: bool) -> None:
     parallel.stop()
 
 
+def serve() -> None:
+    """The main program of `python -m mindspeed_mm.serve`."""
+    _run(_serve)
+
+
 def _pretrain() -> None:
     config = resolve.run_config(sys.argv[1:])
     config = dataclasses.replace(config, checkpoint=_after_restart(config.checkpoint))
     platform, parallel = start(config.launch, config.model.allow_tf32, config.model.allow_internal_format)
     from mindspeed_mm.training.build import build_trainer
 
-    build_trainer(config, platform, parallel).fit()
+    build_sampler = functools.partial(_sampler, config) if config.evaluation.sample_model is not None else None
+    build_trainer(config, platform, parallel, build_sampler).fit()
     parallel.stop()
+
+
+def _sampler(config: RunConfig, engine, ema, encoders) -> Callable[[int], None]:
+    """Makes the videos of --mm-sample, with the EMA weights if there are any, below the run's directory."""
+    from mindspeed_mm.sampling.while_training import TrainingSamples
+
+    folder = Path(config.checkpoint.save) / "samples"
+    networks = (engine.network, encoders.autoencoder, encoders.text)
+    samples = TrainingSamples(
+        config.evaluation.sample_model, *networks, encoders.device, folder, config.seed, config.launch
+    )
+
+    def sample(iteration: int) -> None:
+        averages = contextlib.nullcontext() if ema is None else engine.weights_of(ema.averages())
+        with averages:
+            written = samples(iteration)
+        if written:
+            _log.info(f"iteration {iteration}: sampled {len(written) - 1} videos, {written[-1]}")
+
+    return sample
 
 
 def _after_restart(checkpoint: CheckpointConfig) -> CheckpointConfig:
@@ -123,6 +150,15 @@ def _evaluate_autoencoder() -> None:
     parallel.stop()
 
 
+def _serve() -> None:
+    config = resolve.serve_config(sys.argv[1:])
+    platform, parallel = start(config.sample.launch)
+    from mindspeed_mm.web.app import serve
+
+    serve(config, platform, parallel)
+    parallel.stop()
+
+
 def start(launch: LaunchConfig, allow_tf32: bool = False, allow_internal_format: bool = False):
     """Prepare the platform and join the process groups; without torchrun this is one process."""
     from mindspeed_mm.platforms.select import select
@@ -142,10 +178,12 @@ def start(launch: LaunchConfig, allow_tf32: bool = False, allow_internal_format:
         store,
         rank,
         world_size,
+        guidance_parallel=launch.guidance_parallel,
     )
     _log.info(
         f"{platform.name}: TP {parallel.tensor_size}, CP {parallel.context_size}, DP {parallel.data_size}"
         + (", sequence parallel" if parallel.sequence_parallel else "")
+        + (", guidance parallel" if parallel.guidance_size > 1 else "")
     )
     return platform, parallel
 

@@ -40,6 +40,11 @@ class TextFeatures:
             self.pooled.to(device=device, dtype=dtype),
         )
 
+    def chunk(self, count: int) -> "list[TextFeatures]":
+        """`count` equal parts along the batch axis: the inverse of `concatenate`."""
+        parts = zip(self.sequence.chunk(count), self.keep.chunk(count), self.pooled.chunk(count), strict=True)
+        return [TextFeatures(*part) for part in parts]
+
     @staticmethod
     def concatenate(parts: "list[TextFeatures]") -> "TextFeatures":
         """Join along the batch axis."""

@@ -38,6 +38,14 @@ def clips() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory) -> Path:
+    """A folder with a random model and its sample.json, to sample from."""
+    from sampling_world import write_world
+
+    return write_world(tmp_path_factory.mktemp("small_model"))
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """With `-n`, one worker runs all tests on gloo ranks (one pool of processes), and one runs the whole programs."""

@@ -14,6 +14,7 @@ FLOORS = {
     "logs": 0,
     "atomic": 0,  # files that are whole or not there
     "types": 0,
+    "version": 0,
     "config": 1,
     "platforms": 1,
     "parallel": 2,
@@ -27,8 +28,10 @@ FLOORS = {
     "training": 5,
     "sampling": 5,
     "api": 6,
-    "launch": 6,
-    "__init__": 7,
+    "web": 6,
+    "launch": 7,
+    "serve": 8,
+    "__init__": 9,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -11,6 +11,21 @@ MASTER_ADDR=${MASTER_ADDR:-localhost}
 MASTER_PORT=${MASTER_PORT:-12345}
 PYTHON=${PYTHON:-python3}
 LOG_DIR=${LOG_DIR:-logs}
+TIMEOUT_MINUTES=${TIMEOUT_MINUTES:-20}                     # a collective that takes longer ends the run
+
+if ((NODE_RANK < 0 || NODE_RANK >= NNODES)); then
+    echo "error: NODE_RANK $NODE_RANK: must be 0 to $((NNODES - 1)), as NNODES is $NNODES" >&2
+    exit 1
+fi
+if ((NNODES > 1)) && [[ $MASTER_ADDR == localhost || $MASTER_ADDR == 127.* ]]; then
+    echo "error: MASTER_ADDR $MASTER_ADDR with NNODES $NNODES: set it to the address of node 0, the same on every node" >&2
+    exit 1
+fi
+if [[ -n ${SOCKET_IFNAME:-} ]]; then   # the network interface between the nodes, such as eth0
+    export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$SOCKET_IFNAME}
+    export HCCL_SOCKET_IFNAME=${HCCL_SOCKET_IFNAME:-$SOCKET_IFNAME}
+    export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$SOCKET_IFNAME}
+fi
 
 export CUDA_DEVICE_MAX_CONNECTIONS=1   # Megatron orders its launches by one queue
 if [[ $DEVICE == npu || ($DEVICE == auto && -e /dev/davinci0) ]]; then
@@ -29,6 +44,10 @@ if [[ $DEVICE == npu || ($DEVICE == auto && -e /dev/davinci0) ]]; then
     export COMBINED_ENABLE=${COMBINED_ENABLE:-1}
     export CPU_AFFINITY_CONF=${CPU_AFFINITY_CONF:-1}
     export HCCL_CONNECT_TIMEOUT=${HCCL_CONNECT_TIMEOUT:-1800}
+    # Below TIMEOUT_MINUTES, so that HCCL names the ranks that are missing before torch's watchdog ends the process;
+    # a multiple of 68.
+    export HCCL_EXEC_TIMEOUT=${HCCL_EXEC_TIMEOUT:-$((TIMEOUT_MINUTES * 60 * 85 / 100 / 68 * 68))}
+    export HCCL_WHITELIST_DISABLE=${HCCL_WHITELIST_DISABLE:-1}
 fi
 if [[ $DEVICE == cpu ]]; then
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}   # ranks share the cores

@@ -13,7 +13,7 @@ ARGS=(
     --tensor-model-parallel-size "$TP"
     --pipeline-model-parallel-size 1
     --context-parallel-size "$CP"
-    --distributed-timeout-minutes 20
+    --distributed-timeout-minutes "$TIMEOUT_MINUTES"
     --seed "${SEED:-1235}"
 )
 if ((TP > 1)); then

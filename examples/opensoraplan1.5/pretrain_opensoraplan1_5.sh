@@ -25,6 +25,7 @@ PARALLEL_ARGS=(
     --micro-batch-size "$MBS"
     --global-batch-size "$GBS"
     --use-distributed-optimizer
+    --distributed-timeout-minutes "$TIMEOUT_MINUTES"
 )
 if ((TP > 1)); then
     PARALLEL_ARGS+=(--sequence-parallel)

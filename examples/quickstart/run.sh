@@ -51,5 +51,5 @@ MM_MODEL=$OUT/sample.json bash examples/opensoraplan1.5/inference_t2v_1_5.sh
 
 echo "== 6/6 do the videos obey their prompts?"
 "$PYTHON" $HERE/score.py "$OUT/samples" --prompts "$OUT/prompts.txt" --json "$OUT/score.json" --shuffled 50
-"$PYTHON" $HERE/sheet.py "$OUT/samples" "$OUT/score.json"
+"$PYTHON" $HERE/sheet.py "$OUT/samples" "$OUT/score.json" "$OUT/judged.png"
 echo "done in $((SECONDS - STARTED)) s"

@@ -1,10 +1,9 @@
-"""What was sampled, at a glance: a contact sheet (PNG) and a page with the videos (index.html), judged prompt by prompt.
+"""What was sampled, at a glance: a contact sheet with what the judge saw of each prompt.
 
 Reads the report that `score.py --json` writes. A right answer is green, a wrong one red.
 """
 
 import argparse
-import html
 import json
 import sys
 from pathlib import Path
@@ -17,33 +16,22 @@ from PIL import Image, ImageDraw
 from score import QUESTIONS, read_video
 
 _FRAMES = 5  # of each video
+_SCALE = 2  # of their pixels
 _TEXT = 150  # pixels of a row's caption
 _MARGIN = 2
 _RIGHT, _WRONG = (110, 210, 110), (240, 100, 100)
-_PAGE = """<!doctype html><meta charset="utf-8"><title>quickstart samples</title>
-<style>
- body {{ font: 14px sans-serif; background: #222; color: #ddd }}
- figure {{ display: inline-block; width: 150px; margin: 6px; vertical-align: top }}
- video {{ width: 150px; image-rendering: pixelated }}
- .right {{ color: rgb(110, 210, 110) }} .wrong {{ color: rgb(240, 100, 100) }}
-</style>
-<p>{scores}</p>
-{figures}
-"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", type=Path, help="folder of samples")
     parser.add_argument("report", type=Path, help="file that score.py --json wrote")
+    parser.add_argument("sheet", type=Path, help="PNG to write")
     parser.add_argument("--columns", type=int, default=2, help="videos side by side in the contact sheet")
     options = parser.parse_args()
     report = json.loads(options.report.read_text(encoding="utf-8"))
-    sheet = options.videos / "contact_sheet.png"
-    contact_sheet(options.videos, report["videos"], options.columns).save(sheet)
-    page = options.videos / "index.html"
-    page.write_text(gallery(report), encoding="utf-8")
-    print(f"wrote {sheet} and {page}")
+    contact_sheet(options.videos, report["videos"], options.columns).save(options.sheet)
+    print(f"wrote {options.sheet}")
 
 
 def contact_sheet(folder: Path, rows: list[dict], columns: int) -> Image.Image:
@@ -59,6 +47,7 @@ def contact_sheet(folder: Path, rows: list[dict], columns: int) -> Image.Image:
 
 def _cell(row: dict, frames: np.ndarray) -> Image.Image:
     shown = frames[np.linspace(0, len(frames) - 1, _FRAMES).round().astype(int)]
+    shown = shown.repeat(_SCALE, axis=1).repeat(_SCALE, axis=2)
     size = shown.shape[2]
     cell = Image.new("RGB", (_TEXT + _FRAMES * (size + _MARGIN), max(size, 64)), "black")
     for place, frame in enumerate(shown):
@@ -76,20 +65,6 @@ def judged(row: dict) -> list[tuple[str, str, bool]]:
     scene = read_caption(row["prompt"])
     pairs = [(getattr(scene, question), row["answer"][question]) for question in QUESTIONS]
     return [(wanted, seen or "unclear", wanted == seen) for wanted, seen in pairs]
-
-
-def gallery(report: dict) -> str:
-    """The page's HTML."""
-    scores = " &middot; ".join(f"{name} {value:.1f}" for name, value in report["scores"].items())
-    return _PAGE.format(scores=scores, figures="\n".join(_figure(row) for row in report["videos"]))
-
-
-def _figure(row: dict) -> str:
-    wrong = [f"{wanted}: {seen}" for wanted, seen, is_right in judged(row) if not is_right]
-    verdict = f'<span class="wrong">{"; ".join(wrong)}</span>' if wrong else '<span class="right">right</span>'
-    unseen = " (unseen)" if row["unseen"] else ""
-    video = f'<video src="{row["video"]}" autoplay loop muted></video>'
-    return f"<figure>{video}<figcaption>{html.escape(row['prompt'])}{unseen}<br>{verdict}</figcaption></figure>"
 
 
 if __name__ == "__main__":

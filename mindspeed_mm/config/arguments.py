@@ -6,6 +6,7 @@ Parsing only. What the values imply together is decided in `resolve.py`.
 import argparse
 
 from mindspeed_mm.config.reader import did_you_mean
+from mindspeed_mm.config.sample import GUIDANCE_MODES
 from mindspeed_mm.errors import ConfigError
 
 # Flags of the published launch scripts that decide nothing: the model JSON describes the network, and its precision
@@ -82,18 +83,63 @@ def parse_sample(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Flags of `inference.py` -> their values, and the meaningless ones that were given."""
     parser = _Parser(prog="inference.py", description="Sample videos with Open-Sora Plan v1.5.", allow_abbrev=False)
     _add_common(parser)
-    parser.add_argument(
-        "--load", metavar="DIR", help="a Megatron checkpoint directory, instead of predictor.from_pretrained"
+    _add_sampling(parser)
+    group = parser.add_argument_group("the job")
+    group.add_argument(
+        "--prompt",
+        metavar="TEXT|FILE",
+        help="instead of the JSON's prompt; .txt: a prompt per line; .jsonl: an object per line with prompt and, "
+        "as it likes, negative_prompt, seed, input_size, guidance_scale, guidance_rescale, num_inference_steps",
     )
-    parser.add_argument("--ema", action="store_true", help="with --load: the EMA weights")
-    parser.add_argument("--prompt", metavar="TEXT|FILE", help="instead of the JSON's prompt")
-    parser.add_argument("--save-path", metavar="DIR", help="instead of the JSON's save_path")
-    parser.add_argument(
+    group.add_argument(
         "--micro-batch-size", type=int, metavar="N", help="prompts sampled together; default: the JSON's"
     )
-    parser.add_argument("--bf16", action="store_true", help="instead of the JSON's weight_dtype")
-    parser.add_argument("--fp16", action="store_true", help="instead of the JSON's weight_dtype")
+    group.add_argument("--resume", action="store_true", help="skip samples that are there with the same settings")
+    group.add_argument(
+        "--cfg-parallel", action="store_true", help="the two halves of guidance on two ranks; halves the data ranks"
+    )
     return _parse(parser, argv, {**MEANINGLESS, **MEANINGLESS_IN_SAMPLING})
+
+
+def parse_serve(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Flags of `python -m mindspeed_mm.serve` -> their values, and the meaningless ones that were given."""
+    parser = _Parser(
+        prog="python -m mindspeed_mm.serve", description="A web page that samples videos.", allow_abbrev=False
+    )
+    _add_common(parser)
+    _add_sampling(parser)
+    group = parser.add_argument_group("the page")
+    group.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="where to listen; default: this machine only"
+    )
+    group.add_argument("--port", type=int, default=7860, metavar="N", help="default 7860; 0: any free port")
+    group.add_argument("--max-queue", type=int, default=16, metavar="N", help="requests that may wait (default 16)")
+    return _parse(parser, argv, {**MEANINGLESS, **MEANINGLESS_IN_SAMPLING})
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("weights and output")
+    group.add_argument("--load", metavar="DIR", help="a Megatron checkpoint directory, not predictor.from_pretrained")
+    group.add_argument("--ema", action="store_true", help="with --load: the EMA weights")
+    group.add_argument("--save-path", metavar="DIR", help="instead of the JSON's save_path")
+    group.add_argument("--bf16", action="store_true", help="instead of the JSON's weight_dtype")
+    group.add_argument("--fp16", action="store_true", help="instead of the JSON's weight_dtype")
+    group = parser.add_argument_group("speed and memory")
+    group.add_argument(
+        "--cfg-mode",
+        default="auto",
+        choices=GUIDANCE_MODES,
+        help="both halves of guidance in one batch, or one after the other; default: by the device's memory",
+    )
+    group.add_argument("--offload", action="store_true", help="components that are not at work wait on the host")
+    group.add_argument("--compile", action="store_true", help="torch.compile the denoiser's blocks (CUDA, CPU)")
+    group.add_argument(
+        "--step-cache",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run the denoiser's inner stages at every N-th step only: faster, and another video (default 1: off)",
+    )
 
 
 def _parse(
@@ -259,6 +305,7 @@ def _add_recompute(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("recomputation: whole blocks, or only the feed-forwards of blocks")
     group.add_argument("--recompute-granularity", choices=("full", "selective"))
     group.add_argument("--recompute-method", choices=("block", "uniform"))
+    group.add_argument("--compile", action="store_true", help="torch.compile the denoiser's blocks (CUDA, CPU)")
     group.add_argument("--recompute-num-layers", type=int, default=0, metavar="N", help="the first N blocks, whole")
     group.add_argument("--selective_recom", action="store_true", help="feed-forwards only")
     group.add_argument("--recom_ffn_layers", type=int, default=32, metavar="N", help="of the first N blocks")

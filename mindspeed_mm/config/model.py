@@ -144,6 +144,9 @@ class AutoencoderConfig:
     shift: tuple[float, ...] | None = None
     vae_scale_factor: tuple[int, int, int] | None = None  # only checked against the blocks: see `strides`
     use_tiling: bool = False  # encode and decode in temporal chunks; exact with layernorm
+    use_spatial_tiling: bool = False  # decode in overlapping tiles too; not exact, memory no longer grows with the size
+    spatial_tile: int = 384  # height and width of a tile, in pixels
+    spatial_tile_overlap: int = 96  # least overlap of neighbours, in pixels
     dtype: str = option("fp32", choices=DTYPES)
     from_pretrained: str | None = None
 
@@ -189,6 +192,17 @@ class AutoencoderConfig:
         if self.use_tiling and self.norm_type == "groupnorm":
             # Measured on the original: chunked group statistics change the mean by 20-30 %.
             yield "use_tiling", "is not exact with norm_type groupnorm (statistics per chunk); use false"
+        if self.use_spatial_tiling and self.norm_type == "groupnorm":
+            yield "use_spatial_tiling", "is far off with norm_type groupnorm (statistics per tile); use false"
+        unit = self.strides[1]
+        for name in ("spatial_tile", "spatial_tile_overlap"):
+            if getattr(self, name) < unit or getattr(self, name) % unit:
+                yield name, f"{getattr(self, name)}: must be a multiple of {unit} pixels"
+        if 2 * self.spatial_tile_overlap > self.spatial_tile:
+            yield (
+                "spatial_tile_overlap",
+                f"{self.spatial_tile_overlap}: at most half of spatial_tile {self.spatial_tile}",
+            )
         if self.norm_type == "groupnorm":
             widths = {
                 "base_channels": self.base_channels,

@@ -72,26 +72,36 @@ def node_from_python(value, path: str, file: str = "") -> Node:
 
 def read_json(path: str | Path) -> Node:
     """Parse a JSON file that may hold `#`, `//`, `/* */` comments and trailing commas."""
-    path = Path(path)
+    return _Parser(read_text(path), str(path)).parse()
+
+
+def read_json_lines(path: str | Path) -> list[Node]:
+    """Parse a file with a JSON value per line; empty lines and lines that begin with `#` or `//` are left out."""
+    lines = enumerate(read_text(path).splitlines(), start=1)
+    kept = [(number, line) for number, line in lines if line.strip() and not line.strip().startswith(("#", "//"))]
+    return [_Parser(line, str(path), number).parse() for number, line in kept]
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file; ConfigError if it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    return _Parser(text, str(path)).parse()
 
 
 class _Parser:
-    """Recursive descent over the tokens of one file."""
+    """Recursive descent over the tokens of a file, or of a piece of it that begins in `line`."""
 
-    def __init__(self, text: str, file: str):
+    def __init__(self, text: str, file: str, line: int = 1):
         self.file = file
-        self.tokens = list(self._tokens(text))
+        self.tokens = list(self._tokens(text, line))
         self.position = 0
 
-    def _tokens(self, text: str):
-        at, line = 0, 1
+    def _tokens(self, text: str, line: int):
+        at = 0
         while at < len(text):
             match = TOKEN.match(text, at)
             if match is None:

@@ -1,4 +1,4 @@
-"""argv and JSON files -> RunConfig or SampleConfig, with every check of one setting against another.
+"""argv and JSON files -> RunConfig, SampleConfig or ServeConfig, with every check of one setting against another.
 
 All of it happens before a process group or a weight exists, so a mistake costs seconds, not a queue slot.
 """
@@ -23,7 +23,7 @@ from mindspeed_mm.config.run import (
     ReportConfig,
     RunConfig,
 )
-from mindspeed_mm.config.sample import SampleConfig, SampleModelConfig
+from mindspeed_mm.config.sample import SampleConfig, SampleModelConfig, SamplingOptions, ServeConfig
 from mindspeed_mm.config.tool import ToolConfig
 from mindspeed_mm.errors import ConfigError
 
@@ -61,7 +61,7 @@ def run_config(argv: list[str], world_size: int | None = None) -> RunConfig:
         global_batch_size=global_batch,
         train_iters=flags.train_iters,
         seed=flags.seed,
-        evaluation=_evaluation(flags),
+        evaluation=_evaluation(flags, model.predictor, launch),
         report=_reports(flags),
         tools=build(ToolConfig, read_json(flags.mm_tool), notes) if flags.mm_tool else ToolConfig(),
         probe=flags.probe,
@@ -69,29 +69,66 @@ def run_config(argv: list[str], world_size: int | None = None) -> RunConfig:
         data_ledger=flags.data_ledger or (os.path.join(flags.save, "data") if flags.save else None),
         recompute_blocks=recompute_blocks,
         recompute_feed_forwards=recompute_feed_forwards,
+        compile=flags.compile,
         flags=tuple(sorted(vars(flags).items())),
     )
     _report(without_effect, notes)
     return config
 
 
-def sample_config(argv: list[str]) -> SampleConfig:
-    """A sampling job from the flags of `inference.py`."""
+def sample_config(argv: list[str], world_size: int | None = None) -> SampleConfig:
+    """A sampling job from the flags of `inference.py`. world_size: default torchrun's $WORLD_SIZE."""
     flags, without_effect = arguments.parse_sample(argv)
+    config, notes = _sample_config(flags, {"prompt": flags.prompt, "micro_batch_size": flags.micro_batch_size})
+    data_size = _data_size(config.launch, world_size)
+    if flags.cfg_parallel and data_size % 2:
+        raise ConfigError(
+            f"--cfg-parallel: pairs of data-parallel ranks share the two halves of guidance, but there is an odd number "
+            f"of them, {data_size}; use twice the processes, or less tensor or context parallel"
+        )
+    launch = dataclasses.replace(config.launch, guidance_parallel=flags.cfg_parallel)
+    _report(without_effect, notes)
+    return dataclasses.replace(config, launch=launch, resume=flags.resume)
+
+
+def serve_config(argv: list[str], world_size: int | None = None) -> ServeConfig:
+    """A web page from the flags of `python -m mindspeed_mm.serve`."""
+    flags, without_effect = arguments.parse_serve(argv)
+    config, notes = _sample_config(flags, {})
+    if _world_size(world_size) != 1 or config.launch.tensor_size * config.launch.context_size != 1:
+        raise ConfigError("the web page runs in one process on one device; sample on several with inference.py")
+    if not 0 <= flags.port < 2**16:
+        raise ConfigError(f"--port {flags.port}: must be from 0 to 65535")
+    _positive("--max-queue", flags.max_queue)
+    _report(without_effect, notes)
+    return ServeConfig(sample=config, host=flags.host, port=flags.port, max_queue=flags.max_queue)
+
+
+def _sample_config(flags, replaced: dict) -> tuple[SampleConfig, list[str]]:
+    """What both programs that sample read alike. replaced: values of flags that stand for keys of the JSON."""
     notes: list[str] = []
     node = model_dialects.sample_node(read_json(flags.mm_model))
     model = build(SampleModelConfig, node, notes)
-    replaced = {"prompt": flags.prompt, "save_path": flags.save_path, "micro_batch_size": flags.micro_batch_size}
     if flags.bf16 and flags.fp16:
         raise ConfigError("--bf16 and --fp16: give one of them")
-    replaced["weight_dtype"] = "bf16" if flags.bf16 else "fp16" if flags.fp16 else None
+    weight_dtype = "bf16" if flags.bf16 else "fp16" if flags.fp16 else None
+    replaced = {**replaced, "save_path": flags.save_path, "weight_dtype": weight_dtype}
     model = dataclasses.replace(model, **{key: value for key, value in replaced.items() if value is not None})
+    _positive("--micro-batch-size", model.micro_batch_size)
     launch = _launch(flags, model.predictor, find(node, "predictor.num_heads"))
     _check_networks(model.ae, model.predictor, lambda path: find(node, path))
-    _check_sample_size(model, find(node, "pipeline_config.input_size"), launch)
+    check_sample_size(model, launch, find(node, "pipeline_config.input_size"))
     _check_sample_files(model, node, flags)
-    _report(without_effect, notes)
-    return SampleConfig(launch=launch, model=model, seed=flags.seed, load=flags.load, use_ema=flags.ema)
+    options = SamplingOptions(
+        guidance_mode=flags.cfg_mode,
+        offload=flags.offload,
+        compile=flags.compile,
+        step_cache=_positive("--step-cache", flags.step_cache),
+    )
+    config = SampleConfig(
+        launch=launch, model=model, options=options, seed=flags.seed, load=flags.load, use_ema=flags.ema
+    )
+    return config, notes
 
 
 # ------------------------------------------------------------------------------------------------------------- layout
@@ -123,8 +160,12 @@ def _launch(flags, denoiser: DenoiserConfig, num_heads: Node) -> LaunchConfig:
     )
 
 
+def _world_size(given: int | None) -> int:
+    return int(os.environ.get("WORLD_SIZE", "1")) if given is None else given
+
+
 def _data_size(launch: LaunchConfig, world_size: int | None) -> int:
-    world = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
+    world = _world_size(world_size)
     model_size = launch.tensor_size * launch.context_size
     if world % model_size:
         raise ConfigError(
@@ -195,7 +236,8 @@ def _check_split(video_tokens: int, text_tokens: int, launch: LaunchConfig, plac
             )
 
 
-def _check_sample_size(model: SampleModelConfig, place: Node, launch: LaunchConfig) -> None:
+def check_sample_size(model: SampleModelConfig, launch: LaunchConfig, place: Node) -> None:
+    """Raise at `place` if the networks or the layout cannot make videos of `model`'s input_size."""
     try:
         grid = model.latent_grid
     except ConfigError as error:
@@ -366,7 +408,7 @@ def _checkpoint(flags) -> CheckpointConfig:
     )
 
 
-def _evaluation(flags) -> EvaluationConfig:
+def _evaluation(flags, predictor: DenoiserConfig, launch: LaunchConfig) -> EvaluationConfig:
     for flag, file in (("--eval-data", flags.eval_data), ("--mm-sample", flags.mm_sample)):
         if file is not None and not Path(file).is_file():
             raise ConfigError(f"{flag} {file}: no such file")
@@ -375,8 +417,22 @@ def _evaluation(flags) -> EvaluationConfig:
         iterations=_positive("--eval-iters", flags.eval_iters),
         data_path=flags.eval_data,
         sample_interval=_positive("--sample-interval", flags.sample_interval),
-        sample_config=flags.mm_sample,
+        sample_model=_sample_while_training(flags, predictor, launch) if flags.mm_sample else None,
     )
+
+
+def _sample_while_training(flags, predictor: DenoiserConfig, launch: LaunchConfig) -> SampleModelConfig:
+    """The inference JSON of --mm-sample, whose denoiser has to be the one that is trained."""
+    if flags.save is None:
+        raise ConfigError("--mm-sample: videos are written below --save, which is missing")
+    node = model_dialects.sample_node(read_json(flags.mm_sample))
+    model = build(SampleModelConfig, node)
+    for field in dataclasses.fields(DenoiserConfig):
+        mine, trained = getattr(model.predictor, field.name), getattr(predictor, field.name)
+        if mine != trained and field.name != "from_pretrained":
+            raise find(node, "predictor").error(f"{field.name} is {mine}, but {trained} in the model that is trained")
+    check_sample_size(model, launch, find(node, "pipeline_config.input_size"))
+    return model
 
 
 def _reports(flags) -> ReportConfig:

@@ -1,10 +1,16 @@
 """Config of a training run: what the launch flags say, typed. `resolve.py` fills it and checks it against the JSONs."""
 
+from __future__ import annotations
+
 import dataclasses
+from typing import TYPE_CHECKING
 
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.model import TrainModelConfig
 from mindspeed_mm.config.tool import ToolConfig
+
+if TYPE_CHECKING:  # sample.py imports this module
+    from mindspeed_mm.config.sample import SampleModelConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,6 +22,7 @@ class LaunchConfig:
     tensor_size: int = 1
     context_size: int = 1
     sequence_parallel: bool = False
+    guidance_parallel: bool = False  # sampling: the two halves of guidance on two ranks
     timeout_minutes: float = 10.0
 
 
@@ -83,7 +90,7 @@ class EvaluationConfig:
     iterations: int = 10  # micro-batches of each data rank
     data_path: str | None = None  # a data.txt
     sample_interval: int = 1000
-    sample_config: str | None = None  # an inference JSON
+    sample_model: SampleModelConfig | None = None  # the inference JSON of --mm-sample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,4 +129,5 @@ class RunConfig:
     data_ledger: str | None = None  # folder for what was dropped and what was bad; None: the log only
     recompute_blocks: int = 0
     recompute_feed_forwards: int = 0
+    compile: bool = False  # torch.compile the denoiser's blocks
     flags: tuple[tuple[str, object], ...] = ()  # argv as parsed, kept in the checkpoint as Megatron's `args`

@@ -1,4 +1,4 @@
-"""Config of a sampling job: the inference JSON and the flags of `inference.py`."""
+"""Config of a sampling job: the inference JSON, the lines of a prompts file and the flags of `inference.py`."""
 
 import dataclasses
 from typing import ClassVar
@@ -12,7 +12,7 @@ from mindspeed_mm.config.model import (
     TextEncoderConfig,
     TokenizerConfig,
 )
-from mindspeed_mm.config.reader import option
+from mindspeed_mm.config.reader import check, option
 from mindspeed_mm.config.run import LaunchConfig
 
 TEMPLATES = ("v1.2", "v1.3", "v1.5")
@@ -73,14 +73,64 @@ class SampleModelConfig:
     def latent_grid(self) -> LatentGrid:
         return LatentGrid.of_video(*self.pipeline_config.input_size, self.ae.strides)
 
+    @property
+    def rate(self) -> int:
+        """Frames per second of the written videos."""
+        return self.fps // self.frame_interval
+
+    def for_prompt(self, line: "PromptConfig") -> "SampleModelConfig":
+        """This config with what a line of the prompts file says instead; ConfigError if that is impossible."""
+        named = {name: getattr(line, name) for name in ("guidance_scale", "guidance_rescale", "num_inference_steps")}
+        given = {name: value for name, value in named.items() if value is not None}
+        diffusion, pipeline = dataclasses.replace(self.diffusion, **given), self.pipeline_config
+        check(diffusion)
+        if line.input_size is not None:
+            pipeline = dataclasses.replace(pipeline, input_size=line.input_size)
+        negative = self.negative_prompt if line.negative_prompt is None else line.negative_prompt
+        return dataclasses.replace(
+            self, diffusion=diffusion, pipeline_config=pipeline, prompt=line.prompt, negative_prompt=negative
+        )
+
     def problems(self):
         for name in ("num_samples_per_prompt", "micro_batch_size", "fps", "frame_interval"):
             if getattr(self, name) < 1:
                 yield name, f"{getattr(self, name)}: must be at least 1"
+        if 0 < self.fps < self.frame_interval:
+            yield "fps", f"{self.fps} with frame_interval {self.frame_interval}: less than one frame a second"
         if self.text_encoder_2 is None or self.tokenizer_2 is None:
             yield "text_encoder_2", "is missing (with tokenizer_2); v1.5 needs pooled CLIP features"
         if self.diffusion.num_inference_steps is None:
             yield "diffusion", "num_inference_steps is missing, for example 50"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PromptConfig:
+    """One line of a prompts file in JSON lines; what it leaves out is the job's."""
+
+    prompt: str
+    negative_prompt: str | None = option(None, aliases=("negative",))
+    seed: int | None = None  # of this line's samples, whatever its place in the file
+    input_size: tuple[int, int, int] | None = option(None, aliases=("size",))  # frames, height, width
+    guidance_scale: float | None = option(None, aliases=("guidance",))
+    guidance_rescale: float | None = None
+    num_inference_steps: int | None = option(None, aliases=("steps",))
+
+
+GUIDANCE_MODES = ("auto", "batched", "sequential")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingOptions:
+    """How the work is done. `step_cache` changes the video, the others do not."""
+
+    guidance_mode: str = option("auto", choices=GUIDANCE_MODES)  # both halves in one batch, or one after the other
+    offload: bool = False  # components that are not at work wait in the host's memory
+    compile: bool = False  # torch.compile the denoiser's blocks
+    step_cache: int = 1  # run the denoiser's inner stages at every n-th step only; 1: at every step
+
+    def problems(self):
+        if self.step_cache < 1:
+            yield "step_cache", f"{self.step_cache}: must be at least 1 (every step is computed)"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +139,18 @@ class SampleConfig:
 
     launch: LaunchConfig
     model: SampleModelConfig
+    options: SamplingOptions = SamplingOptions()
     seed: int = 1234
     load: str | None = None  # a Megatron checkpoint directory, instead of predictor.from_pretrained
     use_ema: bool = False  # with `load`
+    resume: bool = False  # skip the samples that are there with the same settings
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ServeConfig:
+    """A web page: what it samples with, and where it listens."""
+
+    sample: SampleConfig
+    host: str = "127.0.0.1"
+    port: int = 7860  # 0: any free one
+    max_queue: int = 16  # requests that may wait

@@ -7,6 +7,8 @@ are ordered t-major, then h, then w.
 import torch
 from torch import Tensor
 
+from mindspeed_mm.ops import ascend
+
 _BASE = 10000.0
 
 
@@ -43,6 +45,13 @@ def tables(
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate queries or keys x [S,B,H,D] by tables [S,1,1,D]: computed in fp32, returned in x's dtype."""
+    if x.device.type == "npu":
+        return ascend.rotate(x, cos, sin, axis_dims(x.shape[-1]))
+    return plain_rotate(x, cos, sin)
+
+
+def plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rotate` in operators that every device has."""
     halves = [part for dim in axis_dims(x.shape[-1]) for part in (dim // 2, dim // 2)]
     t1, t2, h1, h2, w1, w2 = x.float().split(halves, dim=-1)
     turned = torch.cat((-t2, t1, -h2, h1, -w2, w1), dim=-1)

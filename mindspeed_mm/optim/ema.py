@@ -1,8 +1,11 @@
 """Exponential moving average of the weights, kept beside the fp32 main shards (as MindSpeed's fused_ema_adamw)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from mindspeed_mm.optim.ema_adamw import EmaAdamW
 from mindspeed_mm.parallel.engine import Engine
 
 
@@ -12,12 +15,16 @@ class Ema:
     decay_n = min(decay, (1 + n) / (10 + n)) at the n-th update: short at first, so that the start is forgotten.
     """
 
-    def __init__(self, engine: Engine, decay: float):
+    def __init__(self, engine: Engine, decay: float, kernel: Callable | None = None):
+        """kernel: updates weights and average at once (see EmaAdamW), in the optimizer step; None: `update` does it."""
         self.decay = decay
         self.updates = 0
         self.shards: dict[str, Tensor] = {}
         self._engine = engine
+        self._in_optimizer = kernel is not None
         self.restart()
+        if kernel is not None:
+            engine.replace_inner(lambda adamw: EmaAdamW(adamw, kernel, self._by_main_shard, self._next_decay))
 
     @torch.no_grad()
     def restart(self) -> None:
@@ -25,13 +32,26 @@ class Ema:
         self.updates = 0
         self.shards = {shard.name: shard.main.detach().float().clone() for shard in self._engine.main_shards()}
 
+    def averages(self) -> list[Tensor]:
+        """One tensor beside each of the engine's main shards."""
+        return [self.shards[shard.name] for shard in self._engine.main_shards()]
+
     @torch.no_grad()
     def update(self) -> None:
         """Move towards the weights after an optimizer step."""
+        decay = self._next_decay()
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        if self._in_optimizer:
+            return
         mains = [shard.main.detach().float() for shard in self._engine.main_shards()]
         if mains:
             averages = list(self.shards.values())
             torch._foreach_mul_(averages, decay)
             torch._foreach_add_(averages, mains, alpha=1 - decay)
+
+    def _next_decay(self) -> float:
+        """Of the update that comes."""
+        return min(self.decay, (2 + self.updates) / (11 + self.updates))
+
+    def _by_main_shard(self) -> dict[Tensor, Tensor]:
+        return {shard.main: self.shards[shard.name] for shard in self._engine.main_shards()}

@@ -5,7 +5,10 @@ Gradients of parameters are averaged over data *and* context ranks by Megatron's
 its tokens' part; so gradients are multiplied by CP where the parts are joined, and divided where the whole is split.
 """
 
+import time
+
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mindspeed_mm.parallel.context import ParallelContext
@@ -57,9 +60,40 @@ def join_heads(x: Tensor, parallel: ParallelContext) -> Tensor:
     return x.permute(1, 2, 0, 3, 4).reshape(tokens // ranks, batch, ranks * heads, dim)
 
 
+def exchange_halves(x: Tensor, parallel: ParallelContext) -> tuple[Tensor, Tensor]:
+    """The result of this rank's half of guidance -> both: (without the prompt, with it). Without gradients."""
+    halves = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2)]
+    dist.all_gather(halves, x.contiguous(), group=parallel.guidance)
+    return halves[0], halves[1]
+
+
+def from_first_rank(value):
+    """A picklable value of rank 0, on every rank."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def wait_for_all(occasion: str, parallel: ParallelContext, poll_s: float = 0.2) -> None:
+    """Return when every rank has called this for `occasion`, a name never used before.
+
+    A barrier without a time limit: samples take hours, and data ranks do not finish together.
+    """
+    arrived = parallel.store.add(occasion, 1)
+    while arrived < parallel.world_size:
+        time.sleep(poll_s)
+        arrived = parallel.store.add(occasion, 0)
+    dist.barrier()  # so that no rank leaves, and takes the store with it, while another still asks it
+
+
+def token_parts(parallel: ParallelContext) -> int:
+    """Into how many parts `split_tokens` cuts a sequence."""
+    return parallel.context_size * (parallel.tensor_size if parallel.sequence_parallel else 1)
+
+
 def check_divisible(tokens: int, what: str, parallel: ParallelContext) -> None:
     """Raise where a sequence cannot be split evenly over the ranks."""
-    parts = parallel.context_size * (parallel.tensor_size if parallel.sequence_parallel else 1)
+    parts = token_parts(parallel)
     if tokens % parts:
         sizes = f"context parallel {parallel.context_size}"
         if parallel.sequence_parallel:

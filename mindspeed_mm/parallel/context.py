@@ -18,6 +18,9 @@ class ParallelContext:
     ranks that share every sample; data: ranks with other samples (DP); data_and_context: over which gradients are
     averaged. With `sequence_parallel`, activations between the tensor-parallel layers are split along the sequence too
     (2205.05198).
+
+    guidance: the pair of ranks that share a sample's two halves of guidance, in sampling only; None where each rank
+    computes both. In a pair both have the same samples, so `data` is then the ranks of one half.
     """
 
     tensor: dist.ProcessGroup
@@ -27,6 +30,7 @@ class ParallelContext:
     data_and_context: dist.ProcessGroup
     store: dist.Store  # key-value store of all ranks, for what must not be a collective
     sequence_parallel: bool = False
+    guidance: dist.ProcessGroup | None = None
 
     @classmethod
     def start(
@@ -39,6 +43,7 @@ class ParallelContext:
         store: dist.Store | None = None,
         rank: int = -1,
         world_size: int = -1,
+        guidance_parallel: bool = False,
     ) -> "ParallelContext":
         """Start the process group (unless one is running) and Megatron's groups in it; collective over all ranks."""
         if not dist.is_initialized():
@@ -51,7 +56,8 @@ class ParallelContext:
             create_gloo_process_groups=backend != "fake",
             distributed_timeout_minutes=max(1, round(timeout_minutes)),
         )
-        return cls.current(sequence_parallel)
+        context = cls.current(sequence_parallel)
+        return context._in_pairs() if guidance_parallel else context
 
     @classmethod
     def current(cls, sequence_parallel: bool = False) -> "ParallelContext":
@@ -69,6 +75,20 @@ class ParallelContext:
             store=dist.PrefixStore("mindspeed_mm", dist.distributed_c10d._get_default_store()),
             sequence_parallel=sequence_parallel and parallel_state.get_tensor_model_parallel_world_size() > 1,
         )
+
+    def _in_pairs(self) -> "ParallelContext":
+        """Data-parallel ranks 2i and 2i+1 become a pair for guidance; collective over all ranks."""
+        mine = dist.get_process_group_ranks(self.data)
+        if len(mine) % 2:
+            raise ValueError(f"{len(mine)} data-parallel ranks cannot be paired for guidance; need an even number")
+        everyones: list = [None] * dist.get_world_size()
+        dist.all_gather_object(everyones, mine)
+        groups = sorted({tuple(ranks) for ranks in everyones})
+        pairs = [list(ranks[first : first + 2]) for ranks in groups for first in range(0, len(ranks), 2)]
+        halves = [list(ranks[half::2]) for ranks in groups for half in (0, 1)]
+        guidance, _ = dist.new_subgroups_by_enumeration(pairs)
+        data, _ = dist.new_subgroups_by_enumeration(halves)
+        return dataclasses.replace(self, guidance=guidance, data=data)
 
     def stop(self) -> None:
         """Leave all groups."""
@@ -101,6 +121,19 @@ class ParallelContext:
         return self.data.rank()
 
     @property
+    def guidance_size(self) -> int:
+        return 1 if self.guidance is None else self.guidance.size()
+
+    @property
+    def guidance_rank(self) -> int:
+        return 0 if self.guidance is None else self.guidance.rank()
+
+    @property
+    def sample_size(self) -> int:
+        """Number of ranks that make a sample together."""
+        return self.tensor_size * self.context_size * self.guidance_size
+
+    @property
     def rank(self) -> int:
         """Of this process among all of them."""
         return dist.get_rank()
@@ -114,6 +147,11 @@ class ParallelContext:
     def is_first(self) -> bool:
         """True on the one rank that writes logs and shared files."""
         return self.rank == 0
+
+    @property
+    def is_first_of_sample(self) -> bool:
+        """True on one of the ranks that make a sample together."""
+        return self.tensor_rank == self.context_rank == self.guidance_rank == 0
 
     def config(self, *, split_sequence: bool | None = None) -> TransformerConfig:
         """The config object that megatron-core's layers and wrappers ask for.

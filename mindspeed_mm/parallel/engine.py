@@ -6,6 +6,7 @@ one by one, so that clipping, skipping and EMA are decided between them (`optim/
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +60,14 @@ class Engine:
             self.optimizer = get_megatron_optimizer(_optimizer_config(settings, dtype), [self.ddp]).chained_optimizers[
                 0
             ]
+            if platform.fused_adamw:
+                self.replace_inner(_fused)
             self._create_optimizer_state()
         self.scheduler: OptimizerParamScheduler | None = None
+
+    def replace_inner(self, make: Callable[[torch.optim.Optimizer], torch.optim.Optimizer]) -> None:
+        """Put make(AdamW) in the place of the AdamW that Megatron's optimizer wraps, over the same parameter groups."""
+        self.optimizer.optimizer = make(self.optimizer.optimizer)
 
     def schedule(self, global_batch_size: int) -> None:
         """Start the learning-rate schedule; like Megatron it counts samples, so that a checkpoint means the same there."""
@@ -215,10 +222,26 @@ class Engine:
         for group in inner.param_groups:
             for parameter in group["params"]:
                 inner.state[parameter] = {
-                    "step": torch.tensor(0.0),
+                    "step": torch.zeros((), device=parameter.device if self.platform.fused_adamw else "cpu"),
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
+
+
+def _fused(adamw: torch.optim.Optimizer) -> torch.optim.AdamW:
+    """torch's AdamW with one kernel per parameter, whatever AdamW was found by Megatron, or put there by MindSpeed."""
+    fused = torch.optim.AdamW([torch.empty(0)], fused=True)
+    fused.param_groups = adopt_groups(adamw.param_groups, fused)
+    return fused
+
+
+def adopt_groups(groups: list[dict], into: torch.optim.Optimizer) -> list[dict]:
+    """The same groups, with the options of another optimizer; its constructor would refuse shards, which are views."""
+    for group in groups:
+        group.update({key: into.defaults[key] for key in ("fused", "foreach")})
+        for key, value in into.defaults.items():
+            group.setdefault(key, value)
+    return groups
 
 
 def _optimizer_config(settings: OptimizerSettings, dtype: torch.dtype) -> OptimizerConfig:

@@ -1,9 +1,12 @@
 """Megatron's column- and row-parallel linears with the calling convention of this project.
 
 They return a plain tensor, keep Megatron's parameter names (`weight`, `bias` and an empty `_extra_state`), and know how
-their parameters are split (`partition.py` reads it). With one rank they are ordinary linears.
+their parameters are split (`partition.py` reads it). With one TP rank they run as ordinary linears, which torch.compile
+can trace.
 """
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mindspeed_mm.parallel.context import ParallelContext
@@ -12,6 +15,7 @@ from mindspeed_mm.parallel.megatron import (
     RowParallelLinear,
     all_gather_last_dim_from_tensor_parallel_region,
     gather_from_tensor_model_parallel_region,
+    linear_with_grad_accumulation_and_async_allreduce,
 )
 
 
@@ -34,9 +38,10 @@ class ColumnLinear(ColumnParallelLinear):
             gather_output=False,
             tp_group=parallel.tensor,
         )
+        self.split = parallel.tensor_size > 1
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[0]
+        return super().forward(x)[0] if self.split else F.linear(x, self.weight, self.bias)
 
 
 class RowLinear(RowParallelLinear):
@@ -56,9 +61,31 @@ class RowLinear(RowParallelLinear):
             skip_bias_add=False,
             tp_group=parallel.tensor,
         )
+        self.split = parallel.tensor_size > 1
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[0]
+        return super().forward(x)[0] if self.split else F.linear(x, self.weight, self.bias)
+
+
+def together(x: Tensor, *layers: ColumnLinear) -> tuple[Tensor, ...]:
+    """Several column linears of one input, each [S,B,out/TP].
+
+    Over several TP ranks as one product, so that the input is gathered, and its gradient reduced, once and not for each.
+    On one rank that would only copy the weights.
+    """
+    first = layers[0]
+    if not first.split:
+        return tuple(layer(x) for layer in layers)
+    y = linear_with_grad_accumulation_and_async_allreduce(
+        x,
+        torch.cat([layer.weight for layer in layers]),
+        None if first.bias is None else torch.cat([layer.bias for layer in layers]),
+        gradient_accumulation_fusion=False,
+        allreduce_dgrad=first.allreduce_dgrad,
+        sequence_parallel=first.sequence_parallel,
+        tp_group=first.tp_group,
+    )
+    return y.split([layer.weight.shape[0] for layer in layers], dim=-1)
 
 
 class ConditionLinear(ColumnParallelLinear):
@@ -81,9 +108,12 @@ class ConditionLinear(ColumnParallelLinear):
             skip_bias_add=True,
             tp_group=parallel.tensor,
         )
+        self.split = parallel.tensor_size > 1
         self._tokens_are_split = parallel.sequence_parallel
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.split:
+            return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
         y, bias = super().forward(x, weight=self.weight.to(x.dtype))
         y = y + bias.to(x.dtype)
         if self._tokens_are_split:

@@ -23,6 +23,7 @@ with warnings.catch_warnings():
     from megatron.core.tensor_parallel.layers import (
         ColumnParallelLinear,
         RowParallelLinear,
+        linear_with_grad_accumulation_and_async_allreduce,
         set_tensor_model_parallel_attributes,
     )
     from megatron.core.tensor_parallel.mappings import (
@@ -55,6 +56,7 @@ __all__ = [
     "gather_from_sequence_parallel_region",
     "gather_from_tensor_model_parallel_region",
     "get_megatron_optimizer",
+    "linear_with_grad_accumulation_and_async_allreduce",
     "parallel_state",
     "scatter_to_sequence_parallel_region",
     "set_tensor_model_parallel_attributes",

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -13,6 +14,7 @@ class Platform:
 
     name = ""  # the torch device type: "cpu", "cuda" or "npu"
     backend = ""  # the torch.distributed backend that carries its tensors
+    fused_adamw = False  # whether torch.optim.AdamW(fused=True) is one kernel per tensor there
 
     def prepare(self, allow_tf32: bool = False, allow_internal_format: bool = False) -> None:
         """Import and configure what the device needs. Errors name what is not installed."""
@@ -25,6 +27,10 @@ class Platform:
         """Surrounds calls into Megatron's optimizer and gradient buffers, where a device needs help there."""
         return contextlib.nullcontext()
 
+    def ema_adamw_kernel(self) -> Callable | None:
+        """A kernel that updates weights and their moving average at once (see optim.ema_adamw); None: there is none."""
+        return None
+
     def synchronize(self) -> None:
         """Wait for the device's queue; for timing."""
 
@@ -34,6 +40,13 @@ class Platform:
 
     def reset_peak_memory(self) -> None:
         """Start a new measurement of `peak_memory`."""
+
+    def total_memory(self) -> int:
+        """Bytes of memory that this process may fill on its device."""
+        raise NotImplementedError
+
+    def release_memory(self) -> None:
+        """Give memory that torch keeps for later back to the device."""
 
     def peak_tflops(self, dtype: torch.dtype) -> float | None:
         """Dense peak of one device in this precision, for MFU; None where it is not known."""
@@ -71,6 +84,24 @@ class Platform:
 def ordered_launches() -> None:
     """Megatron overlaps its TP collectives by the order of launches, which holds with one queue only."""
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+
+
+@contextlib.contextmanager
+def cuda_type_names():
+    """`Tensor.type()` says "torch.cuda.FloatTensor" on every device: Megatron's optimizer compares such strings."""
+    true_type = torch.Tensor.type
+
+    def type_(self, *args, **kwargs):
+        result = true_type(self, *args, **kwargs)
+        if isinstance(result, str) and result.startswith("torch."):
+            return "torch.cuda." + result.rpartition(".")[2]
+        return result
+
+    torch.Tensor.type = type_
+    try:
+        yield
+    finally:
+        torch.Tensor.type = true_type
 
 
 def profile_window(settings) -> dict[str, int]:

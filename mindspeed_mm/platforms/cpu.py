@@ -10,13 +10,15 @@ Nothing else in the package patches anything.
 """
 
 import contextlib
+import os
 import resource
 import sys
+from pathlib import Path
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mindspeed_mm.platforms.base import Platform, ordered_launches
+from mindspeed_mm.platforms.base import Platform, cuda_type_names, ordered_launches
 
 _CPU = torch.device("cpu")
 
@@ -34,17 +36,20 @@ class CpuPlatform(Platform):
 
     @contextlib.contextmanager
     def engine_scope(self):
-        true_type = torch.Tensor.type
-        torch.Tensor.type = _type_with_cuda_names(true_type)
-        try:
-            with _CudaMeansCpu():
-                yield
-        finally:
-            torch.Tensor.type = true_type
+        with cuda_type_names(), _CudaMeansCpu():
+            yield
 
     def peak_memory(self) -> int:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux
+
+    def reset_peak_memory(self) -> None:
+        with contextlib.suppress(OSError):  # Linux only: 5 lowers the high-water mark to what is resident now (proc(5))
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def total_memory(self) -> int:
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # they share the host
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks
 
 
 class _CudaMeansCpu(TorchFunctionMode):
@@ -55,16 +60,6 @@ class _CudaMeansCpu(TorchFunctionMode):
         if str(kwargs.get("device")).startswith("cuda"):
             kwargs = {**kwargs, "device": _CPU}
         return func(*args, **kwargs)
-
-
-def _type_with_cuda_names(true_type):
-    def type_(self, *args, **kwargs):
-        result = true_type(self, *args, **kwargs)
-        if isinstance(result, str) and result.startswith("torch.") and not result.startswith("torch.cuda."):
-            return "torch.cuda." + result.removeprefix("torch.")
-        return result
-
-    return type_
 
 
 def _stand_in_for_cuda() -> None:

@@ -22,6 +22,7 @@ _PEAKS = {
 class CudaPlatform(Platform):
     name = "cuda"
     backend = "cpu:gloo,cuda:nccl"  # gloo carries the optimizer's shards on their way to a checkpoint
+    fused_adamw = True
 
     def prepare(self, allow_tf32: bool = False, allow_internal_format: bool = False) -> None:
         if not torch.cuda.is_available():
@@ -48,6 +49,12 @@ class CudaPlatform(Platform):
 
     def reset_peak_memory(self) -> None:
         torch.cuda.reset_peak_memory_stats()
+
+    def total_memory(self) -> int:
+        return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+
+    def release_memory(self) -> None:
+        torch.cuda.empty_cache()
 
     def peak_tflops(self, dtype: torch.dtype) -> float | None:
         name = torch.cuda.get_device_name()

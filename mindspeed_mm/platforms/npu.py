@@ -8,19 +8,21 @@ ours as strings into Megatron's configs, so it sees an argv without them.
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 
 import torch
 
 from mindspeed_mm import logs
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.platforms.base import Platform, ordered_launches, profile_window
+from mindspeed_mm.platforms.base import Platform, cuda_type_names, ordered_launches, profile_window
 
 _log = logs.get(__name__)
 
 
 class NpuPlatform(Platform):
     name = "npu"
-    backend = "cpu:gloo,npu:hccl"
+    backend = "cpu:gloo,npu:hccl"  # gloo carries the optimizer's shards on their way to a checkpoint
+    fused_adamw = True
 
     def __init__(self, mindspeed: str = "auto"):
         """mindspeed: "on" needs MindSpeed, "auto" uses it if it is installed, "off" never does."""
@@ -57,6 +59,25 @@ class NpuPlatform(Platform):
         finally:
             sys.argv = ours
 
+    def engine_scope(self):
+        return cuda_type_names()  # "torch.npu.FloatTensor" otherwise; MindSpeed patches the same, for good
+
+    def ema_adamw_kernel(self) -> Callable | None:
+        """MindSpeed's, where it is installed and its extension compiles (it does so at the first call)."""
+        if self.mindspeed == "off" or importlib.util.find_spec("mindspeed") is None:
+            return None
+        try:
+            kernel = importlib.import_module("mindspeed.ops.npu_apply_fused_ema_adamw").npu_apply_fused_ema_adamw
+            tensors = [torch.zeros(1, device="npu") for _ in range(5)]
+            count = torch.ones(1, dtype=torch.int64, device="npu")
+            kernel(*tensors, count, 1e-3, 0.9, 0.9, 0.999, 1e-8, 1, True, 0.0)
+        except Exception as error:
+            if self.mindspeed == "on":
+                raise ConfigError(f"--mindspeed on: its fused EMA-AdamW does not work here: {error}") from error
+            _log.warning(f"MindSpeed's fused EMA-AdamW does not work here, the average is kept beside AdamW: {error}")
+            return None
+        return kernel
+
     def device(self, local_rank: int) -> torch.device:
         if local_rank >= torch.npu.device_count():
             raise ConfigError(
@@ -73,6 +94,12 @@ class NpuPlatform(Platform):
 
     def reset_peak_memory(self) -> None:
         torch.npu.reset_peak_memory_stats()
+
+    def total_memory(self) -> int:
+        return torch.npu.get_device_properties(torch.npu.current_device()).total_memory
+
+    def release_memory(self) -> None:
+        torch.npu.empty_cache()
 
     def profiler(self, settings):
         from torch_npu import profiler

@@ -2,53 +2,61 @@
 
 import dataclasses
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from mindspeed_mm.checkpoint.released import weights_of
 from mindspeed_mm.config import model_dialects
-from mindspeed_mm.config.model import TokenizerConfig
-from mindspeed_mm.config.reader import build, node_from_python, read_json
-from mindspeed_mm.config.sample import SampleModelConfig
-from mindspeed_mm.data.tokens import Tokenizer, load_tokenizer
-from mindspeed_mm.diffusion import euler, guidance, schedule
+from mindspeed_mm.config.reader import build, check, node_from_python, read_json
+from mindspeed_mm.config.sample import PromptConfig, SampleModelConfig, SamplingOptions
+from mindspeed_mm.diffusion import schedule
 from mindspeed_mm.errors import ConfigError, SamplingError
 from mindspeed_mm.models.build import TORCH_DTYPES, build_autoencoder, build_denoiser
 from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
-from mindspeed_mm.models.text.encoders import TextEncoders
 from mindspeed_mm.models.wfvae.model import WFVAE
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.seeds import generator
-from mindspeed_mm.sampling.prompts import Prompt, compose
+from mindspeed_mm.platforms.select import select
+from mindspeed_mm.sampling.denoise import Step, activation_bytes, decide_mode, steps
+from mindspeed_mm.sampling.requests import Request
+from mindspeed_mm.sampling.residence import Residence
+from mindspeed_mm.sampling.text import PromptEncoder
 from mindspeed_mm.types import TextFeatures
 from mindspeed_mm.weights import folder as pretrained_folder
 from mindspeed_mm.weights import load_autoencoder, load_denoiser
 
-_T5_LENGTH = 512  # fixed in the original, whatever model_max_length says
+_TEXTS_KEPT = 256  # in a notebook and on the page; a text of v1.5 takes 2 MiB
 
 
 class T2VPipeline:
-    """Samples videos. `T2VPipeline.from_config(path)(prompt, seed=0)` gives uint8 frames [T,H,W,3]."""
+    """Samples videos. `T2VPipeline.from_config(path)("a prompt", seed=0)` gives uint8 frames [T,H,W,3]."""
 
     def __init__(
         self,
         config: SampleModelConfig,
         denoiser: SparseUMMDiT,
         autoencoder: WFVAE,
-        text: TextEncoders,
-        tokenizers: tuple[Tokenizer, Tokenizer],
-        device: torch.device,
+        text: PromptEncoder,
+        residence: Residence,
+        options: SamplingOptions | None = None,
+        memory_bytes: int | None = None,
     ):
+        """memory_bytes: of the device, by which options.guidance_mode "auto" is decided; default: all of it."""
         self.config = config
         self.denoiser = denoiser.eval()
         self.autoencoder = autoencoder.eval()
         self.text = text
-        self.tokenizers = tokenizers
-        self.device = device
+        self.residence = residence
+        self.options = options or SamplingOptions()
+        self.memory_bytes = memory_bytes or select(residence.device.type).total_memory()
+        check(self.options)
+        if self.options.compile:
+            denoiser.compile_blocks()
 
     @classmethod
     def from_config(
@@ -59,32 +67,35 @@ class T2VPipeline:
         parallel: ParallelContext | None = None,
         load: str | None = None,
         ema: bool = False,
+        options: SamplingOptions | None = None,
+        text: PromptEncoder | None = None,
     ) -> "T2VPipeline":
         """Build all parts of an inference JSON and load their weights.
 
-        load: a Megatron checkpoint directory instead of predictor.from_pretrained; ema: its EMA weights.
+        load: a Megatron checkpoint directory instead of predictor.from_pretrained; ema: its EMA weights. text: encoders
+        that are there already, or that have left after encoding all that will be asked for.
         """
         if isinstance(config, (str, Path)):
             config = build(SampleModelConfig, model_dialects.sample_node(read_json(config)))
         elif isinstance(config, dict):
             config = build(SampleModelConfig, model_dialects.sample_node(node_from_python(config, "")))
-        device = torch.device(device)
-        dtype = TORCH_DTYPES[config.weight_dtype]
+        options = options or SamplingOptions()
+        residence = Residence(torch.device(device), options.offload)
         weights = load or config.predictor.from_pretrained
         if weights is None or config.ae.from_pretrained is None:
             raise ConfigError("predictor.from_pretrained and ae.from_pretrained: both are needed to sample")
+        text = text or PromptEncoder.load(config, residence, _TEXTS_KEPT)
         denoiser = build_denoiser(
             config.predictor,
             parallel or ParallelContext.current(),
-            device=device,
+            device=residence.home,
             dtype=config.weight_dtype,
             seed=None,
         )
         load_denoiser(denoiser, weights, ema)
-        autoencoder = build_autoencoder(config.ae, device=device)
+        autoencoder = build_autoencoder(config.ae, device=residence.home)
         load_autoencoder(autoencoder, config.ae.from_pretrained)
-        text = TextEncoders(config.text_encoder, config.text_encoder_2, dtype).to(device)
-        return cls(config, denoiser, autoencoder, text, _tokenizers(config.tokenizer, config.tokenizer_2), device)
+        return cls(config, denoiser, autoencoder, text, residence, options)
 
     @classmethod
     def from_pretrained(
@@ -126,80 +137,104 @@ class T2VPipeline:
         )
 
     def __call__(
-        self, prompt: str, *, seed: int = 0, negative_prompt: str | None = None, progress: bool = True
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        negative_prompt: str | None = None,
+        size: tuple[int, int, int] | None = None,
+        guidance_scale: float | None = None,
+        steps: int | None = None,
+        progress: bool = True,
     ) -> np.ndarray:
-        """One video, uint8 [T,H,W,3], of a prompt; the same for the same seed on every layout."""
-        prompts = [self.compose(prompt, negative_prompt)]
-        return self.sample(prompts, self.noise(seed, [(0, 0)]), progress=progress)[0]
+        """One video, uint8 [T,H,W,3], of a prompt; the same for the same seed on every layout.
 
-    def compose(self, prompt: str, negative_prompt: str | None = None) -> Prompt:
-        """The prompt as the text encoders will read it, by the config's template and cleaning."""
-        config = self.config
-        return compose(
-            prompt,
-            config.pipeline_config.version,
-            config.negative_prompt if negative_prompt is None else negative_prompt,
-            template=config.use_prompt_template,
-            preprocess=config.use_prompt_preprocess,
-            clean=config.clean_caption,
+        size: frames, height, width; what is None is the config's.
+        """
+        line = PromptConfig(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            input_size=size,
+            guidance_scale=guidance_scale,
+            num_inference_steps=steps,
         )
+        return self.sample([Request(self.config.for_prompt(line), seed)], progress=progress)[0]
 
-    def noise(self, seed: int, addresses: list[tuple[int, int]]) -> Tensor:
-        """Starting latents [B,C,T,H,W] in the encoders' precision, from (seed, prompt index, sample index) alone."""
-        shape = self.config.latent_grid.shape(1, self.config.predictor.in_channels)
-        draws = [torch.randn(shape, generator=generator(seed, "sample", *address)) for address in addresses]
-        return torch.cat(draws).to(self.device, TORCH_DTYPES[self.config.weight_dtype])
+    def sample(self, requests: Sequence[Request], *, progress: bool = True) -> np.ndarray:
+        """Videos uint8 [B,T,H,W,3] of requests of one size and one diffusion block."""
+        return self.decode(self.denoise(requests, progress=progress))
 
-    @torch.no_grad()
-    def sample(self, prompts: list[Prompt], noise: Tensor, *, progress: bool = True) -> np.ndarray:
-        """Videos uint8 [B,T,H,W,3] from starting latents, one per prompt."""
-        text = self.encode(prompts)
-        latents = self.denoise(noise, text, progress=progress)
-        video = self.autoencoder.decode(latents.to(self.autoencoder.dtype))
-        return to_uint8(video)
-
-    def encode(self, prompts: list[Prompt]) -> TextFeatures:
-        """Text features of a batch; with guidance those of the negative prompts first: [2B,...]."""
-        texts = [prompt.positive for prompt in prompts]
-        if self.guided:
-            texts = [prompt.negative for prompt in prompts] + texts
-        first, second = self.tokenizers
-        return self.text(first(texts).to(self.device), second(texts).to(self.device))
-
-    @property
-    def guided(self) -> bool:
-        return self.config.diffusion.guidance_scale > 1
-
-    def denoise(self, latents: Tensor, text: TextFeatures, *, progress: bool = True) -> Tensor:
-        """Euler steps from noise to clean latents."""
-        sigmas = schedule.grid(self.config.diffusion, self.config.latent_grid).to(self.device)
-        steps = list(zip(sigmas[:-1], sigmas[1:], strict=True))
+    def denoise(self, requests: Sequence[Request], *, progress: bool = True) -> Tensor:
+        """Clean latents [B,C,T,H,W] of requests that are alike."""
+        total = requests[0].model.diffusion.num_inference_steps
         every = 0.1 if sys.stderr.isatty() else 10.0  # seconds; a log file is no terminal
-        bar = tqdm(steps, desc="sampling", unit="step", disable=not progress, mininterval=every)
-        for index, (sigma, following) in enumerate(bar):
-            velocity = self._velocity(latents, sigma, text)
-            if not torch.isfinite(velocity).all():
-                raise SamplingError(
-                    f"step {index + 1} of {len(steps)} (sigma {sigma.item():.4f}): the velocity is not finite; "
-                    f"weight_dtype {self.config.weight_dtype!r} may be too narrow for these weights, try bf16 or fp32"
-                )
-            latents = euler.step(latents, velocity, sigma, following)
+        for step in tqdm(
+            self.steps(requests), desc="sampling", unit="step", total=total, disable=not progress, mininterval=every
+        ):
+            latents = step.latents
         return latents
 
-    def _velocity(self, latents: Tensor, sigma: Tensor, text: TextFeatures) -> Tensor:
-        """The guided velocity at one noise level; both halves of guidance are one batch, [without, with] the prompt."""
-        if not self.guided:
-            return self.denoiser(latents, sigma.expand(latents.shape[0]), text)
-        both = self.denoiser(torch.cat((latents, latents)), sigma.expand(2 * latents.shape[0]), text)
-        diffusion = self.config.diffusion
-        return guidance.combine(*both.chunk(2), diffusion.guidance_scale, diffusion.guidance_rescale)
+    @torch.no_grad()
+    def steps(self, requests: Sequence[Request]) -> Iterator[Step]:
+        """The steps of `denoise`, one at a time: for whoever wants to show them, or to stop in between."""
+        first = requests[0]
+        if not all(first.alike(request) for request in requests):
+            raise ValueError("requests of a batch must have one size and one diffusion block")
+        text, noise = self.encode(requests), self.noise(requests)
+        diffusion, grid = first.model.diffusion, first.model.latent_grid
+        sigmas = schedule.grid(diffusion, grid).to(self.residence.device)
+        options = dataclasses.replace(self.options, guidance_mode=self.guidance_mode(first, len(requests)))
+        with self.residence.using(self.denoiser):
+            yield from steps(self.denoiser, noise, text, sigmas, diffusion, options)
+
+    def encode(self, requests: Sequence[Request]) -> TextFeatures:
+        """Text features [B,...]; with guidance those of the negative prompts first, [2B,...]."""
+        prompts = [request.texts for request in requests]
+        negative = [prompt.negative for prompt in prompts] if requests[0].guided else []
+        return self.text(negative + [prompt.positive for prompt in prompts])
+
+    def noise(self, requests: Sequence[Request]) -> Tensor:
+        """Starting latents [B,C,T,H,W] in the encoders' precision, each from its request's seed and address alone."""
+        shape = requests[0].model.latent_grid.shape(1, self.config.predictor.in_channels)
+        draws = [
+            torch.randn(shape, generator=generator(request.seed, "sample", *request.address)) for request in requests
+        ]
+        return torch.cat(draws).to(self.residence.device, TORCH_DTYPES[self.config.weight_dtype])
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Clean latents [B,C,T,H,W] -> videos uint8 [B,T,H,W,3]."""
+        with self.residence.using(self.autoencoder):
+            video = self.autoencoder.decode(latents.to(self.autoencoder.dtype))
+        if not torch.isfinite(video).all():
+            reason = f"latents reach {latents.abs().max().item():.3g}"
+            if video.dtype == torch.float16:
+                reason = 'fp16 may be too narrow for its weights, try ae.dtype "bf16" or "fp32"'
+            raise SamplingError(f"the autoencoder: its video is not finite; {reason}")
+        return to_uint8(video)
+
+    def preview(self, latents: Tensor) -> np.ndarray:
+        """The first frame [H,W,3] uint8 of latents [1,C,T,H,W]: cheap, since no frame depends on a later one."""
+        return self.decode(latents[:, :, :1])[0, 0]
+
+    def guidance_mode(self, request: Request, batch: int) -> str:
+        """How the two halves of guidance are computed: "paired", "batched" or "sequential"; "none" without guidance."""
+        if not request.guided:
+            return "none"
+        if self.denoiser.parallel.guidance_size > 1:
+            return "paired"
+        dtype = self.denoiser.proj_out.weight.dtype
+        tokens = request.model.latent_grid.tokens(self.config.predictor.patch_size)
+        text_tokens = self.text.tokenizers[0].max_length
+        activations = activation_bytes(self.config.predictor, tokens, text_tokens, dtype, self.denoiser.parallel)
+        resident: list[nn.Module] = [self.denoiser]
+        if not self.residence.offload:
+            resident += [self.autoencoder] + ([self.text.encoders] if self.text.encoders else [])
+        weights = sum(parameter.nbytes for module in resident for parameter in module.parameters())
+        return decide_mode(self.options.guidance_mode, weights, activations, batch, self.memory_bytes)
 
 
 def to_uint8(video: Tensor) -> np.ndarray:
     """[B,3,T,H,W] in [-1,1] -> uint8 [B,T,H,W,3], rounded to the nearest."""
     pixels = (video.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
     return pixels.permute(0, 2, 3, 4, 1).cpu().numpy()
-
-
-def _tokenizers(first: TokenizerConfig, second: TokenizerConfig) -> tuple[Tokenizer, Tokenizer]:
-    return load_tokenizer(first, "tokenizer", _T5_LENGTH), load_tokenizer(second, "tokenizer_2")

@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+from mindspeed_mm.config.reader import build, read_json_lines, read_text
+from mindspeed_mm.config.sample import PromptConfig
 from mindspeed_mm.data.captions import preprocess as clean_twice
 from mindspeed_mm.errors import DataError
 
@@ -38,23 +40,32 @@ class Prompt:
     negative: str
 
 
-def read_prompts(prompt: str) -> list[str]:
-    """The lines of the file `prompt`, stripped, the first 1000; or `prompt` itself where there is no such file.
+def read_prompts(prompt: str) -> list[PromptConfig]:
+    """The prompts of the file `prompt`, the first 1000; or `prompt` itself where there is no such file.
 
-    An empty line is an empty prompt; the end of the file is not a line.
+    A .jsonl file holds an object per line (`PromptConfig`); any other a prompt per line, which is stripped. There, an
+    empty line is an empty prompt; the end of the file is not a line.
     """
-    try:
-        is_file = Path(prompt).is_file()
-    except OSError:  # a prompt longer than a file name may be
-        is_file = False
-    if not is_file:
-        if Path(prompt).suffix in (".txt", ".jsonl") and " " not in prompt:
+    path = Path(prompt)
+    if not is_prompt_file(prompt):
+        if path.suffix in (".txt", ".jsonl") and " " not in prompt:
             raise DataError(f"{prompt}: no such file of prompts")
-        return [prompt]
-    lines = Path(prompt).read_text(encoding="utf-8").splitlines()
-    if not lines:
+        return [PromptConfig(prompt=prompt)]
+    if path.suffix == ".jsonl":
+        prompts = [build(PromptConfig, node) for node in read_json_lines(path)[:_LIMIT]]
+    else:
+        lines = read_text(path).splitlines()[:_LIMIT]
+        prompts = [PromptConfig(prompt=line.strip()) for line in lines]
+    if not prompts:
         raise DataError(f"{prompt}: holds no prompt")
-    return [line.strip() for line in lines[:_LIMIT]]
+    return prompts
+
+
+def is_prompt_file(prompt: str) -> bool:
+    try:
+        return Path(prompt).is_file()
+    except OSError:  # a prompt longer than a file name may be
+        return False
 
 
 def compose(

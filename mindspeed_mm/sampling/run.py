@@ -1,60 +1,182 @@
-"""A sampling job: all prompts of a file, shared over the data ranks, one file each."""
+"""A sampling job: all prompts of a file, shared over the data ranks; restartable, and not ended by one bad sample."""
 
 import os
+import time
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
 
 from mindspeed_mm import logs
-from mindspeed_mm.config.sample import SampleConfig, SampleModelConfig
-from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.config.sample import SampleConfig
+from mindspeed_mm.errors import SamplingError
+from mindspeed_mm.parallel.collectives import from_first_rank, wait_for_all
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.platforms.base import Platform
+from mindspeed_mm.sampling import gallery, record
+from mindspeed_mm.sampling.archive import Archive
 from mindspeed_mm.sampling.pipeline import T2VPipeline
-from mindspeed_mm.sampling.prompts import read_prompts
-from mindspeed_mm.sampling.writer import write_image, write_video
+from mindspeed_mm.sampling.prompts import is_prompt_file, read_prompts
+from mindspeed_mm.sampling.provenance import weights_of
+from mindspeed_mm.sampling.requests import Request, batches, requests_of
+from mindspeed_mm.sampling.residence import Residence
+from mindspeed_mm.sampling.text import PromptEncoder
 
 _log = logs.get(__name__)
+_OF_ONE_SAMPLE = (SamplingError, torch.OutOfMemoryError, OSError)  # what ends a sample and not the job
 
 
 def run(config: SampleConfig, platform: Platform, parallel: ParallelContext) -> list[Path]:
-    """Sample every prompt; returns the files that this rank wrote."""
+    """Make every sample that is not there yet; returns the files that this rank wrote.
+
+    SamplingError on the first rank, at the end of the job, if there were samples that could not be made.
+    """
     model = config.model
-    prompts = read_prompts(model.prompt)
-    jobs = [(index, k) for index in range(len(prompts)) for k in range(model.num_samples_per_prompt)]
-    _check_fps(model)
-    pipeline = T2VPipeline.from_config(
-        model,
-        device=platform.device(int(os.environ.get("LOCAL_RANK", "0"))),
-        parallel=parallel,
-        load=config.load,
-        ema=config.use_ema,
-    )
-    batches = [jobs[at : at + model.micro_batch_size] for at in range(0, len(jobs), model.micro_batch_size)]
-    written = []
-    for number, batch in enumerate(batches):
-        if number % parallel.data_size != parallel.data_rank:
-            continue
-        texts = [pipeline.compose(prompts[index]) for index, _ in batch]
-        if parallel.is_first:
-            _log.info(f"batch {number + 1} of {len(batches)}: {prompts[batch[0][0]][:80]!r}")
-        videos = pipeline.sample(texts, pipeline.noise(config.seed, batch), progress=parallel.is_first)
-        if parallel.tensor_rank == 0 and parallel.context_rank == 0:
-            written += [_write(model, job, frames) for job, frames in zip(batch, videos, strict=True)]
+    file = model.prompt if is_prompt_file(model.prompt) else ""
+    requests = requests_of(model, read_prompts(model.prompt), config.seed, config.launch, file)
+    occasion = _occasion(parallel)
+    plan = _plan(config, platform, requests) if parallel.is_first else None
+    wait_for_all(f"{occasion}/plan", parallel)  # hashing weights may take minutes
+    weights, done = from_first_rank(plan)
+    left = [batch for batch in batches(requests, model.micro_batch_size) if any(r.name not in done for r in batch)]
+    if done and parallel.is_first:
+        _log.info(f"{len(done)} of {len(requests)} samples are there already")
+    mine = left[parallel.data_rank :: parallel.data_size]
+    written = _Job(config, platform, parallel, weights).make_all(mine, done) if mine else []
+    wait_for_all(f"{occasion}/samples", parallel)
+    if parallel.is_first:
+        gallery.write_all(Path(model.save_path))
+    wait_for_all(f"{occasion}/gallery", parallel)
+    if parallel.is_first:
+        _raise_failures(config, requests)
     return written
 
 
-def _write(model: SampleModelConfig, job: tuple[int, int], frames) -> Path:
-    index, k = job
-    kind, suffix = ("image", "png") if frames.shape[0] == 1 else ("video", "mp4")
-    of_several = f"_i{k:06d}" if model.num_samples_per_prompt > 1 else ""
-    path = Path(model.save_path) / f"{kind}_{index:06d}{of_several}.{suffix}"
-    if kind == "image":
-        write_image(frames, path)
-    else:
-        write_video(frames, path, model.fps // model.frame_interval)
-    _log.info(f"wrote {path}")
-    return path
+def _occasion(parallel: ParallelContext) -> str:
+    """A name for this call of `run`, on every rank the same and never used before."""
+    return f"sampling/{parallel.store.add(f'sampling/of rank {parallel.rank}', 1)}"
 
 
-def _check_fps(model: SampleModelConfig) -> None:
-    if model.fps < model.frame_interval:
-        raise ConfigError(f"fps {model.fps} with frame_interval {model.frame_interval}: less than one frame a second")
+def _plan(config: SampleConfig, platform: Platform, requests: list[Request]) -> tuple[dict, set[str]]:
+    """What the first rank finds out for all: the hashes of the weights, and which samples are done."""
+    weights = weights_of(config)
+    archive = Archive(config, weights, platform)
+    done = {request.name for request in requests if archive.is_done(request)} if config.resume else set()
+    return weights, done
+
+
+def _raise_failures(config: SampleConfig, requests: list[Request]) -> None:
+    records = {request.name: record.read(Path(config.model.save_path) / f"{request.name}.json") for request in requests}
+    failed = {name: entry["error"] for name, entry in records.items() if entry and entry["status"] == record.FAILED}
+    if failed:
+        name, error = next(iter(failed.items()))
+        raise SamplingError(
+            f"{len(failed)} of {len(requests)} samples could not be made, the first is {name}: {error} "
+            "(their JSON files say why; --resume tries them again)"
+        )
+
+
+class _Job:
+    """This rank's part of a job."""
+
+    def __init__(
+        self, config: SampleConfig, platform: Platform, parallel: ParallelContext, weights: dict[str, dict[str, str]]
+    ):
+        self.config = config
+        self.platform = platform
+        self.parallel = parallel
+        self.archive = Archive(config, weights, platform)
+        self.text_s: dict[str, float] = {}  # request -> seconds that its texts took
+
+    def make_all(self, mine: list[list[Request]], done: set[str]) -> list[Path]:
+        """Text encoders first; when they have left, the other components."""
+        device = self.platform.device(int(os.environ.get("LOCAL_RANK", "0")))
+        residence = Residence(device, self.config.options.offload)
+        text = PromptEncoder.load(self.config.model, residence)
+        with residence.using(text.encoders):
+            mine = self._encode(text, mine)
+        text.leave()
+        self.platform.release_memory()
+        self.pipeline = T2VPipeline.from_config(
+            self.config.model,
+            device=device,
+            parallel=self.parallel,
+            load=self.config.load,
+            ema=self.config.use_ema,
+            options=self.config.options,
+            text=text,
+        )
+        written = []
+        for number, batch in enumerate(mine):
+            if self.parallel.is_first:
+                _log.info(f"batch {number + 1} of {len(mine)}: {batch[0].name}, {batch[0].model.prompt[:80]!r}")
+            written += self._make(batch, done)
+        return written
+
+    def _encode(self, text: PromptEncoder, mine: list[list[Request]]) -> list[list[Request]]:
+        """Encode all texts; returns the batches without the requests whose texts failed."""
+        kept = []
+        requests = [request for batch in mine for request in batch]
+        bar = tqdm(
+            total=len(requests), desc="texts", unit="prompt", disable=not self.parallel.is_first, mininterval=1.0
+        )
+        for batch in mine:
+            good = []
+            for request in batch:
+                started = time.monotonic()
+                prompt = request.texts
+                try:
+                    text([prompt.positive, prompt.negative] if request.guided else [prompt.positive])
+                    good.append(request)
+                except SamplingError as error:
+                    self._fail(request, error)
+                self.text_s[request.name] = time.monotonic() - started
+                bar.update()
+            kept += [good] if good else []
+        bar.close()
+        return kept
+
+    def _make(self, batch: list[Request], done: set[str]) -> list[Path]:
+        """Sample a batch and write what is not done yet; a batch that fails is tried again one by one."""
+        started = time.monotonic()
+        self.platform.reset_peak_memory()
+        try:
+            latents = self.pipeline.denoise(batch, progress=self.parallel.is_first)
+            self.platform.synchronize()
+        except _OF_ONE_SAMPLE as error:
+            if not isinstance(error, SamplingError) and self.parallel.sample_size > 1:
+                raise  # the other ranks of this sample know nothing of it and wait for this one
+            if len(batch) == 1:
+                self._fail(batch[0], error)
+                return []
+            _log.warning(f"{batch[0].name} to {batch[-1].name}: {error}; trying them one by one")
+            latents = None
+        if latents is None:
+            self.platform.release_memory()
+            return [path for request in batch for path in self._make([request], done)]
+        if not self.parallel.is_first_of_sample:
+            return []
+        timing = {
+            "denoise_s": time.monotonic() - started,
+            "s_per_step": (time.monotonic() - started) / batch[0].model.diffusion.num_inference_steps,
+            "batch": len(batch),
+        }
+        written = []
+        for request, one in zip(batch, latents.split(1), strict=True):
+            if request.name not in done:
+                written += self._write(request, one, timing)
+        return written
+
+    def _write(self, request: Request, latents: Tensor, timing: dict[str, Any]) -> list[Path]:
+        try:
+            return [self.archive.keep(request, latents, self.pipeline, {"text_s": self.text_s[request.name], **timing})]
+        except _OF_ONE_SAMPLE as error:
+            self._fail(request, error)
+            return []
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        _log.error(f"{request.name}: {error}")
+        if self.parallel.is_first_of_sample:
+            self.archive.fail(request, error)

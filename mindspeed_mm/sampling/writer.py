@@ -1,5 +1,7 @@
 """Videos and images to disk: files that a browser plays, whole or not there."""
 
+import itertools
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,17 +15,24 @@ _X264 = {"crf": "23", "preset": "slow", "x264-params": "cpu-independent=1:thread
 _MP4 = {"movflags": "+faststart"}  # the index first, so that a browser starts at once
 
 
-def write_video(frames: np.ndarray, path: Path, fps: float) -> None:
-    """H.264 yuv420p mp4 of frames [T,H,W,3] uint8. Odd sizes lose nothing: the last row or column is repeated once."""
-    _check(frames, path)
-    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
+def write_video(frames: Iterable[np.ndarray], path: Path, fps: float) -> None:
+    """H.264 yuv420p mp4 of frames [H,W,3] uint8, or of [T,H,W,3].
+
+    Odd sizes lose nothing: the last row or column is repeated once.
+    """
+    if isinstance(frames, np.ndarray):
+        _check(frames, path)
+    frames = iter(frames)
+    first = next(frames)
+    _check(first[None], path)
     temporary = path.with_name(f".{path.name}.tmp")
     with av.open(str(temporary), "w", format="mp4", options=_MP4) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=_X264)
-        stream.width, stream.height = frames.shape[2], frames.shape[1]
+        stream.height, stream.width = (size + size % 2 for size in first.shape[:2])
         stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        for frame in itertools.chain((first,), frames):
+            even = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
         container.mux(stream.encode())
     temporary.replace(path)
 

@@ -69,7 +69,7 @@ def build_extraction(config: RunConfig, platform: Platform, parallel: ParallelCo
 
 def _encoders(config: RunConfig, device: torch.device) -> FrozenEncoders:
     """The encoders, without those that stored features stand for; videos while training need the weights of all."""
-    model, samples = config.model, config.evaluation.sample_config is not None
+    model, samples = config.model, config.evaluation.sample_model is not None
     autoencoder = text = None
     if samples or not model.load_video_features:
         autoencoder = frozen_autoencoder(model.ae, device, config.precision.autoencoder)
@@ -108,6 +108,8 @@ def _denoiser(config: RunConfig, parallel: ParallelContext, device: torch.device
     )
     if predictor.from_pretrained:
         load_denoiser(network, predictor.from_pretrained)
+    if config.compile:
+        network.compile_blocks()
     count = sum(parameter.numel() for parameter in network.parameters())
     _log.info(f"denoiser: {count:,} parameters on this rank, {config.precision.denoiser}")
     return network
@@ -117,5 +119,5 @@ def _optimizer_step(config: RunConfig, engine: Engine) -> OptimizerStep:
     settings = config.optimizer
     adaptive = settings.clip_grad_ema_decay is not None
     clip = AdaptiveClip(settings.clip_grad_ema_decay) if adaptive else FixedClip(settings.clip_grad)
-    ema = Ema(engine, settings.ema_decay) if settings.use_ema else None
+    ema = Ema(engine, settings.ema_decay, engine.platform.ema_adamw_kernel()) if settings.use_ema else None
     return OptimizerStep(engine, clip, ema, settings.max_skipped_steps)

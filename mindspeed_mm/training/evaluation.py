@@ -46,8 +46,7 @@ class Evaluation:
         samples = self._samples()
         found = self._losses(samples, "eval loss")
         if self.ema is not None:
-            averages = [self.ema.shards[shard.name] for shard in self.engine.main_shards()]
-            with self.engine.weights_of(averages):
+            with self.engine.weights_of(self.ema.averages()):
                 found |= self._losses(samples, "ema eval loss")
         return found
 

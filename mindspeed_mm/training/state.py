@@ -72,7 +72,7 @@ class TrainingState:
             for key, values in self.engine.moments().items():
                 groups[key] = shards.gather(main, values)
         if self.optimizer.ema is not None:
-            groups["ema_params"] = shards.gather(main, [self.optimizer.ema.shards[shard.name] for shard in main])
+            groups["ema_params"] = shards.gather(main, self.optimizer.ema.averages())
         common = self._common(self._gather_rng() if settings.save_rng else None)
         if self.engine.parallel.data_and_context.rank() != 0:
             return None

@@ -41,18 +41,19 @@ def partition_table() -> dict[str, int | None]:
     from mindspeed_mm.parallel.context import ParallelContext
     from mindspeed_mm.parallel.partition import partition_dims
 
+    parallel = ParallelContext.current()
     sample = DenoiserConfig(
         num_layers=(2, 2, 2),
         sparse_n=(1, 1, 1),
         double_ff=True,
         skip_connection=True,
         skip_connection_zero_init=False,
-        num_heads=1,
+        num_heads=parallel.tensor_size * parallel.context_size,
         head_dim=16,
         in_channels=1,
         caption_channels=1,
     )
-    network = build_denoiser(sample, ParallelContext.current(), device="meta", seed=None)
+    network = build_denoiser(sample, parallel, device="meta", seed=None)
     return {_BLOCK.sub("transformer_blocks.*.*.", name): dim for name, dim in partition_dims(network).items()}
 
 

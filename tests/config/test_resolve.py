@@ -222,3 +222,17 @@ def test_sampling_flags_replace_values_of_the_file(folder):
         sample(folder, "--ema")
     with pytest.raises(ConfigError, match="--load nowhere: no such directory"):
         sample(folder, "--load", "nowhere")
+
+
+def test_samples_while_training_are_of_the_trained_network(folder):
+    flags = ["--mm-sample", str(folder / "sample.json"), "--sample-interval", "5"]
+    with pytest.raises(ConfigError, match="--mm-sample: videos are written below --save"):
+        train(folder, *flags)
+    flags += ["--save", str(folder / "run")]
+    found = train(folder, *flags).evaluation
+    assert (found.sample_interval, found.sample_model.predictor.num_heads) == (5, 2)
+    change(folder / "sample.json", "predictor.num_layers", [2, 4, 2])
+    with pytest.raises(
+        ConfigError, match=r"sample.json.* num_layers is \(2, 4, 2\), but \(2, 2, 2\) in the model that"
+    ):
+        train(folder, *flags)

@@ -1,6 +1,7 @@
 """The whole path on real clips at TP=2: train, die, resume, merge, sample."""
 
 import argparse
+import re
 import subprocess
 import sys
 
@@ -14,11 +15,13 @@ FLAGS = [
     "--tensor-model-parallel-size", 2, "--sequence-parallel", "--use-distributed-optimizer", "--lr", 1e-3,
     "--train-iters", 20, "--save-interval", 10, "--log-interval", 1, "--optimizer-selection", "fused_ema_adamw",
     "--clip_grad_ema_decay", 0.99, "--model_custom_precision", "--selective_recom", "--recom_ffn_layers", 2,
+    "--eval-interval", 10, "--eval-iters", 1, "--sample-interval", 20, "--seed", 1234,
 ]  # fmt: skip
 
 
 def train_flags(world, run_directory):
     files = ["--mm-data", world / "data.json", "--mm-model", world / "model.json"]
+    files += ["--eval-data", world / "data.txt", "--mm-sample", world / "sample.json"]
     return [*files, *FLAGS, "--save", run_directory, "--load", run_directory]
 
 
@@ -60,6 +63,21 @@ def test_the_directory_is_megatrons(trained):
         assert state["args"].tensor_model_parallel_size == 2
         assert state["model"]["transformer_blocks.0.0.attn1.to_q.weight"].shape == (16, 32)
         assert state["model"]["transformer_blocks.0.0.attn1.to_q._extra_state"] is None
+
+
+def test_it_is_evaluated_and_sampled_on_the_way(trained, world, tmp_path):
+    """The video is the one that sampling makes afterwards from the averages of the checkpoint."""
+    first, second, directory = trained
+    values = re.findall(r"iteration (\d+) \| eval loss: ([0-9.]+) \|.* ema eval loss: ([0-9.]+) \|", first + second)
+    assert [iteration for iteration, *_ in values] == ["10", "20"]
+    assert all(live != average for _, live, average in values)
+    folder = directory / "samples" / "iter_0000020"
+    assert f"sampled 1 videos, {folder / 'contact_sheet.png'}" in second
+    flags = ["--mm-model", world / "sample.json", "--load", directory, "--ema", "--seed", 1234, "--save-path", tmp_path]
+    result = run("inference.py", [*flags, "--tensor-model-parallel-size", 2, "--sequence-parallel"], 2)
+    assert result.returncode == 0, result.stdout + result.stderr
+    name = "video_000000.mp4"
+    assert (folder / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
 @pytest.fixture(scope="module")

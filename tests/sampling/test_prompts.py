@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from mindspeed_mm.errors import DataError
+from mindspeed_mm.config.sample import PromptConfig
+from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.sampling.prompts import compose, read_prompts
 
 
@@ -38,14 +39,40 @@ def test_without_template_or_cleaning():
     assert compose("A Cat", "v1.5", template=False, preprocess=False).positive == "A Cat"
 
 
+def prompts_of(prompt) -> list[str]:
+    return [line.prompt for line in read_prompts(str(prompt))]
+
+
 def test_a_file_gives_its_lines_and_a_text_itself(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text(" a cat \n\na dog\n")
-    assert read_prompts(str(file)) == ["a cat", "", "a dog"]
-    assert read_prompts("not a file: a cat") == ["not a file: a cat"]
-    assert read_prompts("a cat " * 500) == ["a cat " * 500]  # longer than a file name may be
+    assert prompts_of(file) == ["a cat", "", "a dog"]
+    assert prompts_of("not a file: a cat") == ["not a file: a cat"]
+    assert prompts_of("a cat " * 500) == ["a cat " * 500]  # longer than a file name may be
     file.write_text("x\n" * 1200)
-    assert len(read_prompts(str(file))) == 1000
+    assert len(prompts_of(file)) == 1000
+
+
+def test_json_lines_carry_settings_of_their_own(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(
+        '# a comment\n{"prompt": "a cat"}\n\n'
+        '{"prompt": "a dog", "negative": "blurry", "seed": 7, "size": [9, 64, 32], "guidance": 2, "steps": 3}\n'
+    )
+    plain, full = read_prompts(str(file))
+    assert plain == PromptConfig(prompt="a cat")
+    assert (full.negative_prompt, full.seed, full.input_size) == ("blurry", 7, (9, 64, 32))
+    assert (full.guidance_scale, full.num_inference_steps) == (2.0, 3)
+
+
+def test_a_wrong_line_is_named(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a cat"}\n{"prompt": "a dog", "sead": 7}\n')
+    with pytest.raises(ConfigError, match=r"prompts.jsonl:2 sead: unknown key; did you mean 'seed'"):
+        read_prompts(str(file))
+    file.write_text('{"prompt": "a cat"}\n{"seed": 7}\n')
+    with pytest.raises(ConfigError, match=r"prompts.jsonl:2 \(top level\): key 'prompt' is missing"):
+        read_prompts(str(file))
 
 
 def test_a_prompt_file_that_is_missing_or_empty_is_named(tmp_path):

@@ -198,8 +198,7 @@ class Run:
         return shards.gather(main, [shard.main for shard in main])
 
     def averages(self) -> dict[str, torch.Tensor] | None:
-        main = self.engine.main_shards()
-        return shards.gather(main, [self.ema.shards[shard.name] for shard in main])
+        return shards.gather(self.engine.main_shards(), self.ema.averages())
 
 
 def curve(layout: Layout, steps: int = 20) -> list[tuple[float, float]]:

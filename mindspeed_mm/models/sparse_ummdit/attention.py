@@ -1,16 +1,15 @@
 """Joint attention of video and text, sparse over the video (Skiparse)."""
 
-import torch
 from torch import Tensor, nn
 
 from mindspeed_mm.config.model import DenoiserConfig
 from mindspeed_mm.models.sparse_ummdit.norms import RMSNorm
 from mindspeed_mm.ops.attention import attend
-from mindspeed_mm.ops.rope3d import rotate
-from mindspeed_mm.ops.skiparse import skip, unskip
+from mindspeed_mm.ops.lean import normed_rotated
+from mindspeed_mm.ops.skiparse import join_text, unskip
 from mindspeed_mm.parallel.collectives import join_heads, split_heads
 from mindspeed_mm.parallel.context import ParallelContext
-from mindspeed_mm.parallel.linear import ColumnLinear, RowLinear
+from mindspeed_mm.parallel.linear import ColumnLinear, RowLinear, together
 
 
 class JointAttention(nn.Module):
@@ -52,17 +51,17 @@ class JointAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """video [S,B,D] and text [L,B,D] (this rank's tokens) -> the same, attended.
 
-        rope: tables for all S tokens of the video; keep: [k*B, S'/k + L] bool, real keys of each part (see `masks.py`).
+        rope: tables for all S tokens of the video; keep: [k*B, S'/k + L] bool, real keys of each part,
+        None where all are (see `masks.py`).
         """
-        cos, sin = rope
-        q = rotate(self.norm_q(self._heads(self.to_q(video))), cos, sin)
-        k = rotate(self.norm_k(self._heads(self.to_k(video))), cos, sin)
-        v = self._heads(self.to_v(video))
-        text_q = self.norm_added_q(self._heads(self.add_q_proj(text)))
-        text_k = self.norm_added_k(self._heads(self.add_k_proj(text)))
-        text_v = self._heads(self.add_v_proj(text))
+        q, k, v = (self._heads(x) for x in together(video, self.to_q, self.to_k, self.to_v))
+        text_q, text_k, text_v = (
+            self._heads(x) for x in together(text, self.add_q_proj, self.add_k_proj, self.add_v_proj)
+        )
+        q, k = _normed(self.norm_q, q, rope), _normed(self.norm_k, k, rope)
+        text_q, text_k = _normed(self.norm_added_q, text_q), _normed(self.norm_added_k, text_k)
 
-        out = attend(self._joint(q, text_q), self._joint(k, text_k), self._joint(v, text_v), keep)
+        out = attend(*(self._joint(*pair) for pair in ((q, text_q), (k, text_k), (v, text_v))), keep)
         parts = out.shape[0] - text_q.shape[0]
         video = unskip(out[:parts], self.sparsity, self.group, q.shape[0])
         video = self.to_out[1](self.to_out[0](join_heads(video, self.parallel).flatten(2)))
@@ -77,4 +76,8 @@ class JointAttention(nn.Module):
 
     def _joint(self, video: Tensor, text: Tensor) -> Tensor:
         """Skiparse parts of the video, each followed by the whole text: [S'/k + L, k*B, H, D]."""
-        return torch.cat((skip(video, self.sparsity, self.group), text.repeat(1, self.sparsity, 1, 1)))
+        return join_text(video, text, self.sparsity, self.group)
+
+
+def _normed(norm: RMSNorm, x: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    return normed_rotated(x, norm.weight, norm.eps, rope)

@@ -1,19 +1,21 @@
 """One transformer block over the two streams."""
 
+import contextlib
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mindspeed_mm.config.model import DenoiserConfig
 from mindspeed_mm.models.sparse_ummdit.attention import JointAttention
-from mindspeed_mm.models.sparse_ummdit.modulation import BlockNorm, gated
+from mindspeed_mm.models.sparse_ummdit.modulation import BlockNorm
+from mindspeed_mm.ops.lean import gated, gelu, recomputing
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.linear import ColumnLinear, RowLinear
 from mindspeed_mm.parallel.recompute import maybe_recompute
 
 
 class Gelu(nn.Module):
-    """A linear and GELU (1606.08415), the latter in fp32."""
+    """A linear; `FeedForward` applies the GELU behind it."""
 
     def __init__(self, width: int, inner: int, activation: str, parallel: ParallelContext):
         super().__init__()
@@ -21,8 +23,11 @@ class Gelu(nn.Module):
         self.proj = ColumnLinear(width, inner, parallel, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.proj(x)
-        return F.gelu(x.float(), approximate=self.approximate).to(x.dtype)
+        return self.proj(x)
+
+    def activate(self, x: Tensor) -> Tensor:
+        """GELU (1606.08415) in fp32."""
+        return gelu(x, self.approximate)
 
 
 class FeedForward(nn.Module):
@@ -39,10 +44,13 @@ class FeedForward(nn.Module):
             ]
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.net:
-            x = layer(x)
-        return x
+    def forward(self, x: Tensor, lean: bool = False) -> Tensor:
+        """lean: GELU's output, four times as wide as x, is computed again in the backward pass instead of kept."""
+        expand, dropout, contract = self.net
+        inner = expand(x)
+        active = dropout(expand.activate(inner))
+        with recomputing(active, expand.activate, inner) if lean else contextlib.nullcontext():
+            return contract(active)
 
 
 class Block(nn.Module):
@@ -71,24 +79,32 @@ class Block(nn.Module):
         rope: tuple[Tensor, Tensor],
         keep: Tensor | None,
         recompute_feed_forward: bool = False,
+        lean: bool = True,
     ) -> tuple[Tensor, Tensor]:
+        """rope, keep: see `JointAttention`. recompute_feed_forward: its activations are, in the backward pass.
+
+        lean: what is cheap to compute again is not kept; for a block that is not recomputed whole.
+        """
+        lean = lean and not torch.compiler.is_compiling()  # a compiler decides by itself what to keep
         video, text = _within_half_range(video, self.training), _within_half_range(text, self.training)
-        video_in, text_in, gate, text_gate = self.norm1(video, text, condition)
-        video_out, text_out = self.attn1(video_in, text_in, rope, keep)
+        video_in, text_in, gate, text_gate, again = self.norm1(video, text, condition, lean)
+        with again:
+            video_out, text_out = self.attn1(video_in, text_in, rope, keep)
         video = gated(video, gate, video_out)
         if text_out is not None:
             text = gated(text, text_gate, text_out)
-        return maybe_recompute(recompute_feed_forward and self.training, self._feed_forward, video, text, condition)
+        recompute = recompute_feed_forward and self.training
+        return maybe_recompute(recompute, self._feed_forward, video, text, condition, lean and not recompute)
 
-    def _feed_forward(self, video: Tensor, text: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    def _feed_forward(self, video: Tensor, text: Tensor, condition: Tensor, lean: bool) -> tuple[Tensor, Tensor]:
         video, text = _within_half_range(video, self.training), _within_half_range(text, self.training)
-        video_in, text_in, gate, text_gate = self.norm2(video, text, condition)
-        if self.last:
-            return gated(video, gate, self.ff(video_in)), text
-        if self.ff_enc is not None:
-            return gated(video, gate, self.ff(video_in)), gated(text, text_gate, self.ff_enc(text_in))
+        video_in, text_in, gate, text_gate, again = self.norm2(video, text, condition, lean)
+        with again:
+            if self.last or self.ff_enc is not None:
+                video = gated(video, gate, self.ff(video_in, lean))
+                return video, text if self.last else gated(text, text_gate, self.ff_enc(text_in, lean))
         # One feed-forward for both. The text enters it neither normalised nor modulated, as in the original.
-        both = self.ff(torch.cat((video_in, text_in)))
+        both = self.ff(torch.cat((video_in, text_in)), lean)
         tokens = video.shape[0]
         return gated(video, gate, both[:tokens]), gated(text, text_gate, both[tokens:])
 

@@ -14,17 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from mindspeed_mm.config.model import DenoiserConfig
+from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.models.sparse_ummdit.block import Block
 from mindspeed_mm.models.sparse_ummdit.embeddings import PatchEmbed, TimeTextEmbed, unpatchify
-from mindspeed_mm.models.sparse_ummdit.masks import key_masks, patch_keep
+from mindspeed_mm.models.sparse_ummdit.masks import key_masks, patch_keep, without_padding
 from mindspeed_mm.models.sparse_ummdit.modulation import FinalNorm
 from mindspeed_mm.models.sparse_ummdit.norms import NORMS, LayerNorm, RMSNorm
+from mindspeed_mm.models.sparse_ummdit.step_cache import StepCache
 from mindspeed_mm.ops import rope3d
 from mindspeed_mm.parallel import partition
-from mindspeed_mm.parallel.collectives import check_divisible, join_tokens, split_tokens
+from mindspeed_mm.parallel.collectives import check_divisible, join_tokens, split_tokens, token_parts
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.recompute import maybe_recompute
 from mindspeed_mm.types import TextFeatures
+
+# Blocks are compiled once per Skiparse pattern, and again where a number of tokens changes; torch's default is 8.
+_RECOMPILE_LIMIT = 64
 
 
 class SparseUMMDiT(nn.Module):
@@ -75,16 +80,17 @@ class SparseUMMDiT(nn.Module):
         text: TextFeatures,
         keep: Tensor | None = None,
         rope_offset: tuple[int, int, int] = (0, 0, 0),
+        step_cache: StepCache | None = None,
     ) -> Tensor:
         """Velocity [B,C,T,H,W] at `latents` [B,C,T,H,W] and noise level `sigma` [B] in [0,1], 1 being pure noise.
 
         keep: [B,T,H,W] bool, True where there is video (None: everywhere). rope_offset: first position per axis, in
-        tokens; training with explicit_uniform_rope draws it.
+        tokens; training with explicit_uniform_rope draws it. step_cache: sampling may skip the inner stages with it.
         """
         extent = self._check(latents, sigma, text, keep)
         tokens = math.prod(extent)
         dtype = self.proj_out.weight.dtype
-        text = text.to(dtype=dtype)
+        text = without_padding(text.to(dtype=dtype), token_parts(self.parallel))
 
         condition = self.time_text_embed(sigma, text.pooled)
         video = split_tokens(self.patch_embed(latents.to(dtype)), self.parallel)
@@ -94,32 +100,59 @@ class SparseUMMDiT(nn.Module):
         patches = None if keep is None else patch_keep(keep, self.config.patch_size)
         masks = key_masks({block.pattern for block in self.blocks()}, patches, text.keep, tokens)
 
-        video = self._stages(video, words, condition, rope, masks)
+        video = self._stages(video, words, condition, rope, masks, step_cache)
         video = self.norm_out(self.norm_final(video), condition)
         video = self.proj_out(join_tokens(video, self.parallel))
         return unpatchify(video, extent, self.config.patch_size, self.config.velocity_channels)
 
-    def _stages(self, video: Tensor, text: Tensor, condition: Tensor, rope, masks) -> Tensor:
+    def _stages(
+        self, video: Tensor, text: Tensor, condition: Tensor, rope, masks, step_cache: StepCache | None
+    ) -> Tensor:
         """The U: stages of the first half leave their outputs, those of the second take them, last first."""
-        middle = len(self.transformer_blocks) // 2
         skips: list[tuple[Tensor, Tensor]] = []
-        depth = 0
-        for index, stage in enumerate(self.transformer_blocks):
-            if index > middle and self.config.skip_connection:
-                skip_video, skip_text = skips.pop()
-                join = index - middle - 1
-                video = self.skip_norm_linear[join](torch.cat((video, skip_video), dim=-1))
-                text = self.skip_norm_linear_enc[join](torch.cat((text, skip_text), dim=-1))
-            for block in stage:
-                depth += 1
-                whole = depth <= self.recompute_blocks and self.training
-                feed_forward = depth <= self.recompute_feed_forwards
-                video, text = maybe_recompute(
-                    whole, block, video, text, condition, rope, masks[block.pattern], feed_forward
-                )
-            if index < middle and self.config.skip_connection:
-                skips.append((video, text))
-        return video
+        last = len(self.transformer_blocks) - 1
+        streams = self._stage(0, video, text, skips, condition, rope, masks)
+        if step_cache is not None and step_cache.reuse:
+            streams = step_cache.add(*streams)
+        else:
+            before = streams
+            for index in range(1, last):
+                streams = self._stage(index, *streams, skips, condition, rope, masks)
+            if step_cache is not None:
+                step_cache.keep(before, streams)
+        return self._stage(last, *streams, skips, condition, rope, masks)[0]
+
+    def _stage(
+        self, index: int, video: Tensor, text: Tensor, skips: list, condition: Tensor, rope, masks
+    ) -> tuple[Tensor, Tensor]:
+        """One stage; `skips` is the stack of outputs that stages of the second half have not taken yet."""
+        middle = len(self.transformer_blocks) // 2
+        if index > middle and self.config.skip_connection:
+            skip_video, skip_text = skips.pop()
+            join = index - middle - 1
+            video = self.skip_norm_linear[join](torch.cat((video, skip_video), dim=-1))
+            text = self.skip_norm_linear_enc[join](torch.cat((text, skip_text), dim=-1))
+        for depth, block in enumerate(self.transformer_blocks[index], start=sum(self.config.num_layers[:index]) + 1):
+            whole = depth <= self.recompute_blocks and self.training
+            feed_forward = depth <= self.recompute_feed_forwards
+            video, text = maybe_recompute(
+                whole, block, video, text, condition, rope, masks[block.pattern], feed_forward, not whole
+            )
+        if index < middle and self.config.skip_connection:
+            skips.append((video, text))
+        return video, text
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """torch.compile each block, in place: names of parameters stay. On one TP x CP rank each is a single graph.
+
+        Raises ConfigError on an NPU, where torch.compile is not supported here.
+        """
+        device = self.proj_out.weight.device
+        if device.type == "npu":
+            raise ConfigError("--compile: torch.compile does not support npu here; leave it out")
+        whole = self.parallel.tensor_size * self.parallel.context_size == 1  # collectives break the graph
+        for block in self.blocks():
+            block.compile(backend=backend, fullgraph=whole, recompile_limit=_RECOMPILE_LIMIT)
 
     def blocks(self):
         """All blocks, first to last."""

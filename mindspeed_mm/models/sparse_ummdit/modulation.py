@@ -1,16 +1,22 @@
 """Norms whose scale, shift and gate come from the condition (adaLN, 2212.09748, section 3.2)."""
 
+import contextlib
+import functools
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mindspeed_mm.models.sparse_ummdit.norms import NORMS
+from mindspeed_mm.models.sparse_ummdit.norms import NORMS, LayerNorm
+from mindspeed_mm.ops.lean import modulate, modulated_layer_norm, recomputing
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.linear import ConditionLinear
 
 
-def _modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """x [S,B,D] times (1 + scale [B,D]) plus shift [B,D]: in fp32, returned in x's dtype."""
-    return (x.float() * (1 + scale) + shift).to(x.dtype)
+def _modulated(norm: nn.Module, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x [S,B,D] normed, times (1 + scale [B,D]), plus shift [B,D]."""
+    if isinstance(norm, LayerNorm):
+        return modulated_layer_norm(x, norm.weight, norm.bias, norm.eps, scale, shift)
+    return modulate(norm(x), scale, shift)
 
 
 class BlockNorm(nn.Module):
@@ -27,14 +33,22 @@ class BlockNorm(nn.Module):
         self.norm = NORMS[norm_cls](width, eps)
         self.norm_enc = NORMS[norm_cls](width, eps) if with_text else None
 
-    def forward(self, video: Tensor, text: Tensor, condition: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """video [S,B,D], text [L,B,D], condition [B,C] -> both modulated, and both gates [B,D] fp32."""
+    def forward(
+        self, video: Tensor, text: Tensor, condition: Tensor, lean: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, contextlib.AbstractContextManager]:
+        """video [S,B,D], text [L,B,D], condition [B,C] -> both modulated, and both gates [B,D] fp32.
+
+        And a context for the linears of the modulated video: with `lean` they compute it again in the backward pass.
+        """
         parts = self.linear(F.silu(condition)).chunk(6, dim=1)
         shift, scale, gate, text_shift, text_scale, text_gate = parts
-        video = _modulate(self.norm(video), scale, shift)
+        normed = _modulated(self.norm, video, scale, shift)
+        again = contextlib.nullcontext()
+        if lean:
+            again = recomputing(normed, functools.partial(_modulated, self.norm), video, scale, shift)
         if self.norm_enc is not None:
-            text = _modulate(self.norm_enc(text), text_scale, text_shift)
-        return video, text, gate, text_gate
+            text = _modulated(self.norm_enc, text, text_scale, text_shift)
+        return normed, text, gate, text_gate, again
 
 
 class FinalNorm(nn.Module):
@@ -47,9 +61,4 @@ class FinalNorm(nn.Module):
 
     def forward(self, video: Tensor, condition: Tensor) -> Tensor:
         shift, scale = self.linear(F.silu(condition)).chunk(2, dim=1)
-        return _modulate(self.norm(video), scale, shift)
-
-
-def gated(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
-    """x + gate * update: in fp32, returned in x's dtype."""
-    return (x.float() + gate * update.float()).to(x.dtype)
+        return _modulated(self.norm, video, scale, shift)

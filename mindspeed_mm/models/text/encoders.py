@@ -23,8 +23,12 @@ class TextEncoder(nn.Module):
     """One encoder: token ids -> [B,L,D] features, or [B,P] pooled ones for CLIPWithProjection."""
 
     def __init__(self, config: TextEncoderConfig, dtype: torch.dtype):
-        """Reads the weights from the local folder `config.from_pretrained`; nothing is downloaded."""
+        """Reads the weights from the local folder `config.from_pretrained`; nothing is downloaded.
+
+        dtype: where the config names none.
+        """
         super().__init__()
+        dtype = TORCH_DTYPES[config.dtype] if config.dtype else dtype
         self.pooled = config.model_id == "CLIPWithProjection"
         self.use_attention_mask = config.use_attention_mask and not self.pooled
         dtype = TORCH_DTYPES[config.dtype] if config.dtype else dtype

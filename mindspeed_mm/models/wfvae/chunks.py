@@ -5,12 +5,15 @@ the piece before. Those frames live in the `Chunk` values of one encode or decod
 any length may follow each other. A clip that is not cut is one chunk, the first and the last.
 
 Frame 0 is a chunk of its own, because it has a latent of its own. In the decoder, interpolation over time looks one
-frame ahead; a chunk there is given the latent that follows it, and the frames of that latent are dropped again.
+frame ahead. The original gives a chunk the latent that follows it and drops that latent's frames again, so that chunks of
+two latents cost half as much again. Here the frame that needs the next one waits for the next chunk (`Chunk.holds`), and
+what is added to it waits as well (`Chunk.wait`): every frame is computed once.
 """
 
 import dataclasses
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -27,12 +30,14 @@ class Chunk:
     """Where a piece of a clip stands, as its modules see it, and the frames carried from the piece before.
 
     lookahead: frames at the end, at the frame rate of the module at hand, that the next chunk will see again.
+    holds: without look-ahead, a frame that needs the next one comes out with the next chunk.
     tails: module -> the last frames it saw [B,C,n,H,W]; one dict for all chunks of a clip.
     """
 
     first: bool = True
     last: bool = True
     lookahead: int = 0
+    holds: bool = False
     tails: dict[nn.Module, Tensor] = dataclasses.field(default_factory=dict)
 
     def take(self, module: nn.Module) -> Tensor | None:
@@ -45,6 +50,15 @@ class Chunk:
             stop = video.shape[2] - self.lookahead
             # A copy, because a view would keep the whole video alive.
             self.tails[module] = video[:, :, stop - frames : stop].clone()
+
+    def wait(self, module: nn.Module, video: Tensor, frames: int) -> Tensor:
+        """The first `frames` frames of what `module` made and no one took yet; the others wait for the next chunk."""
+        before = self.take(module)
+        if before is not None:
+            video = torch.cat((before, video), dim=2)
+        if video.shape[2] > frames:
+            self.tails[module] = video[:, :, frames:].clone()
+        return video[:, :, :frames]
 
     def finer(self) -> "Chunk":
         """The same chunk at twice the frame rate."""
@@ -92,6 +106,17 @@ def decode_spans(latents: int, stride_t: int) -> list[Span]:
         span._replace(lookahead=1) if span.start > 0 and span.stop + 1 < latents else span
         for span in _cut(latents, sizes[1])
     ]
+
+
+def streamed(spans: list[Span]) -> list[Span]:
+    """The decoder's spans for chunks that hold back instead of looking ahead: at most two latent frames each.
+
+    So the memory of a chunk does not depend on the clip's length, as it does by the original's rule. A clip that is not
+    cut stays whole.
+    """
+    if len(spans) == 1:
+        return spans
+    return [Span(start, min(start + 2, span.stop)) for span in spans for start in range(span.start, span.stop, 2)]
 
 
 def _cut(length: int, size: int) -> list[Span]:

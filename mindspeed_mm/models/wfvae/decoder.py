@@ -66,17 +66,30 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, chunk: Chunk) -> Tensor:
         """z [B,latent_dim,t,h,w] -> video [B,3,T,H,W]."""
-        h, energy = self._split(self.mid(self.conv_in(z, chunk), chunk))
+        return self.rise(self.ground(z, chunk), chunk)
+
+    def ground(self, z: Tensor, chunk: Chunk) -> Tensor:
+        """z [B,latent_dim,t,h,w] -> features [B,D,t,h,w]: the part at the latents' size, where frames attend to themselves.
+
+        It looks back in time only, so it needs no look-ahead.
+        """
+        return self.mid(self.conv_in(z, chunk), chunk)
+
+    def rise(self, features: Tensor, chunk: Chunk) -> Tensor:
+        """Features [B,D,t,h,w] -> video [B,3,T,H,W]: convolutions, which see a bounded neighbourhood only."""
+        h, energy = self._split(features)
         # The original hands level 2 to the transform named l1 and level 1 to l2, which fits only where both are 3D.
         low_l1 = self.inverse_wavelet_transform_l2(self.connect_l2(energy, chunk), chunk)
 
         h, chunk = self.up2(h, chunk)
         h, energy = self._split(h)
+        low_l1 = chunk.wait(self.inverse_wavelet_transform_l2, low_l1, h.shape[2])
         bands_l1 = _add_low(self.connect_l1(energy, chunk), low_l1)
         low = self.inverse_wavelet_transform_l1(bands_l1, chunk)
 
         h, chunk = self.up1(h, chunk)
         h = self.layer(h, chunk)
+        low = chunk.wait(self.inverse_wavelet_transform_l1, low, h.shape[2])
         bands = _add_low(self.conv_out(F.silu(self.norm_out(h)), chunk), low)
         return self.inverse_wavelet_transform_out(bands, chunk)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mindspeed_mm.models.wfvae.causal_conv import CausalConv3d
 from mindspeed_mm.models.wfvae.chunks import Chunk
 from mindspeed_mm.ops import haar
+from mindspeed_mm.ops.attention import attend_frames
 
 VIDEO_CHANNELS = 3
 _NORM_EPS = 1e-6
@@ -145,7 +146,7 @@ class FrameAttention(nn.Module):
         batch, _, _, height, width = video.shape
         h = self.norm(video)
         query, key, value = (self._positions(part(h, chunk)) for part in (self.q, self.k, self.v))
-        h = F.scaled_dot_product_attention(query, key, value)  # scale 1/sqrt(C)
+        h = attend_frames(query, key, value)  # scale 1/sqrt(C)
         h = h.squeeze(1).transpose(1, 2).unflatten(2, (height, width))
         return video + self.proj_out(unfold_frames(h, batch), chunk)
 

@@ -4,6 +4,8 @@ Its state dict has the keys of a released WFVAE checkpoint. Forward passes leave
 are recorded as anywhere in torch: to encode or decode only, call it under `torch.no_grad()`.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,8 @@ from mindspeed_mm import logs
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.model import AutoencoderConfig
 from mindspeed_mm.config.reader import check
-from mindspeed_mm.models.wfvae.chunks import Chunk, Span, decode_spans, encode_spans
+from mindspeed_mm.models.wfvae import tiles
+from mindspeed_mm.models.wfvae.chunks import Chunk, Span, decode_spans, encode_spans, streamed
 from mindspeed_mm.models.wfvae.decoder import Decoder
 from mindspeed_mm.models.wfvae.encoder import Encoder
 from mindspeed_mm.models.wfvae.layers import VIDEO_CHANNELS
@@ -25,7 +28,7 @@ class WFVAE(nn.Module):
 
     Inputs may have any float dtype; they are computed, and returned, in the dtype of the weights. With
     `config.use_tiling`, clips pass in temporal chunks with the same result; clips of fewer than 2*strides[0] + 1 frames
-    always pass whole.
+    always pass whole. With `config.use_spatial_tiling`, decoding takes overlapping tiles of large frames (see `tiles`).
     """
 
     shift: Tensor
@@ -81,7 +84,8 @@ class WFVAE(nn.Module):
         _check_shape("video", video, VIDEO_CHANNELS)
         LatentGrid.of_video(*video.shape[2:], self.strides)
         spans = self._spans(encode_spans, video.shape[2])
-        moments = _in_chunks(self.encoder, video.to(self.dtype), spans, frames_per_lookahead=0)
+        frames = (video.shape[2] - 1) // self.strides[0] + 1
+        moments = _in_chunks(self.encoder, video.to(self.dtype), spans, frames)
         mean, logvar = moments.chunk(2, dim=1)
         return mean, logvar.clamp(*_LOGVAR_RANGE)
 
@@ -93,8 +97,18 @@ class WFVAE(nn.Module):
     def decode_unscaled(self, z: Tensor) -> Tensor:
         """Video of latents before shift and scale, such as the mean of `encode_moments`."""
         _check_shape("z", z, self.config.latent_dim)
-        spans = self._spans(decode_spans, z.shape[2])
-        return _in_chunks(self.decoder, z.to(self.dtype), spans, frames_per_lookahead=self.strides[0])
+        z, spans = z.to(self.dtype), streamed(self._spans(decode_spans, z.shape[2]))
+        frames = (z.shape[2] - 1) * self.strides[0] + 1
+        if not self.config.use_spatial_tiling:
+            return _in_chunks(self.decoder, z, spans, frames)
+        features = _in_chunks(self.decoder.ground, z, spans, z.shape[2])
+        stride = self.strides[1]
+        size, overlap = self.config.spatial_tile // stride, self.config.spatial_tile_overlap // stride
+
+        def rise(tile: Tensor) -> Tensor:
+            return _in_chunks(self.decoder.rise, tile, spans, frames)
+
+        return tiles.decode(rise, features, size, overlap, stride)
 
     def _spans(self, cut, frames: int) -> list[Span]:
         if not self.config.use_tiling:
@@ -104,18 +118,23 @@ class WFVAE(nn.Module):
         return spans
 
 
-def _in_chunks(network: nn.Module, video: Tensor, spans: list[Span], frames_per_lookahead: int) -> Tensor:
-    """Pass a video through encoder or decoder span by span and join the results.
-
-    frames_per_lookahead: frames of the result that belong to one look-ahead frame of the input.
-    """
+def _in_chunks(network: Callable[[Tensor, Chunk], Tensor], video: Tensor, spans: list[Span], frames: int) -> Tensor:
+    """Pass a video through encoder or decoder, or a part of it, span by span and join the results, of `frames` frames."""
+    if len(spans) == 1:
+        return network(video, Chunk())
     tails: dict[nn.Module, Tensor] = {}
-    pieces = []
-    for i, (start, stop, lookahead) in enumerate(spans):
-        chunk = Chunk(first=i == 0, last=i == len(spans) - 1, lookahead=lookahead, tails=tails)
-        piece = network(video[:, :, start : stop + lookahead], chunk)
-        pieces.append(piece[:, :, : piece.shape[2] - lookahead * frames_per_lookahead])
-    return torch.cat(pieces, dim=2)
+    pieces, joined, done = [], None, 0
+    for i, (start, stop, _) in enumerate(spans):
+        chunk = Chunk(first=i == 0, last=i == len(spans) - 1, holds=True, tails=tails)
+        piece = network(video[:, :, start:stop], chunk)
+        if torch.is_grad_enabled():
+            pieces.append(piece)
+            continue
+        if joined is None:  # one buffer, because joining the pieces at the end would hold the result twice
+            joined = piece.new_empty(*piece.shape[:2], frames, *piece.shape[3:])
+        joined[:, :, done : done + piece.shape[2]] = piece
+        done += piece.shape[2]
+    return torch.cat(pieces, dim=2) if joined is None else joined
 
 
 def _check_shape(name: str, x: Tensor, channels: int) -> None:

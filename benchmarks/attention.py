@@ -1,0 +1,69 @@
+"""Skiparse attention by sparsity: time against its share of the arithmetic, both relative to dense attention.
+
+    python benchmarks/attention.py [--extent T H W] [--width N] [--device cuda --dtype bf16]
+
+Measured from the rotated queries, keys and values to the attended tokens in their old order, forward and backward: the
+rearrangement into parts, the text beside each part, attention itself, and the way back.
+"""
+
+import argparse
+import math
+
+import torch
+from common import measure, table
+from torch import Tensor
+
+from mindspeed_mm.models.sparse_ummdit.flops import attention_flops
+from mindspeed_mm.ops.attention import attend
+from mindspeed_mm.ops.skiparse import join_text, unskip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--extent", type=int, nargs=3, default=(8, 24, 24), metavar="N", help="t h w in patches")
+    parser.add_argument("--width", type=int, default=384)
+    parser.add_argument("--text", type=int, default=128, help="real text tokens")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
+    options = parser.parse_args()
+
+    tokens, heads = math.prod(options.extent), options.width // 128
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
+
+    def tensors(length: int) -> list[Tensor]:
+        return [
+            torch.randn(length, 1, heads, 128, device=options.device, dtype=dtype, requires_grad=True) for _ in range(3)
+        ]
+
+    video, text = tensors(tokens), tensors(options.text)
+
+    def step(sparsity: int, group: bool):
+        def run() -> None:
+            joint = (join_text(x, words, sparsity, group) for x, words in zip(video, text, strict=True))
+            out = attend(*joint, None)
+            parts = out.shape[0] - options.text
+            attended = unskip(out[:parts], sparsity, group, tokens)
+            words = out[parts:].unflatten(1, (sparsity, -1)).mean(1)
+            torch.autograd.grad((attended.float().sum() + words.float().sum()), (*video, *text))
+
+        return run
+
+    patterns = [(1, False), *((k, group) for k in (2, 4, 8) for group in (False, True))]
+    names = {pattern: f"sparsity {pattern[0]}" + (", group skip" if pattern[1] else "") for pattern in patterns}
+    seconds = measure({names[pattern]: step(*pattern) for pattern in patterns}, options.repeats, options.device)
+    dense_s, dense_flops = seconds[names[1, False]][0], attention_flops(tokens, options.text, options.width, 1)
+    rows = []
+    for pattern, name in names.items():
+        share = attention_flops(tokens, options.text, options.width, pattern[0]) / dense_flops
+        measured = seconds[name][0] / dense_s
+        rows.append([name, seconds[name][0], measured, share, measured / share])
+    print(
+        f"{tokens} video and {options.text} text tokens, {heads} heads of 128, {options.dtype} on {options.device}, "
+        f"{torch.get_num_threads()} threads, medians of {options.repeats}\n"
+    )
+    print(table(["", "seconds", "of dense", "share of dense's arithmetic", "time / share"], rows))
+
+
+if __name__ == "__main__":
+    main()

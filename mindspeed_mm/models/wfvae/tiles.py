@@ -1,0 +1,63 @@
+"""Spatial tiles: large frames decoded piece by piece, so that memory depends on the tile and not on the frame.
+
+Only the decoder's convolutions are tiled. What stands before them, at the latents' size, runs on whole frames: it is
+small, and its attention looks at all of a frame. A tile does not see what lies beyond its edge, so its outermost pixels
+are wrong. Neighbours overlap; in the overlap the quarter next to an edge is dropped, and the half between is blended.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def starts(length: int, size: int, overlap: int) -> list[int]:
+    """First positions of the fewest tiles of `size` that cover `length` and overlap by at least `overlap`, evenly spread."""
+    if size >= length:
+        return [0]
+    steps = -(-(length - size) // (size - overlap))
+    return [round(step * (length - size) / steps) for step in range(steps + 1)]
+
+
+def weights(begins: list[int], size: int, length: int) -> Tensor:
+    """How much each tile counts at each position [tiles, length]; over the tiles, the weights of a position add up to 1.
+
+    In the overlap with a neighbour a tile counts nothing in the quarter next to its edge, and fades in over a half.
+    """
+    position = torch.arange(length) + 0.5
+    rows = []
+    for number, begin in enumerate(begins):
+        row = ((position > begin) & (position < begin + size)).float()
+        if number > 0:
+            shared = begins[number - 1] + size - begin
+            row *= ((position - begin - shared / 4) / (shared / 2)).clamp(0, 1)
+        if number + 1 < len(begins):
+            shared = begin + size - begins[number + 1]
+            row *= ((begin + size - position - shared / 4) / (shared / 2)).clamp(0, 1)
+        rows.append(row)
+    return torch.stack(rows) / torch.stack(rows).sum(0)
+
+
+def decode(rise: Callable[[Tensor], Tensor], features: Tensor, size: int, overlap: int, stride: int) -> Tensor:
+    """Video [B,3,T,H,W] of features [B,D,t,h,w], by `rise` on tiles of `size` latent pixels; blended in fp32.
+
+    overlap: least overlap of neighbours in latent pixels, at most half of `size`; stride: pixels per latent pixel.
+    """
+    height, width = features.shape[3:]
+    rows, columns = starts(height, size, overlap), starts(width, size, overlap)
+    if len(rows) == len(columns) == 1:
+        return rise(features)
+    high, wide = min(size, height), min(size, width)
+    down = weights([row * stride for row in rows], high * stride, height * stride)
+    across = weights([column * stride for column in columns], wide * stride, width * stride)
+    video = None
+    for (i, top), (j, left) in itertools.product(enumerate(rows), enumerate(columns)):
+        piece = rise(features[:, :, :, top : top + high, left : left + wide])
+        if video is None:
+            shape = (*piece.shape[:3], height * stride, width * stride)
+            video = torch.zeros(shape, dtype=torch.float32, device=features.device)
+        y = slice(top * stride, (top + high) * stride)
+        x = slice(left * stride, (left + wide) * stride)
+        video[..., y, x] += piece * (down[i, y, None] * across[j, x]).to(video.device)
+    return video.to(features.dtype)

@@ -1,0 +1,180 @@
+"""The denoiser's elementwise steps with gradients of their own, which keep their inputs and recompute the rest.
+
+Plain autograd keeps every intermediate tensor, in fp32 where the step is computed in fp32: of a block's memory that is
+half. Each step here keeps only what it was given (which the linear before it, or the residual, holds anyway) and computes
+in fp32 as the original does. Where torch.compile traces a block, it fuses the plain formulas and decides by itself what
+to keep; on an NPU the fused operators behind `norms` and `rope3d` do.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from mindspeed_mm.ops import norms, rope3d
+
+
+def _plain(x: Tensor) -> bool:
+    return torch.compiler.is_compiling() or x.device.type == "npu"
+
+
+# ---------------------------------------------------------------------------------------------------------- modulation
+
+
+def modulated_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, scale: Tensor, shift: Tensor) -> Tensor:
+    """Layer norm of x [S,B,D] with weight and bias [D], times (1 + scale [B,D]), plus shift [B,D]; returned in x's dtype.
+
+    adaLN (2212.09748, section 3.2), all of it in fp32.
+    """
+    if _plain(x):
+        return modulate(norms.layer_norm(x, weight, bias, eps), scale, shift)
+    return _ModulatedLayerNorm.apply(x, weight, bias, eps, scale, shift)
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x [S,B,D] times (1 + scale [B,D]) plus shift [B,D]: in fp32, returned in x's dtype."""
+    return (x.float() * (1 + scale) + shift).to(x.dtype)
+
+
+class _ModulatedLayerNorm(torch.autograd.Function):
+    """One affine map per sample: gain = weight (1 + scale), offset = bias (1 + scale) + shift."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps, scale, shift):
+        width = x.shape[-1:]
+        gain, offset = weight * (1 + scale), bias * (1 + scale) + shift
+        if x.shape[1] == 1:  # the kernel's own affine map serves one sample
+            y, mean, rstd = torch.native_layer_norm(x.float(), width, gain[0].float(), offset[0].float(), eps)
+        else:
+            y, mean, rstd = torch.native_layer_norm(x.float(), width, None, None, eps)
+            y = torch.addcmul(offset, y, gain)
+        ctx.save_for_backward(x, weight, bias, scale, mean, rstd)
+        return y.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight, bias, scale, mean, rstd = ctx.saved_tensors
+        wide, gradient, width = x.float(), gradient.float(), x.shape[-1:]
+        gain = (weight * (1 + scale)).float()
+        backward = torch.ops.aten.native_layer_norm_backward
+        if x.shape[1] == 1:
+            dx, d_gain, d_offset = backward(
+                gradient, wide, width, mean, rstd, gain[0], torch.zeros_like(gain[0]), [True, True, True]
+            )
+            d_gain, d_offset = d_gain[None], d_offset[None]
+        else:
+            normed = (wide - mean) * rstd
+            d_gain, d_offset = (gradient * normed).sum(0), gradient.sum(0)
+            dx, _, _ = backward(gradient * gain, wide, width, mean, rstd, None, None, [True, False, False])
+        d_weight, d_bias = (d_gain * (1 + scale)).sum(0), (d_offset * (1 + scale)).sum(0)
+        d_scale = d_gain * weight + d_offset * bias
+        return dx.to(x.dtype), d_weight.to(weight.dtype), d_bias.to(bias.dtype), None, d_scale, d_offset
+
+
+def gated(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
+    """x + gate [B,D] * update, both [S,B,D]: in fp32, returned in x's dtype."""
+    if _plain(x):
+        return (x.float() + gate * update.float()).to(x.dtype)
+    return _Gated.apply(x, gate, update)
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, gate, update):
+        ctx.save_for_backward(gate, update)
+        return torch.addcmul(x.float(), gate, update.float()).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gate, update = ctx.saved_tensors
+        wide = gradient.float()
+        return gradient, (wide * update.float()).sum(0), (wide * gate).to(update.dtype)
+
+
+# --------------------------------------------------------------------------------------------------- queries and keys
+
+
+def normed_rotated(x: Tensor, weight: Tensor, eps: float, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Queries or keys x [S,B,H,D]: RMS norm with weight [D], then RoPE, if any, by tables [S,1,1,D]; in x's dtype."""
+    if _plain(x):
+        x = norms.rms_norm(x, weight, eps)
+        return x if rope is None else rope3d.rotate(x, *rope)
+    return _NormedRotated.apply(x, weight, eps, *(rope or (None, None)))
+
+
+class _NormedRotated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, eps, cos, sin):
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, weight, scale, cos, sin)
+        normed = wide.mul(scale).mul_(weight)
+        return (normed if cos is None else _rotated(normed, cos, sin)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight, scale, cos, sin = ctx.saved_tensors
+        gradient = gradient.float() if cos is None else _rotated(gradient.float(), cos, -sin)
+        normed = x.float() * scale
+        d_weight = (gradient * normed).sum((0, 1, 2))
+        gradient = gradient * weight
+        along = (gradient * normed).mean(-1, keepdim=True)
+        return (gradient - normed * along).mul_(scale).to(x.dtype), d_weight.to(weight.dtype), None, None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rope3d.rotate` of an fp32 tensor without its copy of the halves."""
+    out, start = x * cos, 0
+    for dim in rope3d.axis_dims(x.shape[-1]):
+        first, second = slice(start, start + dim // 2), slice(start + dim // 2, start + dim)
+        out[..., first].addcmul_(x[..., second], sin[..., first], value=-1)
+        out[..., second].addcmul_(x[..., first], sin[..., second])
+        start += dim
+    return out
+
+
+# --------------------------------------------------------------------------------------------------------- feed-forward
+
+
+def gelu(x: Tensor, approximate: str) -> Tensor:
+    """GELU (1606.08415) in fp32, returned in x's dtype; approximate: "tanh" or "none"."""
+    if _plain(x) or x.dtype == torch.float32:
+        return F.gelu(x.float(), approximate=approximate).to(x.dtype)
+    return _Gelu.apply(x, approximate)
+
+
+class _Gelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, approximate):
+        ctx.save_for_backward(x)
+        ctx.approximate = approximate
+        return F.gelu(x.float(), approximate=approximate).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        wide = torch.ops.aten.gelu_backward(gradient.float(), x.float(), approximate=ctx.approximate)
+        return wide.to(x.dtype), None
+
+
+def recomputing(result: Tensor, function, *arguments: Tensor) -> saved_tensors_hooks:
+    """Inside, an operator that would keep `result` for its backward pass keeps `arguments`, and calls the function again.
+
+    result: what function(*arguments) gave, contiguous. For cheap functions whose arguments are kept anyway. Not inside a
+    checkpointed function (`parallel/recompute.py`), which would then hold the arguments.
+    """
+    arguments = tuple(argument.detach() for argument in arguments)
+    address, size = result.data_ptr(), result.numel()
+
+    def pack(tensor: Tensor):
+        if tensor.data_ptr() == address and tensor.numel() == size and tensor.is_contiguous():
+            return tensor.shape  # a linear keeps its input as a matrix
+        return tensor
+
+    def unpack(kept):
+        if isinstance(kept, torch.Size):
+            with torch.no_grad():
+                return function(*arguments).view(kept)
+        return kept
+
+    return saved_tensors_hooks(pack, unpack)

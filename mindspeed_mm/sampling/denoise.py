@@ -1,0 +1,133 @@
+"""The way from noise to clean latents: Euler steps along a velocity that guidance combines from two halves.
+
+The halves (without and with the prompt) are one batch, or come one after the other, or each from a rank of a pair.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from mindspeed_mm.config.model import DenoiserConfig, DiffusionConfig
+from mindspeed_mm.config.sample import SamplingOptions
+from mindspeed_mm.diffusion import euler, guidance
+from mindspeed_mm.errors import SamplingError
+from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
+from mindspeed_mm.models.sparse_ummdit.step_cache import StepCache, reuses
+from mindspeed_mm.parallel.collectives import exchange_halves
+from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.types import TextFeatures
+
+_MEMORY_SHARE = 0.85  # of the device; the rest is for what no estimate knows: workspaces, fragmentation, NCCL
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """The state after one of the steps.
+
+    number: from 1 to total; sigma: noise level of `latents` [B,C,T,H,W]; clean: where they seem to lead.
+    """
+
+    number: int
+    total: int
+    sigma: float
+    latents: Tensor
+    clean: Tensor
+
+
+def steps(
+    denoiser: SparseUMMDiT,
+    latents: Tensor,
+    text: TextFeatures,
+    sigmas: Tensor,
+    diffusion: DiffusionConfig,
+    options: SamplingOptions,
+) -> Iterator[Step]:
+    """Take latents [B,C,T,H,W] from noise level sigmas[0] to sigmas[-1], a step at a time.
+
+    text: [B,...], or with guidance [2B,...] with the negative prompts first. options.guidance_mode must be decided.
+    SamplingError at the step whose velocity is not finite.
+    """
+    velocities = _Velocities(denoiser, text, diffusion, options.guidance_mode, with_cache=options.step_cache > 1)
+    total = len(sigmas) - 1
+    for index, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        velocity = velocities(latents, sigma, reuse=reuses(index, total, options.step_cache))
+        _check_finite(velocity, index + 1, total, sigma, denoiser.proj_out.weight.dtype)
+        clean = euler.clean_estimate(latents, velocity, sigma)
+        latents = euler.step(latents, velocity, sigma, following)
+        yield Step(index + 1, total, following.item(), latents, clean)
+
+
+class _Velocities:
+    """The guided velocity at a noise level; holds what the halves keep from step to step."""
+
+    def __init__(
+        self, denoiser: SparseUMMDiT, text: TextFeatures, diffusion: DiffusionConfig, mode: str, with_cache: bool
+    ):
+        self.denoiser = denoiser
+        self.diffusion = diffusion
+        guided = diffusion.guidance_scale > 1
+        self.paired = guided and denoiser.parallel.guidance_size > 1
+        if self.paired:
+            self.parts = [text.chunk(2)[denoiser.parallel.guidance_rank]]
+        elif guided and mode == "sequential":
+            self.parts = text.chunk(2)
+        else:
+            self.parts = [text]
+        self.guided = guided
+        self.caches = [StepCache() if with_cache else None for _ in self.parts]
+
+    def __call__(self, latents: Tensor, sigma: Tensor, reuse: bool) -> Tensor:
+        found = [self._part(latents, sigma, *part, reuse) for part in zip(self.parts, self.caches, strict=True)]
+        if not self.guided:
+            return found[0]
+        if self.paired:
+            without, with_prompt = exchange_halves(found[0], self.denoiser.parallel)
+        else:
+            without, with_prompt = torch.cat(found).chunk(2)
+        return guidance.combine(without, with_prompt, self.diffusion.guidance_scale, self.diffusion.guidance_rescale)
+
+    def _part(self, latents: Tensor, sigma: Tensor, text: TextFeatures, cache: StepCache | None, reuse: bool) -> Tensor:
+        batch = text.sequence.shape[0]
+        if cache is not None:
+            cache.reuse = reuse
+        repeated = latents.repeat(batch // latents.shape[0], 1, 1, 1, 1)
+        return self.denoiser(repeated, sigma.expand(batch), text, step_cache=cache)
+
+
+def _check_finite(velocity: Tensor, number: int, total: int, sigma: Tensor, dtype: torch.dtype) -> None:
+    bad = (~torch.isfinite(velocity)).flatten(1).any(1)
+    if bad.any():
+        of_batch = f" of {int(bad.sum())} of {len(bad)} samples" if len(bad) > 1 else ""
+        advice = "fp16 may be too narrow for these weights, try --bf16 or weight_dtype fp32"
+        if dtype != torch.float16:
+            advice = "are the weights damaged, or guidance_scale and shift beyond all measure?"
+        raise SamplingError(
+            f"step {number} of {total} (sigma {sigma.item():.4f}): the velocity{of_batch} is not finite; {advice}"
+        )
+
+
+def activation_bytes(
+    config: DenoiserConfig, video_tokens: int, text_tokens: int, dtype: torch.dtype, parallel: ParallelContext
+) -> int:
+    """About how much memory the activations of one sample take at the peak of a forward pass, rather more than less.
+
+    The peak is in the feed-forward, whose four times wider activations are fp32 in GELU, or in the sparsest attention,
+    where each part of the video has its own copy of the text; the U's skips lie beside it.
+    """
+    tokens = video_tokens + max(config.sparsities) * text_tokens
+    ranks = parallel.context_size * (parallel.tensor_size if parallel.sequence_parallel else 1)
+    skips = len(config.num_layers) // 2
+    return tokens // ranks * config.hidden_size * (60 + (4 + skips) * dtype.itemsize)
+
+
+def decide_mode(mode: str, resident_bytes: int, activations: int, batch: int, memory_bytes: int) -> str:
+    """ "batched" or "sequential" for "auto": both halves in one batch if their activations fit beside the weights.
+
+    Decided from sizes alone and not from what is free now, so that the same job decides the same again.
+    """
+    if mode != "auto":
+        return mode
+    fits = resident_bytes + 2 * batch * activations <= _MEMORY_SHARE * memory_bytes
+    return "batched" if fits else "sequential"

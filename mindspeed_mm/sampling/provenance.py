@@ -1,0 +1,59 @@
+"""Which weights a sample came from: SHA-256 of the files, as `sha256sum` prints it."""
+
+import hashlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mindspeed_mm import logs
+from mindspeed_mm.checkpoint import layout, sources
+from mindspeed_mm.config.sample import SampleConfig
+
+_log = logs.get(__name__)
+_BLOCK = 1 << 22
+
+
+def weights_of(config: SampleConfig) -> dict[str, dict[str, str]]:
+    """Component -> {"path", "sha256"}. A directory's hash is that of its weight files' names and hashes."""
+    model = config.model
+    places = {
+        "predictor": config.load or model.predictor.from_pretrained,
+        "ae": model.ae.from_pretrained,
+        "text_encoder": model.text_encoder.from_pretrained,
+        "text_encoder_2": model.text_encoder_2.from_pretrained,
+    }
+    started = time.monotonic()
+    files = {name: weight_files(Path(source)) for name, source in places.items()}
+    with ThreadPoolExecutor(4) as pool:  # hashlib lets other threads run
+        flat = sorted({file for group in files.values() for file in group})
+        digests = dict(zip(flat, pool.map(sha256, flat), strict=True))
+    _log.info(f"hashed {len(flat)} files of weights in {time.monotonic() - started:.1f} s")
+    return {
+        name: {"path": str(source), "sha256": _joint(Path(source), files[name], digests)}
+        for name, source in places.items()
+    }
+
+
+def weight_files(source: Path) -> list[Path]:
+    """The files that a component's weights are read from: those of a Hugging Face encoder, or of a checkpoint of any kind."""
+    if source.is_dir() and not layout.has_checkpoint(source):
+        encoder = sorted(source.glob("model*.safetensors")) or sorted(source.glob("pytorch_model*.bin"))
+        if encoder:
+            return encoder
+    return list(sources.open_checkpoint(source).files)
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _joint(source: Path, files: list[Path], digests: dict[Path, str]) -> str:
+    if files == [source]:
+        return digests[source]
+    folder = source if source.is_dir() else source.parent
+    lines = [f"{digests[file]}  {file.relative_to(folder)}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

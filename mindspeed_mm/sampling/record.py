@@ -1,0 +1,94 @@
+"""The JSON beside each sample: what it was made of, by what and how fast; and whether a sample is there already."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mindspeed_mm.config.sample import SampleConfig
+from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.platforms.base import Platform
+from mindspeed_mm.sampling.provenance import sha256
+from mindspeed_mm.sampling.requests import Request
+from mindspeed_mm.version import __version__
+
+DONE, FAILED = "done", "failed"
+
+# Keys of the JSON that do not decide the pixels: the prompt's file and where things lie.
+_PLACES = ("save_path", "from_pretrained", "micro_batch_size", "num_samples_per_prompt")
+
+
+def sample_block(request: Request, config: SampleConfig, weights: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """All that decides a sample's pixels. Two samples with equal blocks are the same, at any layout."""
+    texts = request.texts
+    return {
+        "prompt": request.model.prompt,
+        "negative_prompt": request.model.negative_prompt,
+        "texts": {"positive": texts.positive, "negative": texts.negative if request.guided else None},
+        "seed": request.seed,
+        "noise_address": list(request.address),
+        "settings": _without_places(dataclasses.asdict(request.model)),
+        "step_cache": config.options.step_cache,
+        "use_ema": config.use_ema,
+        "weights_sha256": {name: entry["sha256"] for name, entry in weights.items()},
+    }
+
+
+def run_block(config: SampleConfig, parallel: ParallelContext, platform: Platform, guidance_mode: str) -> dict:
+    """How a sample was made; nothing here decides its pixels by more than rounding."""
+    return {
+        "guidance_mode": guidance_mode,
+        "offload": config.options.offload,
+        "compile": config.options.compile,
+        "micro_batch_size": config.model.micro_batch_size,
+        "layout": {
+            "tensor": parallel.tensor_size,
+            "sequence_parallel": parallel.sequence_parallel,
+            "context": parallel.context_size,
+            "guidance": parallel.guidance_size,
+            "data": parallel.data_size,
+        },
+        "device": platform.name,
+        "versions": {"mindspeed_mm": __version__, "torch": torch.__version__},
+    }
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    """The record as JSON, whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False, default=list) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """The record of a sample; None if there is none that can be read."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.get("status") in (DONE, FAILED) else None
+
+
+def read_all(folder: Path) -> list[dict[str, Any]]:
+    """The records of a folder of samples, by name; each with its name under "name"."""
+    found = {path.stem: read(path) for path in sorted(folder.glob("*_[0-9]*.json"))}
+    return [{**record, "name": name} for name, record in found.items() if record is not None]
+
+
+def is_done(path: Path, block: dict[str, Any]) -> bool:
+    """Whether the sample whose record is at `path` was finished, from this block, and its file is unharmed."""
+    record = read(path)
+    if record is None or record["status"] != DONE or record["sample"] != json.loads(json.dumps(block, default=list)):
+        return False
+    file = path.parent / record["file"]
+    return file.is_file() and sha256(file) == record["sha256"]
+
+
+def _without_places(block):
+    if isinstance(block, dict):
+        kept = {key: value for key, value in block.items() if key not in (*_PLACES, "prompt", "negative_prompt")}
+        return {key: _without_places(value) for key, value in kept.items()}
+    return block

@@ -1,0 +1,105 @@
+"""Samples to make: what each is made of, in which order, and which are made together."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from mindspeed_mm.config import resolve
+from mindspeed_mm.config.reader import Node
+from mindspeed_mm.config.run import LaunchConfig
+from mindspeed_mm.config.sample import PromptConfig, SampleModelConfig
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.sampling.prompts import Prompt, compose
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+    """One sample: all that decides its pixels but the weights.
+
+    model: the inference JSON, with the settings of this prompt in it; address: (prompt index, sample index), from which
+    with the seed its noise is drawn; name: of its files, without the suffix.
+    """
+
+    model: SampleModelConfig
+    seed: int
+    address: tuple[int, int] = (0, 0)
+    name: str = "sample"
+
+    @property
+    def texts(self) -> Prompt:
+        """The prompt as the text encoders read it, by the config's template and cleaning."""
+        model = self.model
+        return compose(
+            model.prompt,
+            model.pipeline_config.version,
+            model.negative_prompt,
+            template=model.use_prompt_template,
+            preprocess=model.use_prompt_preprocess,
+            clean=model.clean_caption,
+        )
+
+    @property
+    def guided(self) -> bool:
+        return self.model.diffusion.guidance_scale > 1
+
+    @property
+    def is_image(self) -> bool:
+        return self.model.pipeline_config.input_size[0] == 1
+
+    @property
+    def file(self) -> str:
+        """Name of the video or image."""
+        return f"{self.name}.{'png' if self.is_image else 'mp4'}"
+
+    def alike(self, other: "Request") -> bool:
+        """Whether both can be made in one batch."""
+        return (
+            self.model.pipeline_config.input_size == other.model.pipeline_config.input_size
+            and self.model.diffusion == other.model.diffusion
+        )
+
+
+def requests_of(
+    model: SampleModelConfig, lines: Sequence[PromptConfig], seed: int, launch: LaunchConfig, file: str = ""
+) -> list[Request]:
+    """`num_samples_per_prompt` requests for each line, in order; ConfigError for a line that cannot be made.
+
+    A line with a seed of its own has the noise of (its seed, 0, sample index), wherever it stands in the file.
+    """
+    requests = []
+    for index, line in enumerate(lines):
+        place = Node(None, file, 0, f"prompt {index + 1}")
+        try:
+            settings = model.for_prompt(line)
+        except ConfigError as error:
+            raise place.error(str(error)) from None
+        resolve.check_sample_size(settings, launch, place)
+        for sample in range(model.num_samples_per_prompt):
+            requests.append(
+                Request(
+                    model=settings,
+                    seed=seed if line.seed is None else line.seed,
+                    address=(index if line.seed is None else 0, sample),
+                    name=_name(settings, index, sample),
+                )
+            )
+    return requests
+
+
+def batches(requests: Sequence[Request], size: int) -> list[list[Request]]:
+    """Requests that follow each other and are alike, up to `size` together.
+
+    What is done already does not matter here: a resumed job computes in the batches of an unbroken one.
+    """
+    result: list[list[Request]] = []
+    for request in requests:
+        if result and len(result[-1]) < size and result[-1][0].alike(request):
+            result[-1].append(request)
+        else:
+            result.append([request])
+    return result
+
+
+def _name(model: SampleModelConfig, index: int, sample: int) -> str:
+    kind = "image" if model.pipeline_config.input_size[0] == 1 else "video"
+    of_several = f"_i{sample:06d}" if model.num_samples_per_prompt > 1 else ""
+    return f"{kind}_{index:06d}{of_several}"

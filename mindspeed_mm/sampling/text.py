@@ -1,0 +1,85 @@
+"""Prompts to text features: each text is encoded once, and its features wait on the host.
+
+Texts are encoded one by one, so that a text's features do not depend on those beside it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+
+from mindspeed_mm.config.sample import SampleModelConfig
+from mindspeed_mm.data.tokens import Tokenizer, load_tokenizer
+from mindspeed_mm.errors import SamplingError
+from mindspeed_mm.models.build import TORCH_DTYPES
+from mindspeed_mm.models.text.encoders import TextEncoders
+from mindspeed_mm.sampling.residence import Residence
+from mindspeed_mm.types import TextFeatures
+
+_T5_LENGTH = 512  # fixed in the original, whatever model_max_length says
+
+
+class PromptEncoder:
+    """Composed texts -> TextFeatures on the device. Keeps the features of the last `capacity` texts (None: of all)."""
+
+    def __init__(
+        self,
+        encoders: TextEncoders,
+        tokenizers: tuple[Tokenizer, Tokenizer],
+        residence: Residence,
+        capacity: int | None = None,
+    ):
+        self.encoders: TextEncoders | None = encoders.eval()
+        self.tokenizers = tokenizers
+        self.residence = residence
+        self.capacity = capacity
+        self.misses = 0  # texts that had to be encoded
+        self._features: OrderedDict[str, TextFeatures] = OrderedDict()
+
+    @classmethod
+    def load(cls, config: SampleModelConfig, residence: Residence, capacity: int | None = None) -> "PromptEncoder":
+        """The encoders and tokenizers of an inference JSON."""
+        encoders = TextEncoders(config.text_encoder, config.text_encoder_2, TORCH_DTYPES[config.weight_dtype])
+        return cls(encoders.to(residence.home), tokenizers_of(config), residence, capacity)
+
+    def __call__(self, texts: Sequence[str]) -> TextFeatures:
+        """Features [B,...] of the texts, in their order."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._features]
+        if new:
+            self._encode(new)
+        for text in texts:
+            self._features.move_to_end(text)
+        features = TextFeatures.concatenate([self._features[text] for text in texts]).to(self.residence.device)
+        while self.capacity is not None and len(self._features) > self.capacity:
+            self._features.popitem(last=False)
+        return features
+
+    def leave(self) -> None:
+        """Drop the encoders and their memory; texts that were encoded before can still be asked for."""
+        self.encoders = None
+
+    def _encode(self, texts: list[str]) -> None:
+        if self.encoders is None:
+            raise ValueError(f"the text encoders have left, and {texts[0][:60]!r} was not encoded before")
+        with self.residence.using(self.encoders):
+            for text in texts:
+                first, second = (tokenizer([text]).to(self.residence.device) for tokenizer in self.tokenizers)
+                features = self.encoders(first, second)
+                _check_finite(text, features)
+                self._features[text] = features.to("cpu")
+                self.misses += 1
+
+
+def tokenizers_of(config: SampleModelConfig) -> tuple[Tokenizer, Tokenizer]:
+    """T5's and CLIP's, of an inference JSON."""
+    first = load_tokenizer(config.tokenizer, "tokenizer", _T5_LENGTH)
+    return first, load_tokenizer(config.tokenizer_2, "tokenizer_2")
+
+
+def _check_finite(text: str, features: TextFeatures) -> None:
+    for key, values in {"text_encoder": features.sequence, "text_encoder_2": features.pooled}.items():
+        if not torch.isfinite(values).all():
+            raise SamplingError(
+                f"{key}: its features of {text[:60]!r} are not finite; {values.dtype} may be too narrow for its "
+                f"weights, try bf16 or fp32 ({key}.dtype)"
+            )

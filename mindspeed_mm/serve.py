@@ -1,0 +1,6 @@
+"""A web page that samples videos: `python -m mindspeed_mm.serve --help`."""
+
+from mindspeed_mm.launch import serve
+
+if __name__ == "__main__":
+    serve()

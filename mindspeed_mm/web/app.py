@@ -1,0 +1,116 @@
+"""The page on a port. Of files only finished samples are served; Gradio's own doors to files are shut."""
+
+import importlib.util
+import os
+import socket
+from pathlib import Path
+
+from mindspeed_mm import logs
+from mindspeed_mm.config.sample import ServeConfig
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.platforms.base import Platform
+from mindspeed_mm.sampling.pipeline import T2VPipeline
+from mindspeed_mm.sampling.provenance import weights_of
+from mindspeed_mm.web.studio import Studio
+
+_log = logs.get(__name__)
+_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
+# Gradio would serve its cache and any web address, and store what is sent to it; the page needs none of that.
+_SHUT = (
+    "/gradio_api/file",
+    "/gradio_api/upload",
+    "/gradio_api/stream",
+    "/gradio_api/proxy",
+    "/gradio_api/component_server",
+)
+
+
+def serve(config: ServeConfig, platform: Platform, parallel: ParallelContext) -> None:
+    """Load the networks and serve the page until Ctrl-C. ConfigError if the port is taken or Gradio is missing."""
+    _check_gradio()
+    listener = _listen(config.host, config.port)
+    sample = config.sample
+    device = platform.device(0)
+    pipeline = T2VPipeline.from_config(
+        sample.model,
+        device=device,
+        parallel=parallel,
+        load=sample.load,
+        ema=sample.use_ema,
+        options=sample.options,
+    )
+    studio = Studio(sample, pipeline, platform, weights_of(sample))
+    app = build_app(studio, config)
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
+    host, port = listener.getsockname()[:2]
+    _log.info(f"the page is at http://{f'[{host}]' if ':' in host else host}:{port}")
+    if config.host not in _THIS_MACHINE:
+        _log.warning(f"--host {config.host}: whoever reaches this port can sample; it asks for no password")
+    server.run(sockets=[listener])
+
+
+def build_app(studio: Studio, config: ServeConfig):
+    """The web application (ASGI): the page at /, finished samples at /samples/NAME."""
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(config.sample.model.save_path) / ".gradio"))
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # it would report to its makers
+    import fastapi
+    import gradio as gr
+    from fastapi.responses import FileResponse
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    from mindspeed_mm.web.page import CSS, build_page
+
+    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.get("/samples/{name}")
+    def sample(name: str):
+        path = studio.file(name)
+        if path is None:
+            raise fastapi.HTTPException(404, "no such sample")
+        return FileResponse(path)
+
+    if config.host in _THIS_MACHINE:  # a foreign page may not reach this one by a name of its own (DNS rebinding)
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+    app.add_middleware(_ShutDoors)
+    theme = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("monospace",))
+    return gr.mount_gradio_app(
+        app, build_page(studio, config), path="/", theme=theme, css=CSS, footer_links=[], run_history=False,
+        ssr_mode=False, enable_monitoring=False, max_file_size="1kb", mcp_server=False, pwa=False,
+    )  # fmt: skip
+
+
+class _ShutDoors:
+    """ASGI middleware: these paths do not exist."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        from starlette.responses import PlainTextResponse
+
+        if scope["type"] == "http" and scope["path"].startswith(_SHUT):
+            return await PlainTextResponse("Not Found", status_code=404)(scope, receive, send)
+        return await self.app(scope, receive, send)
+
+
+def _check_gradio() -> None:
+    if importlib.util.find_spec("gradio") is None:  # not imported here: it reads its environment when it is
+        raise ConfigError(
+            "the web page needs Gradio, which is not installed: pip install 'gradio>=6,<7' (it brings no torch)"
+        )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket on the port, taken before the weights are loaded, so that a taken port costs no time."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"--host {host} --port {port}: {error.strerror or error}; is another page there?") from None
+    return listener

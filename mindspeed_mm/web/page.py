@@ -1,0 +1,151 @@
+"""The form, its progress and its history, in Gradio. Pictures are inline and videos are the server's own files.
+
+Gradio's own way with files, a cache that it fills and serves, is not used.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Iterator
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from mindspeed_mm.config.sample import PromptConfig, ServeConfig
+from mindspeed_mm.errors import MMError
+from mindspeed_mm.web.studio import Done, Progress, Studio
+
+_HISTORY = 24
+CSS = """
+#status progress { width: 100%; height: 1rem; }
+#status img, #result video, #result img { width: 100%; border-radius: .5rem; background: #000; }
+#status img { filter: saturate(.9); }
+.failed { color: #dc2626; font-weight: 600; }
+.facts { opacity: .7; font-size: .85rem; }
+.history { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: 1rem; }
+.history video, .history img { width: 100%; border-radius: .5rem; background: #000; }
+.history figure { margin: 0; } .history figcaption { font-size: .85rem; }
+"""
+
+
+def build_page(studio: Studio, config: ServeConfig) -> gr.Blocks:
+    """The page; `config.max_queue` requests may wait, and one is worked on."""
+    model = config.sample.model
+    frames, height, width = model.pipeline_config.input_size
+    with gr.Blocks(title="Open-Sora Plan v1.5", analytics_enabled=False) as page:
+        gr.Markdown("# Open-Sora Plan v1.5")
+        with gr.Row():
+            with gr.Column(scale=2):
+                prompt = gr.Textbox(label="Prompt", lines=3, max_length=4000, elem_id="prompt")
+                negative = gr.Textbox(label="Negative prompt", lines=2, max_length=4000, value=model.negative_prompt)
+                with gr.Row():
+                    steps = _whole("Steps", model.diffusion.num_inference_steps, 1, 200, "steps")
+                    guidance = gr.Number(
+                        model.diffusion.guidance_scale, label="Guidance", minimum=1, maximum=50, min_width=80
+                    )
+                    seed = _whole("Seed (empty: any)", None, 0, 2**31 - 1, "seed")
+                with gr.Row():
+                    size = [
+                        _whole("Frames", frames, 1, 4096, "frames"),
+                        _whole("Height", height, 1, 8192, "height"),
+                        _whole("Width", width, 1, 8192, "width"),
+                    ]
+                with gr.Row():
+                    sample = gr.Button("Sample", variant="primary", elem_id="sample")
+                    stop = gr.Button("Stop", elem_id="stop")
+            with gr.Column(scale=3):
+                status = gr.HTML("", elem_id="status")
+                result = gr.HTML("", elem_id="result")
+        gr.Markdown("## History")
+        history = gr.HTML("", elem_id="history")
+
+        def make(*values) -> Iterator[tuple]:
+            yield from _make(studio, *values)
+
+        inputs = [prompt, negative, steps, guidance, seed, *size]
+        outputs = [status, result, history]
+        work = gr.on(
+            [sample.click, prompt.submit], make, inputs, outputs, concurrency_limit=1, show_progress="hidden",
+            api_visibility="private", trigger_mode="once",
+        )  # fmt: skip
+        stop.click(lambda: "<p>Stopped.</p>", None, status, cancels=[work], queue=False, api_visibility="private")
+        page.load(lambda: _history(studio), None, history, show_progress="hidden", api_visibility="private")
+    return page.queue(max_size=config.max_queue, api_open=False)
+
+
+def _whole(label: str, value: int | None, minimum: int, maximum: int, name: str) -> gr.Number:
+    return gr.Number(value, label=label, precision=0, minimum=minimum, maximum=maximum, min_width=80, elem_id=name)
+
+
+def _make(studio: Studio, prompt, negative, steps, guidance, seed, frames, height, width) -> Iterator[tuple]:
+    """What the three panels (status, result, history) show, from the click to the video."""
+    unchanged = gr.skip()
+    line = PromptConfig(
+        prompt=prompt.strip(),
+        negative_prompt=negative.strip(),
+        seed=seed,
+        input_size=(frames, height, width),
+        guidance_scale=guidance,
+        num_inference_steps=steps,
+    )
+    yield "<p>Reading the prompt ...</p>", "", unchanged
+    picture = ""
+    work = studio.make(line)
+    try:
+        for news in work:
+            if isinstance(news, Progress):
+                picture = _inline(news.preview) if news.preview is not None else picture
+                yield _progress(news) + picture, unchanged, unchanged
+            elif isinstance(news, Done):
+                yield "", _figure(news.entry, autoplay=True), _history(studio)
+    except MMError as error:
+        yield f'<p class="failed" role="alert">{escape(str(error))}</p>', unchanged, unchanged
+    finally:
+        work.close()
+
+
+def _progress(news: Progress) -> str:
+    left = news.elapsed_s / news.number * (news.total - news.number)
+    then = f"about {left:.0f} s left" if news.number < news.total else "decoding ..."
+    return (
+        f'<progress value="{news.number}" max="{news.total}"></progress>'
+        f"<p>Step {news.number} of {news.total}, {news.elapsed_s:.1f} s, {then}</p>"
+    )
+
+
+def _inline(frame: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, format="JPEG", quality=85)
+    code = base64.b64encode(file.getvalue()).decode()
+    return f'<img alt="preview of the first frame" src="data:image/jpeg;base64,{code}">'
+
+
+def _history(studio: Studio) -> str:
+    entries = studio.history(_HISTORY)
+    return f'<div class="history">{"".join(_figure(entry) for entry in entries)}</div>'
+
+
+def _figure(entry: dict, autoplay: bool = False) -> str:
+    """A sample with what it was made of."""
+    sample = entry["sample"]
+    settings = sample["settings"]
+    frames, height, width = settings["pipeline_config"]["input_size"]
+    source = f"samples/{entry['file']}"
+    if entry["file"].endswith(".png"):
+        media = f'<img src="{source}" alt="">'
+    else:
+        media = f'<video src="{source}" controls loop muted playsinline {"autoplay" if autoplay else ""}></video>'
+    diffusion = settings["diffusion"]
+    facts = (
+        f"seed {sample['seed']}, {frames} x {height} x {width}, {diffusion['num_inference_steps']} steps, "
+        f"guidance {diffusion['guidance_scale']:g}, {entry['timing']['denoise_s']:.1f} s"
+    )
+    links = f'<a href="{source}" download>file</a>, <a href="samples/{entry["name"]}.json">settings</a>'
+    text = f'{escape(sample["prompt"])}<br><span class="facts">{facts}, {links}</span>'
+    return f"<figure>{media}<figcaption>{text}</figcaption></figure>"
+
+
+def escape(text: str) -> str:
+    """Text as HTML shows it; Gradio's own marks for templates in it mean nothing either."""
+    return html.escape(text).replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;")

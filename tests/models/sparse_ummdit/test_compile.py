@@ -1,0 +1,68 @@
+"""torch.compile: each block is one graph, with the numbers of the block as it is."""
+
+import pytest
+import torch
+
+from mindspeed_mm.config.model import DenoiserConfig
+from mindspeed_mm.models.build import build_denoiser
+from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.types import TextFeatures
+
+CONFIG = DenoiserConfig(
+    num_layers=(2, 2, 2),
+    sparse_n=(1, 2, 1),
+    sparse1d=True,
+    double_ff=True,
+    skip_connection=True,
+    num_heads=2,
+    head_dim=16,
+    in_channels=4,
+    caption_channels=12,
+    pooled_projection_dim=6,
+    timestep_embed_dim=16,
+)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def step(network, frames: int = 2, text_tokens: int = 5) -> list[torch.Tensor]:
+    """Output and gradients of a training step."""
+    generator = torch.Generator().manual_seed(0)
+    keep = torch.ones(1, text_tokens, dtype=torch.bool)
+    sequence = torch.randn(1, text_tokens, 12, generator=generator)
+    text = TextFeatures(sequence, keep, torch.randn(1, 6, generator=generator))
+    latents = torch.randn(1, 4, frames, 6, 10, generator=generator)
+    network.zero_grad()
+    out = network(latents, torch.tensor([0.3]), text)
+    out.square().sum().backward()
+    return [out.detach(), *(parameter.grad.clone() for parameter in network.parameters())]
+
+
+def assert_close(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> None:
+    for a, b in zip(found, wanted, strict=True):
+        assert (a - b).abs().max() <= 2e-5 * b.abs().max() + 1e-7
+
+
+def test_a_block_is_one_graph_of_inductor_and_gives_the_same_numbers():
+    network = build_denoiser(CONFIG, ParallelContext.current(), seed=1).train()
+    wanted = step(network)
+    network.transformer_blocks[1][1].compile(fullgraph=True)  # group skip; 30 tokens are padded to 32, so with a mask
+    assert_close(step(network), wanted)
+
+
+def test_every_block_is_one_graph_at_changing_lengths():
+    """With a backend that only traces: a break in a graph is an error, since `compile_blocks` asks for whole ones."""
+    parallel = ParallelContext.current()
+    network = build_denoiser(CONFIG, parallel, seed=1, recompute_feed_forwards=1).train()
+    names = list(network.state_dict())
+    lengths = [(2, 5), (3, 7)]
+    wanted = [step(network, *length) for length in lengths]
+    network.compile_blocks(backend="eager")
+    for length, numbers in zip(lengths, wanted, strict=True):
+        assert_close(step(network, *length), numbers)
+    assert list(network.state_dict()) == names

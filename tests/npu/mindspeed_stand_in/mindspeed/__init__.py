@@ -1,0 +1,1 @@
+"""Stands for the package MindSpeed, which cannot be installed here: the two modules of it that platforms/npu.py imports."""

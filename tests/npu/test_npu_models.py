@@ -1,0 +1,58 @@
+"""The original's numbers on a simulated NPU: the goldens of the denoiser, the autoencoder and the optimizer."""
+
+import json
+
+import cases_models
+import pytest
+from test_ema_adamw import TRACES, compare
+
+OUTPUT, GRADIENT = 2e-5, 1e-4  # as on the CPU, tests/parity
+LATENT, VIDEO = 1e-5, 5e-5
+DENOISERS = [
+    "a_base_4x16_div",
+    "b_5stage_notdiv_vmask",
+    "c_5stage_div_b1",
+    "d_single_ff",
+    "f_noskip",
+    "g_dense",
+    "h_rmsnorm",
+    "j_rope_scale_square",
+    "k_rope_scale_nonsquare",
+    "l_uniform_rope",
+    "n_text_all_masked",
+    "o_video_all_masked",
+]
+
+
+def check_denoiser(found: dict[str, float]) -> None:
+    assert len(found) > 20
+    for what, difference in found.items():
+        assert difference < (GRADIENT if what.startswith("gradient") else OUTPUT), what
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+def test_denoiser(npu, golden, name):
+    check_denoiser(npu.one(cases_models.denoiser, golden(f"predictor/{name}.safetensors")))
+
+
+@pytest.mark.parametrize("name", ["b_5stage_notdiv_vmask", "d_single_ff", "n_text_all_masked", "o_video_all_masked"])
+def test_denoiser_with_packed_keys(npu, golden, name):
+    check_denoiser(npu.one(cases_models.denoiser, golden(f"predictor/{name}.safetensors"), False))
+
+
+@pytest.mark.parametrize("name", ["wfvae8_ln_a", "wfvae8_gn_c", "wfvae8_ln_noattn_e"])
+def test_autoencoder(npu, golden, name):
+    folder = golden(f"vae/{name}.json").parents[1]
+    golden(f"vae/{name}.safetensors")
+    for what, difference in npu.one(cases_models.autoencoder, folder, name).items():
+        assert difference < (VIDEO if "dec" in what else LATENT), what
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["twin", "MindSpeed's kernel"])
+@pytest.mark.parametrize("trace", TRACES)
+def test_ema_adamw(npu, golden, trace, fused):
+    path = golden("predictor/ema_adamw.json")
+    found, kernels = npu.one(cases_models.ema_adamw, path, trace, fused)
+    wanted = json.loads(path.read_text())[trace]["trace"]
+    compare(found, wanted)
+    assert kernels.get("aclnnApplyAdamWV2", 0) == (0 if fused else len(wanted))

@@ -1,0 +1,94 @@
+"""Elementwise steps with gradients of their own, against plain formulas under autograd."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mindspeed_mm.ops import lean, norms, rope3d
+
+EXTENT, DIM = (2, 3, 4), 32
+SHAPES = pytest.mark.parametrize("batch", [1, 2])
+DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)], ids=str)
+
+
+def random(*shape, dtype=torch.float32):
+    return torch.randn(*shape).to(dtype).requires_grad_()
+
+
+def compare(step, plain, inputs, tolerance):
+    """Results and gradients of two functions of the same inputs, relative to the largest value."""
+    result, wanted = step(*inputs), plain(*inputs)
+    weights = torch.randn(wanted.shape)
+    found = torch.autograd.grad((result.float() * weights).sum(), inputs)
+    expected = torch.autograd.grad((wanted.float() * weights).sum(), inputs)
+    for a, b in zip((result, *found), (wanted, *expected), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        assert (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@SHAPES
+@DTYPES
+def test_modulated_layer_norm(batch, dtype, tolerance):
+    def plain(x, weight, bias, scale, shift):
+        normed = F.layer_norm(x.float(), (DIM,), weight.float(), bias.float(), 1e-6)
+        return (normed * (1 + scale) + shift).to(x.dtype)
+
+    inputs = (random(9, batch, DIM, dtype=dtype), random(DIM, dtype=dtype), random(DIM, dtype=dtype))
+    inputs += (random(batch, DIM), random(batch, DIM))
+    compare(lambda x, w, b, *rest: lean.modulated_layer_norm(x, w, b, 1e-6, *rest), plain, inputs, tolerance)
+
+
+@SHAPES
+@DTYPES
+def test_gated(batch, dtype, tolerance):
+    inputs = (random(9, batch, DIM, dtype=dtype), random(batch, DIM), random(9, batch, DIM, dtype=dtype))
+    compare(lean.gated, lambda x, gate, y: (x.float() + gate * y.float()).to(x.dtype), inputs, tolerance)
+
+
+@pytest.mark.parametrize("turn", [True, False])
+@SHAPES
+@DTYPES
+def test_normed_rotated(batch, dtype, tolerance, turn):
+    rope = rope3d.tables(EXTENT, DIM) if turn else None
+
+    def plain(x, weight):
+        x = norms.rms_norm(x.float(), weight.float(), 1e-6)
+        return (rope3d.rotate(x, *rope) if turn else x).to(dtype)
+
+    inputs = (random(24, batch, 3, DIM, dtype=dtype), random(DIM, dtype=dtype))
+    compare(lambda x, weight: lean.normed_rotated(x, weight, 1e-6, rope), plain, inputs, tolerance)
+
+
+@pytest.mark.parametrize("approximate", ["tanh", "none"])
+@DTYPES
+def test_gelu(dtype, tolerance, approximate):
+    def plain(x):
+        return F.gelu(x.float(), approximate=approximate).to(x.dtype)
+
+    compare(lambda x: lean.gelu(x, approximate), plain, (random(9, DIM, dtype=dtype),), tolerance)
+
+
+def test_recomputing_keeps_the_argument_alone_and_every_bit_of_the_gradients():
+    x, weight = random(5, 2, 8), random(3, 8)
+    active = F.gelu(x)
+    wanted = torch.autograd.grad(F.linear(active, weight).sin().sum(), (x, weight), retain_graph=True)
+    calls = []
+
+    def again(inner):
+        calls.append(inner.data_ptr())
+        return F.gelu(inner)
+
+    kept = []
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t),
+        lean.recomputing(active, again, x),
+    ):
+        out = F.linear(active, weight)
+    found = torch.autograd.grad(out.sin().sum(), (x, weight))
+    assert calls == [x.data_ptr()]
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
