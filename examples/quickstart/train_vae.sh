@@ -17,7 +17,7 @@ echo "== 1/3 clips"
 
 echo "== 2/3 training the autoencoder"
 "$PYTHON" -m torch.distributed.run --nproc_per_node "${RANKS:-1}" --master_port "${MASTER_PORT:-29518}" \
-    tools/train_wfvae.py "${FILES[@]}" --train-iters "${ITERS:-1300}" --global-batch-size 4 \
+    tools/train_wfvae.py "${FILES[@]}" --train-iters "${ITERS:-3000}" --global-batch-size 4 \
     --micro-batch-size $((4 / ${RANKS:-1})) --distance l2 --wavelet-weight 0.1 \
     --lr 4e-3 --lr-decay-style cosine --lr-warmup-iters 20 --ema-decay 0.99 \
     --export "$HERE/wfvae.pt" --export-dtype fp16
