@@ -8,6 +8,7 @@ torch and megatron-core already.
 
 import atexit
 import contextlib
+import gc
 import logging
 import os
 import tempfile
@@ -111,3 +112,19 @@ def _serve(pipe, rank: int, world_size: int, store_file: str) -> None:
             pipe.send((True, function(*arguments)))
         except BaseException:
             pipe.send((False, traceback.format_exc()))
+            continue  # the pool is ended
+        dist.barrier()  # nobody leaves a group that another rank still reads from
+        _leave_groups()
+
+
+def _leave_groups() -> None:
+    """Destroy what `ParallelContext.start` has made: each group has threads, and a session starts hundreds."""
+    import torch.distributed as dist
+
+    from mindspeed_mm.parallel.megatron import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    for group in list(dist.distributed_c10d._world.pg_map):
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
+    gc.collect()  # networks with hooks are cycles, and hold their groups

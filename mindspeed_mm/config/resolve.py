@@ -5,15 +5,13 @@ All of it happens before a process group or a weight exists, so a mistake costs 
 
 import dataclasses
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from mindspeed_mm import logs
-from mindspeed_mm.config import arguments, model_dialects
+from mindspeed_mm.config import arguments, checks, model_dialects
 from mindspeed_mm.config.data import DataConfig
-from mindspeed_mm.config.geometry import LatentGrid
-from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig, TrainModelConfig
-from mindspeed_mm.config.reader import Node, build, find, read_json
+from mindspeed_mm.config.model import DenoiserConfig, TrainModelConfig
+from mindspeed_mm.config.reader import build, find, read_json
 from mindspeed_mm.config.run import (
     CheckpointConfig,
     EvaluationConfig,
@@ -33,22 +31,22 @@ _log = logs.get(__name__)
 def run_config(argv: list[str], world_size: int | None = None) -> RunConfig:
     """A training run from the flags of `pretrain_opensoraplan.py`. world_size: default torchrun's $WORLD_SIZE."""
     flags, without_effect = arguments.parse_train(argv)
-    _positive("--train-iters", flags.train_iters)
+    checks.positive("--train-iters", flags.train_iters)
     notes: list[str] = []
     model_node, data_node = model_dialects.model_node(read_json(flags.mm_model)), read_json(flags.mm_data)
     model, data = build(TrainModelConfig, model_node, notes), build(DataConfig, data_node, notes)
     if flags.clip_grad_ema_decay is None and model.patch.adaptive_clip_grad_norm is not None:
         flags.clip_grad_ema_decay = model.patch.adaptive_clip_grad_norm.clip_grad_ema_decay
-    launch = _launch(flags, model.predictor, find(model_node, "predictor.num_heads"))
-    data_size = _data_size(launch, world_size)
+    launch = checks.launch_config(flags, model.predictor, find(model_node, "predictor.num_heads"))
+    data_size = checks.data_ranks(launch, world_size)
     global_batch = flags.global_batch_size or flags.micro_batch_size * data_size
     if flags.num_workers is not None:
         loader = dataclasses.replace(data.dataloader_param, num_workers=flags.num_workers)
         data = dataclasses.replace(data, dataloader_param=loader)
-    _check_batches(flags.micro_batch_size, global_batch, data_size, data, data_node)
-    _check_networks(model.ae, model.predictor, lambda path: find(model_node, path))
-    _check_clips(data, data_node, model, launch)
-    _check_train_files(model, model_node, data, data_node)
+    checks.check_batches(flags.micro_batch_size, global_batch, data_size, data, data_node)
+    checks.check_networks(model.ae, model.predictor, lambda path: find(model_node, path))
+    checks.check_clips(data, data_node, model, launch)
+    checks.check_train_files(model, model_node, data, data_node)
     recompute_blocks, recompute_feed_forwards = _recompute(flags)
     config = RunConfig(
         launch=launch,
@@ -65,7 +63,7 @@ def run_config(argv: list[str], world_size: int | None = None) -> RunConfig:
         report=_reports(flags),
         tools=build(ToolConfig, read_json(flags.mm_tool), notes) if flags.mm_tool else ToolConfig(),
         probe=flags.probe,
-        max_bad_fraction=_fraction("--max-bad-fraction", flags.max_bad_fraction),
+        max_bad_fraction=checks.fraction("--max-bad-fraction", flags.max_bad_fraction),
         data_ledger=flags.data_ledger or (os.path.join(flags.save, "data") if flags.save else None),
         recompute_blocks=recompute_blocks,
         recompute_feed_forwards=recompute_feed_forwards,
@@ -80,7 +78,7 @@ def sample_config(argv: list[str], world_size: int | None = None) -> SampleConfi
     """A sampling job from the flags of `inference.py`. world_size: default torchrun's $WORLD_SIZE."""
     flags, without_effect = arguments.parse_sample(argv)
     config, notes = _sample_config(flags, {"prompt": flags.prompt, "micro_batch_size": flags.micro_batch_size})
-    data_size = _data_size(config.launch, world_size)
+    data_size = checks.data_ranks(config.launch, world_size)
     if flags.cfg_parallel and data_size % 2:
         raise ConfigError(
             f"--cfg-parallel: pairs of data-parallel ranks share the two halves of guidance, but there is an odd number "
@@ -95,11 +93,11 @@ def serve_config(argv: list[str], world_size: int | None = None) -> ServeConfig:
     """A web page from the flags of `python -m mindspeed_mm.serve`."""
     flags, without_effect = arguments.parse_serve(argv)
     config, notes = _sample_config(flags, {})
-    if _world_size(world_size) != 1 or config.launch.tensor_size * config.launch.context_size != 1:
+    if checks.processes(world_size) != 1 or config.launch.tensor_size * config.launch.context_size != 1:
         raise ConfigError("the web page runs in one process on one device; sample on several with inference.py")
     if not 0 <= flags.port < 2**16:
         raise ConfigError(f"--port {flags.port}: must be from 0 to 65535")
-    _positive("--max-queue", flags.max_queue)
+    checks.positive("--max-queue", flags.max_queue)
     _report(without_effect, notes)
     return ServeConfig(sample=config, host=flags.host, port=flags.port, max_queue=flags.max_queue)
 
@@ -114,217 +112,21 @@ def _sample_config(flags, replaced: dict) -> tuple[SampleConfig, list[str]]:
     weight_dtype = "bf16" if flags.bf16 else "fp16" if flags.fp16 else None
     replaced = {**replaced, "save_path": flags.save_path, "weight_dtype": weight_dtype}
     model = dataclasses.replace(model, **{key: value for key, value in replaced.items() if value is not None})
-    _positive("--micro-batch-size", model.micro_batch_size)
-    launch = _launch(flags, model.predictor, find(node, "predictor.num_heads"))
-    _check_networks(model.ae, model.predictor, lambda path: find(node, path))
-    check_sample_size(model, launch, find(node, "pipeline_config.input_size"))
-    _check_sample_files(model, node, flags)
+    checks.positive("--micro-batch-size", model.micro_batch_size)
+    launch = checks.launch_config(flags, model.predictor, find(node, "predictor.num_heads"))
+    checks.check_networks(model.ae, model.predictor, lambda path: find(node, path))
+    checks.check_sample_size(model, launch, find(node, "pipeline_config.input_size"))
+    checks.check_sample_files(model, node, flags)
     options = SamplingOptions(
         guidance_mode=flags.cfg_mode,
         offload=flags.offload,
         compile=flags.compile,
-        step_cache=_positive("--step-cache", flags.step_cache),
+        step_cache=checks.positive("--step-cache", flags.step_cache),
     )
     config = SampleConfig(
         launch=launch, model=model, options=options, seed=flags.seed, load=flags.load, use_ema=flags.ema
     )
     return config, notes
-
-
-# ------------------------------------------------------------------------------------------------------------- layout
-
-
-def _launch(flags, denoiser: DenoiserConfig, num_heads: Node) -> LaunchConfig:
-    if flags.pipeline_model_parallel_size != 1:
-        raise ConfigError(
-            f"--pipeline-model-parallel-size {flags.pipeline_model_parallel_size}: must be 1; the long skips of the U-shaped "
-            "model join its first and last blocks, so it is not cut into stages. Use --tensor-model-parallel-size"
-        )
-    tensor = _positive("--tensor-model-parallel-size", flags.tensor_model_parallel_size)
-    context = _positive("--context-parallel-size", flags.context_parallel_size)
-    if denoiser.num_heads % tensor:
-        raise num_heads.error(f"{denoiser.num_heads} heads do not divide by --tensor-model-parallel-size {tensor}")
-    if denoiser.num_heads // tensor % context:
-        raise num_heads.error(
-            f"{denoiser.num_heads // tensor} heads per tensor-parallel rank do not divide by --context-parallel-size {context}"
-        )
-    if flags.sequence_parallel and tensor == 1:
-        _log.info("--sequence-parallel has no effect with --tensor-model-parallel-size 1")
-    return LaunchConfig(
-        device=flags.device,
-        mindspeed=flags.mindspeed,
-        tensor_size=tensor,
-        context_size=context,
-        sequence_parallel=flags.sequence_parallel and tensor > 1,
-        timeout_minutes=flags.distributed_timeout_minutes,
-    )
-
-
-def _world_size(given: int | None) -> int:
-    return int(os.environ.get("WORLD_SIZE", "1")) if given is None else given
-
-
-def _data_size(launch: LaunchConfig, world_size: int | None) -> int:
-    world = _world_size(world_size)
-    model_size = launch.tensor_size * launch.context_size
-    if world % model_size:
-        raise ConfigError(
-            f"{world} processes do not divide by --tensor-model-parallel-size {launch.tensor_size} x "
-            f"--context-parallel-size {launch.context_size} = {model_size}; change --nproc_per_node or the layout"
-        )
-    return world // model_size
-
-
-def _check_batches(micro: int, total: int, data_size: int, data: DataConfig, data_node: Node) -> None:
-    _positive("--micro-batch-size", micro)
-    if total < 1 or total % (micro * data_size):
-        raise ConfigError(
-            f"--global-batch-size {total} is not a multiple of --micro-batch-size {micro} x {data_size} data-parallel ranks"
-        )
-    for path, size in {
-        "dataloader_param.batch_size": data.dataloader_param.batch_size,
-        "dataloader_param.collate_param.batch_size": data.dataloader_param.collate_param.batch_size,
-    }.items():
-        if size not in (1, micro):  # 1 is what the published files say whatever the flag
-            raise find(data_node, path).error(f"{size}, but --micro-batch-size is {micro}")
-
-
-# ----------------------------------------------------------------------------------------------- networks among others
-
-
-def _check_networks(ae: AutoencoderConfig, denoiser: DenoiserConfig, place: Callable[[str], Node]) -> None:
-    if denoiser.in_channels != ae.latent_dim:
-        raise place("predictor.in_channels").error(f"{denoiser.in_channels}, but ae.latent_dim is {ae.latent_dim}")
-    if denoiser.velocity_channels != ae.latent_dim:
-        raise place("predictor.out_channels").error(f"{denoiser.out_channels}, but ae.latent_dim is {ae.latent_dim}")
-
-
-def _check_clips(data: DataConfig, data_node: Node, model: TrainModelConfig, launch: LaunchConfig) -> None:
-    """Sizes of the clips against the strides of the networks and the layout."""
-    clips = data.dataset_param.preprocess_parameters
-    place = find(data_node, "dataset_param.preprocess_parameters")
-    stride_t, stride_h, _ = model.ae.strides
-    if clips.ae_stride_t != stride_t:
-        raise find(place, "ae_stride_t").error(
-            f"{clips.ae_stride_t}, but the autoencoder compresses time by {stride_t}"
-        )
-    unit = stride_h * model.predictor.patch_size
-    if not clips.force_resolution:
-        if clips.hw_stride % unit:
-            raise find(place, "hw_stride").error(f"{clips.hw_stride} is not a multiple of {unit} (autoencoder x patch)")
-    else:
-        for name in ("max_height", "max_width"):
-            if getattr(clips, name) % unit:
-                raise find(place, name).error(
-                    f"{getattr(clips, name)} is not a multiple of {unit} (autoencoder x patch)"
-                )
-        grid = LatentGrid.of_video(clips.num_frames, clips.max_height, clips.max_width, model.ae.strides)
-        _check_split(grid.tokens(model.predictor.patch_size), data.dataset_param.model_max_length, launch, place)
-    if model.frames is not None and model.frames != clips.num_frames:
-        _log.warning(
-            f"frames {model.frames} of the model JSON differs from num_frames {clips.num_frames}, which counts"
-        )
-
-
-def _check_split(video_tokens: int, text_tokens: int, launch: LaunchConfig, place: Node) -> None:
-    parts = launch.context_size * (launch.tensor_size if launch.sequence_parallel else 1)
-    for count, what in ((video_tokens, "video"), (text_tokens, "text")):
-        if count % parts:
-            raise place.error(
-                f"{count} {what} tokens do not divide by {parts} (--context-parallel-size {launch.context_size}"
-                + (f" x --sequence-parallel over {launch.tensor_size} ranks)" if launch.sequence_parallel else ")")
-            )
-
-
-def check_sample_size(model: SampleModelConfig, launch: LaunchConfig, place: Node) -> None:
-    """Raise at `place` if the networks or the layout cannot make videos of `model`'s input_size."""
-    try:
-        grid = model.latent_grid
-    except ConfigError as error:
-        raise place.error(str(error)) from None
-    patch = model.predictor.patch_size
-    if grid.height % patch or grid.width % patch:
-        _, stride_h, stride_w = model.ae.strides
-        raise place.error(f"height and width must be multiples of {stride_h * patch} and {stride_w * patch}")
-    _check_split(grid.tokens(patch), 512, launch, place)
-
-
-# -------------------------------------------------------------------------------------------------------------- files
-
-
-def _check_train_files(model: TrainModelConfig, model_node: Node, data: DataConfig, data_node: Node) -> None:
-    files = {path: _weights_of(model, path) for path in ("ae", "text_encoder", "text_encoder_2", "predictor")}
-    _check_paths(files, model_node)
-    dataset = data.dataset_param
-    paths = {"dataset_param.tokenizer_config.from_pretrained": dataset.tokenizer_config.from_pretrained}
-    if dataset.tokenizer_config_2 is not None:
-        paths["dataset_param.tokenizer_config_2.from_pretrained"] = dataset.tokenizer_config_2.from_pretrained
-    paths["dataset_param.basic_parameters.data_path"] = dataset.basic_parameters.data_path
-    for path, file in paths.items():
-        _must_exist(file, find(data_node, path))
-    if model.load_video_features or model.load_text_features:
-        _check_features(model, data, data_node)
-    if model.ae.from_pretrained is None:
-        raise find(model_node, "ae.from_pretrained").error("is missing; training needs the weights of the autoencoder")
-    if (model.text_encoder_2 is None) != (dataset.tokenizer_config_2 is None):
-        raise find(model_node, "text_encoder_2").error("and tokenizer_config_2 of the data JSON: give both or neither")
-    if model.text_encoder_2 is None:
-        raise find(model_node, "text_encoder_2").error("is missing; v1.5 needs pooled CLIP features")
-
-
-def _check_features(model: TrainModelConfig, data: DataConfig, data_node: Node) -> None:
-    """What training from stored features asks of the data JSON; whether they fit is seen when they are opened."""
-    dataset = data.dataset_param
-    if dataset.basic_parameters.feature_folder is None:
-        raise find(data_node, "dataset_param.basic_parameters.feature_folder").error(
-            "is missing; load_video_features and load_text_features of the model JSON need the folder that "
-            "tools/extract_features.py has filled"
-        )
-    if model.load_video_features and dataset.preprocess_parameters.fixed_crops < 1:
-        raise find(data_node, "dataset_param.preprocess_parameters.fixed_crops").error(
-            "0, new temporal crops in every epoch, but load_video_features of the model JSON is true; "
-            "give the number of crops to store of each clip, for example 1"
-        )
-    if model.load_video_features and not data.dataloader_param.group_data:
-        raise find(data_node, "dataloader_param.group_data").error(
-            "false, but stored features cannot be padded to one size (load_video_features); use true"
-        )
-
-
-def _check_sample_files(model: SampleModelConfig, node: Node, flags) -> None:
-    names = ("ae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-    files = {path: _weights_of(model, path) for path in names}
-    if flags.load is None:
-        files["predictor"] = model.predictor.from_pretrained
-        if model.predictor.from_pretrained is None:
-            raise find(node, "predictor.from_pretrained").error(
-                "is missing; name the merged weights here, or a Megatron directory with --load"
-            )
-    elif not Path(flags.load).is_dir():
-        raise ConfigError(f"--load {flags.load}: no such directory")
-    if flags.ema and flags.load is None:
-        raise ConfigError(
-            "--ema: only with --load; merged EMA weights (model_ema.pt) are named by predictor.from_pretrained"
-        )
-    if model.ae.from_pretrained is None:
-        raise find(node, "ae.from_pretrained").error("is missing; sampling needs the weights of the autoencoder")
-    _check_paths(files, node)
-
-
-def _weights_of(model, name: str) -> str | None:
-    part = getattr(model, name)
-    return None if part is None else part.from_pretrained
-
-
-def _check_paths(files: dict[str, str | None], node: Node) -> None:
-    for name, file in files.items():
-        if file is not None:
-            _must_exist(file, find(node, f"{name}.from_pretrained"))
-
-
-def _must_exist(file: str, place: Node) -> None:
-    if not Path(file).exists():
-        raise place.error(f"{file}: no such file or directory")
 
 
 # ---------------------------------------------------------------------------------------------------- flags to configs
@@ -371,7 +173,7 @@ def _optimizer(flags) -> OptimizerSettings:
         eps=flags.adam_eps,
         clip_grad=flags.clip_grad,
         clip_grad_ema_decay=flags.clip_grad_ema_decay,
-        max_skipped_steps=_positive("--max-skipped-steps", flags.max_skipped_steps),
+        max_skipped_steps=checks.positive("--max-skipped-steps", flags.max_skipped_steps),
         use_distributed_optimizer=flags.use_distributed_optimizer,
         overlap_grad_reduce=flags.overlap_grad_reduce,
         overlap_param_gather=flags.overlap_param_gather,
@@ -390,7 +192,7 @@ def _optimizer(flags) -> OptimizerSettings:
 def _checkpoint(flags) -> CheckpointConfig:
     for flag, value in (("--keep-last-n", flags.keep_last_n), ("--keep-every-n", flags.keep_every_n)):
         if value is not None:
-            _positive(flag, value)
+            checks.positive(flag, value)
     if flags.async_save and flags.ckpt_format != "torch":
         raise ConfigError(f"--async-save: only with --ckpt-format torch, not {flags.ckpt_format}")
     return CheckpointConfig(
@@ -400,7 +202,7 @@ def _checkpoint(flags) -> CheckpointConfig:
         in_background=flags.async_save,
         keep_last=flags.keep_last_n,
         keep_every=flags.keep_every_n,
-        save_interval=_positive("--save-interval", flags.save_interval),
+        save_interval=checks.positive("--save-interval", flags.save_interval),
         save_optimizer=not flags.no_save_optim,
         save_rng=not flags.no_save_rng,
         load_optimizer=not flags.no_load_optim,
@@ -413,10 +215,10 @@ def _evaluation(flags, predictor: DenoiserConfig, launch: LaunchConfig) -> Evalu
         if file is not None and not Path(file).is_file():
             raise ConfigError(f"{flag} {file}: no such file")
     return EvaluationConfig(
-        interval=_positive("--eval-interval", flags.eval_interval),
-        iterations=_positive("--eval-iters", flags.eval_iters),
+        interval=checks.positive("--eval-interval", flags.eval_interval),
+        iterations=checks.positive("--eval-iters", flags.eval_iters),
         data_path=flags.eval_data,
-        sample_interval=_positive("--sample-interval", flags.sample_interval),
+        sample_interval=checks.positive("--sample-interval", flags.sample_interval),
         sample_model=_sample_while_training(flags, predictor, launch) if flags.mm_sample else None,
     )
 
@@ -431,7 +233,7 @@ def _sample_while_training(flags, predictor: DenoiserConfig, launch: LaunchConfi
         mine, trained = getattr(model.predictor, field.name), getattr(predictor, field.name)
         if mine != trained and field.name != "from_pretrained":
             raise find(node, "predictor").error(f"{field.name} is {mine}, but {trained} in the model that is trained")
-    check_sample_size(model, launch, find(node, "pipeline_config.input_size"))
+    checks.check_sample_size(model, launch, find(node, "pipeline_config.input_size"))
     return model
 
 
@@ -439,9 +241,9 @@ def _reports(flags) -> ReportConfig:
     if flags.hang_timeout_minutes <= 0:
         raise ConfigError(f"--hang-timeout-minutes {flags.hang_timeout_minutes}: must be positive")
     return ReportConfig(
-        log_interval=_positive("--log-interval", flags.log_interval),
+        log_interval=checks.positive("--log-interval", flags.log_interval),
         tensorboard_dir=flags.tensorboard_dir,
-        tensorboard_interval=_positive("--tensorboard-log-interval", flags.tensorboard_log_interval),
+        tensorboard_interval=checks.positive("--tensorboard-log-interval", flags.tensorboard_log_interval),
         wandb_project=flags.wandb_project,
         wandb_name=flags.wandb_exp_name,
         wandb_dir=flags.wandb_save_dir,
@@ -464,18 +266,6 @@ def _recompute(flags) -> tuple[int, int]:
             f"--selective_recom excludes --recompute-num-layers {blocks}: recompute feed-forwards or whole blocks, not both"
         )
     return blocks, flags.recom_ffn_layers if flags.selective_recom else 0
-
-
-def _fraction(flag: str, value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{flag} {value}: must be from 0 to 1")
-    return value
-
-
-def _positive(flag: str, value: int) -> int:
-    if value < 1:
-        raise ConfigError(f"{flag} {value}: must be at least 1")
-    return value
 
 
 def _report(without_effect: list[str], notes: list[str]) -> None:

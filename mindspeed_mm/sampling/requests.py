@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from mindspeed_mm.config import resolve
+from mindspeed_mm.config import checks
 from mindspeed_mm.config.reader import Node
 from mindspeed_mm.config.run import LaunchConfig
 from mindspeed_mm.config.sample import PromptConfig, SampleModelConfig
@@ -72,7 +72,7 @@ def requests_of(
             settings = model.for_prompt(line)
         except ConfigError as error:
             raise place.error(str(error)) from None
-        resolve.check_sample_size(settings, launch, place)
+        checks.check_sample_size(settings, launch, place)
         for sample in range(model.num_samples_per_prompt):
             requests.append(
                 Request(

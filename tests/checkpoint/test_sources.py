@@ -90,6 +90,7 @@ def wrong_in_training(paths: dict, tensor_size: int, whole_file) -> list[str]:
             model=SimpleNamespace(predictor=dataclasses.replace(TINY, from_pretrained=str(path))),
             precision=SimpleNamespace(denoiser="bf16"),
             seed=0,
+            compile=False,
             recompute_blocks=0,
             recompute_feed_forwards=0,
         )

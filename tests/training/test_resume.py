@@ -9,7 +9,7 @@ from ranks import run_ranks
 
 from mindspeed_mm.config.run import CheckpointConfig
 
-STOP, STEPS = 4, 8
+STOP, STEPS = 3, 6
 
 
 def everything(run: Run) -> dict:
@@ -65,8 +65,7 @@ def stop_and_resume(layout: Layout, checkpoint: CheckpointConfig, ema: bool) -> 
     ("ranks", "layout", "settings", "ema"),
     [
         (1, Layout(clip_decay=0.9), {}, True),
-        (1, Layout(), {"in_background": True}, False),
-        (1, Layout(dtype="bf16", micro_batch=4, clip_decay=0.9), {}, True),
+        (1, Layout(dtype="bf16", micro_batch=4, clip_decay=0.9), {"in_background": True}, False),
         (1, Layout(dtype="fp16", micro_batch=4), {}, True),
         (1, Layout(distributed_optimizer=False, dtype="bf16"), {}, True),
         (2, Layout(micro_batch=2, clip_decay=0.9), {"in_background": True}, True),

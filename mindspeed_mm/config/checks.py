@@ -1,0 +1,227 @@
+"""Checks of one setting against another: layout, batch sizes, networks, clips, files.
+
+Each names the value, the rule and the fix, with the place in a JSON where there is one.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from mindspeed_mm import logs
+from mindspeed_mm.config.data import DataConfig
+from mindspeed_mm.config.geometry import LatentGrid
+from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig, TrainModelConfig
+from mindspeed_mm.config.reader import Node, find
+from mindspeed_mm.config.run import LaunchConfig
+from mindspeed_mm.config.sample import SampleModelConfig
+from mindspeed_mm.errors import ConfigError
+
+_log = logs.get(__name__)
+
+
+def launch_config(flags, denoiser: DenoiserConfig, num_heads: Node) -> LaunchConfig:
+    """The layout that the flags ask for; every head belongs to one rank."""
+    if flags.pipeline_model_parallel_size != 1:
+        raise ConfigError(
+            f"--pipeline-model-parallel-size {flags.pipeline_model_parallel_size}: must be 1; the long skips of the U-shaped "
+            "model join its first and last blocks, so it is not cut into stages. Use --tensor-model-parallel-size"
+        )
+    tensor = positive("--tensor-model-parallel-size", flags.tensor_model_parallel_size)
+    context = positive("--context-parallel-size", flags.context_parallel_size)
+    if denoiser.num_heads % tensor:
+        raise num_heads.error(f"{denoiser.num_heads} heads do not divide by --tensor-model-parallel-size {tensor}")
+    if denoiser.num_heads // tensor % context:
+        raise num_heads.error(
+            f"{denoiser.num_heads // tensor} heads per tensor-parallel rank do not divide by --context-parallel-size {context}"
+        )
+    if flags.sequence_parallel and tensor == 1:
+        _log.info("--sequence-parallel has no effect with --tensor-model-parallel-size 1")
+    return LaunchConfig(
+        device=flags.device,
+        mindspeed=flags.mindspeed,
+        tensor_size=tensor,
+        context_size=context,
+        sequence_parallel=flags.sequence_parallel and tensor > 1,
+        timeout_minutes=flags.distributed_timeout_minutes,
+    )
+
+
+def processes(given: int | None) -> int:
+    """Number of ranks: as given, else torchrun's."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if given is None else given
+
+
+def data_ranks(launch: LaunchConfig, world_size: int | None) -> int:
+    """DP size of a layout on so many processes."""
+    world = processes(world_size)
+    model_size = launch.tensor_size * launch.context_size
+    if world % model_size:
+        raise ConfigError(
+            f"{world} processes do not divide by --tensor-model-parallel-size {launch.tensor_size} x "
+            f"--context-parallel-size {launch.context_size} = {model_size}; change --nproc_per_node or the layout"
+        )
+    return world // model_size
+
+
+def check_batches(micro: int, total: int, data_size: int, data: DataConfig, data_node: Node) -> None:
+    """Batch sizes that the data ranks and the loader can share out."""
+    positive("--micro-batch-size", micro)
+    if total < 1 or total % (micro * data_size):
+        raise ConfigError(
+            f"--global-batch-size {total} is not a multiple of --micro-batch-size {micro} x {data_size} data-parallel ranks"
+        )
+    for path, size in {
+        "dataloader_param.batch_size": data.dataloader_param.batch_size,
+        "dataloader_param.collate_param.batch_size": data.dataloader_param.collate_param.batch_size,
+    }.items():
+        if size not in (1, micro):  # 1 is what the published files say whatever the flag
+            raise find(data_node, path).error(f"{size}, but --micro-batch-size is {micro}")
+
+
+def check_networks(ae: AutoencoderConfig, denoiser: DenoiserConfig, place: Callable[[str], Node]) -> None:
+    """Channels of the autoencoder's latents and the denoiser's."""
+    if denoiser.in_channels != ae.latent_dim:
+        raise place("predictor.in_channels").error(f"{denoiser.in_channels}, but ae.latent_dim is {ae.latent_dim}")
+    if denoiser.velocity_channels != ae.latent_dim:
+        raise place("predictor.out_channels").error(f"{denoiser.out_channels}, but ae.latent_dim is {ae.latent_dim}")
+
+
+def check_clips(data: DataConfig, data_node: Node, model: TrainModelConfig, launch: LaunchConfig) -> None:
+    """Sizes of the clips against the strides of the networks and the layout."""
+    clips = data.dataset_param.preprocess_parameters
+    place = find(data_node, "dataset_param.preprocess_parameters")
+    stride_t, stride_h, _ = model.ae.strides
+    if clips.ae_stride_t != stride_t:
+        raise find(place, "ae_stride_t").error(
+            f"{clips.ae_stride_t}, but the autoencoder compresses time by {stride_t}"
+        )
+    unit = stride_h * model.predictor.patch_size
+    if not clips.force_resolution:
+        if clips.hw_stride % unit:
+            raise find(place, "hw_stride").error(f"{clips.hw_stride} is not a multiple of {unit} (autoencoder x patch)")
+    else:
+        for name in ("max_height", "max_width"):
+            if getattr(clips, name) % unit:
+                raise find(place, name).error(
+                    f"{getattr(clips, name)} is not a multiple of {unit} (autoencoder x patch)"
+                )
+        grid = LatentGrid.of_video(clips.num_frames, clips.max_height, clips.max_width, model.ae.strides)
+        _check_split(grid.tokens(model.predictor.patch_size), data.dataset_param.model_max_length, launch, place)
+    if model.frames is not None and model.frames != clips.num_frames:
+        _log.warning(
+            f"frames {model.frames} of the model JSON differs from num_frames {clips.num_frames}, which counts"
+        )
+
+
+def _check_split(video_tokens: int, text_tokens: int, launch: LaunchConfig, place: Node) -> None:
+    parts = launch.context_size * (launch.tensor_size if launch.sequence_parallel else 1)
+    for count, what in ((video_tokens, "video"), (text_tokens, "text")):
+        if count % parts:
+            raise place.error(
+                f"{count} {what} tokens do not divide by {parts} (--context-parallel-size {launch.context_size}"
+                + (f" x --sequence-parallel over {launch.tensor_size} ranks)" if launch.sequence_parallel else ")")
+            )
+
+
+def check_sample_size(model: SampleModelConfig, launch: LaunchConfig, place: Node) -> None:
+    """Raise at `place` if the networks or the layout cannot make videos of `model`'s input_size."""
+    try:
+        grid = model.latent_grid
+    except ConfigError as error:
+        raise place.error(str(error)) from None
+    patch = model.predictor.patch_size
+    if grid.height % patch or grid.width % patch:
+        _, stride_h, stride_w = model.ae.strides
+        raise place.error(f"height and width must be multiples of {stride_h * patch} and {stride_w * patch}")
+    _check_split(grid.tokens(patch), 512, launch, place)
+
+
+def check_train_files(model: TrainModelConfig, model_node: Node, data: DataConfig, data_node: Node) -> None:
+    """Every file that training reads is there."""
+    files = {path: _weights_of(model, path) for path in ("ae", "text_encoder", "text_encoder_2", "predictor")}
+    _check_paths(files, model_node)
+    dataset = data.dataset_param
+    paths = {"dataset_param.tokenizer_config.from_pretrained": dataset.tokenizer_config.from_pretrained}
+    if dataset.tokenizer_config_2 is not None:
+        paths["dataset_param.tokenizer_config_2.from_pretrained"] = dataset.tokenizer_config_2.from_pretrained
+    paths["dataset_param.basic_parameters.data_path"] = dataset.basic_parameters.data_path
+    for path, file in paths.items():
+        _must_exist(file, find(data_node, path))
+    if model.load_video_features or model.load_text_features:
+        _check_features(model, data, data_node)
+    if model.ae.from_pretrained is None:
+        raise find(model_node, "ae.from_pretrained").error("is missing; training needs the weights of the autoencoder")
+    if (model.text_encoder_2 is None) != (dataset.tokenizer_config_2 is None):
+        raise find(model_node, "text_encoder_2").error("and tokenizer_config_2 of the data JSON: give both or neither")
+    if model.text_encoder_2 is None:
+        raise find(model_node, "text_encoder_2").error("is missing; v1.5 needs pooled CLIP features")
+
+
+def _check_features(model: TrainModelConfig, data: DataConfig, data_node: Node) -> None:
+    """What training from stored features asks of the data JSON; whether they fit is seen when they are opened."""
+    dataset = data.dataset_param
+    if dataset.basic_parameters.feature_folder is None:
+        raise find(data_node, "dataset_param.basic_parameters.feature_folder").error(
+            "is missing; load_video_features and load_text_features of the model JSON need the folder that "
+            "tools/extract_features.py has filled"
+        )
+    if model.load_video_features and dataset.preprocess_parameters.fixed_crops < 1:
+        raise find(data_node, "dataset_param.preprocess_parameters.fixed_crops").error(
+            "0, new temporal crops in every epoch, but load_video_features of the model JSON is true; "
+            "give the number of crops to store of each clip, for example 1"
+        )
+    if model.load_video_features and not data.dataloader_param.group_data:
+        raise find(data_node, "dataloader_param.group_data").error(
+            "false, but stored features cannot be padded to one size (load_video_features); use true"
+        )
+
+
+def check_sample_files(model: SampleModelConfig, node: Node, flags) -> None:
+    """Every file that sampling reads is there."""
+    names = ("ae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    files = {path: _weights_of(model, path) for path in names}
+    if flags.load is None:
+        files["predictor"] = model.predictor.from_pretrained
+        if model.predictor.from_pretrained is None:
+            raise find(node, "predictor.from_pretrained").error(
+                "is missing; name the merged weights here, or a Megatron directory with --load"
+            )
+    elif not Path(flags.load).is_dir():
+        raise ConfigError(f"--load {flags.load}: no such directory")
+    if flags.ema and flags.load is None:
+        raise ConfigError(
+            "--ema: only with --load; merged EMA weights (model_ema.pt) are named by predictor.from_pretrained"
+        )
+    if model.ae.from_pretrained is None:
+        raise find(node, "ae.from_pretrained").error("is missing; sampling needs the weights of the autoencoder")
+    _check_paths(files, node)
+
+
+def _weights_of(model, name: str) -> str | None:
+    part = getattr(model, name)
+    return None if part is None else part.from_pretrained
+
+
+def _check_paths(files: dict[str, str | None], node: Node) -> None:
+    for name, file in files.items():
+        if file is not None:
+            _must_exist(file, find(node, f"{name}.from_pretrained"))
+
+
+def _must_exist(file: str, place: Node) -> None:
+    if not Path(file).exists():
+        raise place.error(f"{file}: no such file or directory")
+
+
+def fraction(flag: str, value: float) -> float:
+    """A share between 0 and 1."""
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{flag} {value}: must be from 0 to 1")
+    return value
+
+
+def positive(flag: str, value: int) -> int:
+    """A number of at least 1."""
+    if value < 1:
+        raise ConfigError(f"{flag} {value}: must be at least 1")
+    return value
