@@ -3,7 +3,7 @@
 # sample 24 prompts, and judge whether the videos obey them.
 #   bash examples/quickstart/run.sh          some minutes on two cores
 #   FAST=1 bash examples/quickstart/run.sh   the same programs in under a minute; the videos show little
-# TRAIN_ITERS, CLIPS, SEED, DEVICE and OUT can be changed. For ablations (docs/quickstart.md): PREPARE_FLAGS=--dense,
+# TRAIN_ITERS, CLIPS, RANKS, SEED, DEVICE and OUT can be changed. For ablations (docs/quickstart.md): PREPARE_FLAGS=--dense,
 # PREPARE_FLAGS="--caption-dropout 1" and WEIGHTS=live.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -18,7 +18,7 @@ fi
 : "${TRAIN_ITERS:=1200}" "${CLIPS:=960}" "${MBS:=16}" "${SEEN:=16}" "${UNSEEN:=8}" "${STEPS:=20}"
 : "${WEIGHTS:=ema}" "${PREPARE_FLAGS:=}" "${SEED:=1234}"
 export DEVICE=${DEVICE:-cpu} SEED MBS
-export NPUS_PER_NODE=2 TP=2 MASTER_PORT=${MASTER_PORT:-29517} LOG_DIR=$OUT/logs
+export NPUS_PER_NODE=${RANKS:-2} TP=${RANKS:-2} MASTER_PORT=${MASTER_PORT:-29517} LOG_DIR=$OUT/logs
 rm -rf "$OUT"
 mkdir -p "$OUT"
 
@@ -33,7 +33,7 @@ echo "== 2/6 encoding clips and captions once"
 "$PYTHON" tools/extract_features.py --mm-data "$OUT/data.json" --mm-model "$OUT/model.json" --device "$DEVICE" \
     --model_custom_precision --micro-batch-size "$MBS"
 
-echo "== 3/6 training on 2 ranks, TP=2"
+echo "== 3/6 training on $TP ranks, TP=$TP"
 MM_DATA=$OUT/data.json MM_MODEL=$OUT/model.json SAVE=$OUT/checkpoints TRAIN_ITERS=$TRAIN_ITERS LR=3e-3 \
     SAVE_INTERVAL=$TRAIN_ITERS LOG_INTERVAL=50 RECOM_FFN_LAYERS=0 \
     bash examples/opensoraplan1.5/pretrain_opensoraplan1_5.sh \

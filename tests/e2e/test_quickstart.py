@@ -1,13 +1,15 @@
 """The quickstart's one-minute path, as a user starts it."""
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
 from PIL import Image
-from programs import ROOT, environment
+from programs import ROOT, descendants, environment
 
 
 def test_the_fast_path_trains_samples_and_judges(tmp_path):
@@ -18,18 +20,25 @@ def test_the_fast_path_trains_samples_and_judges(tmp_path):
         "VIRTUAL_ENV": sys.prefix,
         "MASTER_PORT": str(20000 + os.getpid() % 20000),
     }
-    result = subprocess.run(
+    with subprocess.Popen(
         ["bash", str(ROOT / "examples" / "quickstart" / "run.sh")],
         env={**environment(), **settings},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=400)
+        except subprocess.TimeoutExpired:
+            for pid in [process.pid, *descendants(process.pid)]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            raise
+    assert process.returncode == 0, output[-3000:] + errors[-3000:]
     for part in ("the judge on the clips themselves", "do the videos obey their prompts", "with shuffled prompts"):
-        section = result.stdout[result.stdout.index(part) :]
+        section = output[output.index(part) :]
         assert re.search(r"^colour \d+\.\d\ndirection \d+\.\d\nshape \d+\.\d\n", section, re.MULTILINE), section
-    clips = result.stdout[result.stdout.index("the judge on") :]
+    clips = output[output.index("the judge on") :]
     assert clips.splitlines()[1:4] == ["colour 100.0", "direction 100.0", "shape 100.0"]
     report = json.loads((out / "score.json").read_text())
     assert [row["unseen"] for row in report["videos"]] == [False, False, True]
