@@ -129,6 +129,7 @@ def start(world: Path, run: Path, options: argparse.Namespace, max_restarts: int
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", options.ranks, "--master_port", port]
     launcher += ["--max-restarts", max_restarts, "--monitor-interval", 0.2]
     flags = ["--mm-data", world / "data.json", "--mm-model", world / "model.json", "--device", "cpu"]
+    flags += ["--model_custom_precision"]
     flags += ["--tensor-model-parallel-size", options.tensor, "--use-distributed-optimizer", "--lr", 1e-3]
     flags += ["--global-batch-size", options.ranks // options.tensor * 2, "--train-iters", options.steps]
     flags += ["--optimizer-selection", "fused_ema_adamw", "--use-ema", "--clip_grad_ema_decay", 0.99]
@@ -165,10 +166,20 @@ def _parts(run: Path) -> list[dict]:
     return found
 
 
+def prepare(world: Path) -> None:
+    """The quickstart's set, small, with its clips and captions encoded."""
+    networks = ["--mm-data", world / "data.json", "--mm-model", world / "model.json", "--model_custom_precision"]
+    for program in (
+        ["examples/quickstart/prepare.py", "--out", world, "--clips", 16],
+        ["tools/extract_features.py", *networks, "--device", "cpu"],
+    ):
+        words = [sys.executable, ROOT / program[0], *program[1:]]
+        subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
 def soak(world: Path, options: argparse.Namespace) -> bool:
     chance = random.Random(options.seed)
-    prepare = [sys.executable, str(ROOT / "examples/quickstart/prepare.py"), "--out", str(world), "--clips", "16"]
-    subprocess.run(prepare, check=True, stdout=subprocess.DEVNULL)
+    prepare(world)
     print(f"undisturbed: {options.steps} steps on {options.ranks} ranks, TP {options.tensor}", flush=True)
     begin = time.monotonic()
     calm = Killer(start(world, world / "calm", options, 0, options.steps), world / "calm", [], chance)
