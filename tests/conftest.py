@@ -46,11 +46,10 @@ def small_model(tmp_path_factory) -> Path:
     return write_world(tmp_path_factory.mktemp("small_model"))
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+_LONGEST = ("e2e", "npu", "training", "checkpoint")
+
+
 def pytest_collection_modifyitems(items):
-    """With `-n`, one worker runs all tests on gloo ranks (one pool of processes), and one runs the whole programs."""
-    for item in items:
-        if hasattr(item.module, "run_ranks"):
-            item.add_marker(pytest.mark.xdist_group("ranks"))
-        elif item.path.parent.name == "e2e":
-            item.add_marker(pytest.mark.xdist_group("e2e"))
+    """The folders with the longest files first, so that with `-n` no worker is left with one of them at the end."""
+    place = {name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.parent.name, len(place)))  # stable: files stay as they are

@@ -1,4 +1,8 @@
-"""Imported once by the server that the ranks of `ranks.py` are forked from."""
+"""Imported once by the server that ranks and programs of tests are forked from (`ranks.forked_from_server`)."""
+
+from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderModel  # noqa: F401
 
 import mindspeed_mm.parallel.engine
-import mindspeed_mm.training.build  # noqa: F401
+import mindspeed_mm.sampling.run
+import mindspeed_mm.training.build
+import mindspeed_mm.training.extraction  # noqa: F401

@@ -10,10 +10,13 @@ import atexit
 import contextlib
 import gc
 import logging
+import multiprocessing
 import os
-import tempfile
+import sys
 import traceback
+from multiprocessing import forkserver
 
+import torch.distributed as dist
 import torch.multiprocessing as mp
 
 _POOLS: dict[int, "_Pool"] = {}
@@ -26,6 +29,36 @@ def run_ranks(function, world_size: int, *arguments) -> list:
     if pool is None or not pool.alive():
         pool = _POOLS[world_size] = _Pool(world_size)
     return pool.run(function, arguments)
+
+
+def forked_from_server(function, *arguments) -> mp.Process:
+    """A process that has run the imports of `rank_preload.py` already, and now runs function(*arguments)."""
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["rank_preload"])
+    with _python_path():
+        forkserver.ensure_running()
+    process = context.Process(target=_as_a_program, args=(function, arguments))
+    process.start()
+    return process
+
+
+@contextlib.contextmanager
+def _python_path():
+    """The server starts with the folders that this process imports from; else it would skip the imports, silently."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+
+def _as_a_program(function, arguments) -> None:
+    # What a program starts its data workers by on Linux, and not what started this process: each would import torch.
+    multiprocessing.set_start_method("fork", force=True)
+    function(*arguments)
 
 
 @contextlib.contextmanager
@@ -54,18 +87,13 @@ def close_pools() -> None:
 
 class _Pool:
     def __init__(self, world_size: int):
-        context = mp.get_context("forkserver")
-        context.set_forkserver_preload(["rank_preload"])
-        handle, self.store_file = tempfile.mkstemp(prefix="ranks_")
-        os.close(handle)
-        os.unlink(self.store_file)
+        # Not a file: some tests limit the size that files may have.
+        self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.pipes, self.processes = [], []
         for rank in range(world_size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank, world_size, self.store_file))
-            process.start()
+            ours, theirs = mp.Pipe()
             self.pipes.append(ours)
-            self.processes.append(process)
+            self.processes.append(forked_from_server(_serve, theirs, rank, world_size, self.store.port))
 
     def alive(self) -> bool:
         return all(process.is_alive() for process in self.processes)
@@ -90,19 +118,17 @@ class _Pool:
         for process in self.processes:
             process.kill()
             process.join()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.store_file)
 
 
-def _serve(pipe, rank: int, world_size: int, store_file: str) -> None:
+def _serve(pipe, rank: int, world_size: int, port: int) -> None:
     import torch
-    import torch.distributed as dist
 
     from mindspeed_mm.platforms.cpu import CpuPlatform
 
     torch.set_num_threads(1)
     CpuPlatform().prepare()
-    dist.init_process_group("gloo", init_method=f"file://{store_file}", rank=rank, world_size=world_size)
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     while True:
         try:
             function, arguments = pipe.recv()
@@ -119,8 +145,6 @@ def _serve(pipe, rank: int, world_size: int, store_file: str) -> None:
 
 def _leave_groups() -> None:
     """Destroy what `ParallelContext.start` has made: each group has threads, and a session starts hundreds."""
-    import torch.distributed as dist
-
     from mindspeed_mm.parallel.megatron import parallel_state
 
     parallel_state.destroy_model_parallel()

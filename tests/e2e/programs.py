@@ -1,13 +1,23 @@
-"""Running the entry points as a user does."""
+"""Running the entry points as a user does.
+
+`run_until` starts them by torchrun. `run` starts the same programs in processes of their own, with the variables that
+torchrun sets, but from a server that has imported what they import: of a run of a few steps, imports are most.
+"""
 
 import contextlib
+import multiprocessing.connection
 import os
 import re
+import runpy
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
+
+from ranks import forked_from_server
 
 ROOT = Path(__file__).resolve().parents[2]
 LOSS = re.compile(r"iteration +(\d+)/\d+ .* loss: ([0-9.E+-]+) .* grad norm: ([0-9.]+)")
@@ -34,9 +44,42 @@ def environment() -> dict[str, str]:
 
 
 def run(program: str, flags: list, ranks: int = 1, timeout_s: float = 180) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(program, flags, ranks), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout_s
-    )
+    """Wait for a program on `ranks` processes; as with torchrun, the first that fails ends the others."""
+    shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
+    shared |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())} if ranks > 1 else {}
+    arguments = [str(ROOT / program), "--device", "cpu", *map(str, flags)]
+    with tempfile.TemporaryDirectory() as folder:
+        printed = [Path(folder, name) for name in ("stdout", "stderr")]
+        processes = [
+            forked_from_server(_main, arguments, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, printed)
+            for rank in range(ranks)
+        ]
+        code = _exit_code(processes, timeout_s)
+        return subprocess.CompletedProcess(arguments, code, *(file.read_text() for file in printed))
+
+
+def _main(arguments: list[str], variables: dict[str, str], printed: list[Path]) -> None:
+    for descriptor, file in enumerate(printed, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    os.environ.update(variables)
+    os.chdir(ROOT)
+    sys.argv = arguments
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+def _exit_code(processes: list, timeout_s: float) -> int:
+    """0 if all ended well, else that of the first that did not."""
+    until, running, failed = time.monotonic() + timeout_s, processes, []
+    while running and not failed and time.monotonic() < until:
+        multiprocessing.connection.wait([process.sentinel for process in running], 1.0)
+        running = [process for process in processes if process.exitcode is None]
+        failed = [process.exitcode for process in processes if process.exitcode]
+    for process in running:
+        process.kill()
+        process.join()
+    if running and not failed:
+        raise TimeoutError(f"a program has not ended in {timeout_s} s")
+    return failed[0] if failed else 0
 
 
 def run_until(program: str, flags: list, ranks: int, mark: str) -> str:
