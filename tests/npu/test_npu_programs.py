@@ -24,7 +24,10 @@ STEPS, SAVED = 4, 2
 FLAGS = [
     "--lr", 1e-3, "--save-interval", SAVED, "--log-interval", 1, "--optimizer-selection", "fused_ema_adamw",
     "--clip_grad_ema_decay", 0.99, "--model_custom_precision", "--selective_recom", "--recom_ffn_layers", 2,
-    "--global-batch-size", 2, "--adam-eps", 1e-6,
+    "--global-batch-size", 2,
+    # Adam divides each gradient by its size: with a small epsilon it turns the rounding of gradients that are almost zero
+    # into moves of full length, by 1.5e-5 on some CPUs. With this one, weights differ by 8e-7.
+    "--adam-eps", 1e-4,
 ]  # fmt: skip
 LAYOUT = ["--tensor-model-parallel-size", 2, "--sequence-parallel", "--use-distributed-optimizer"]
 
