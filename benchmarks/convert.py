@@ -125,6 +125,7 @@ def the_original_way(shards: list[Path], target: Path) -> None:
     from mindspeed_mm.weights import denoiser_partition
 
     dim_of = denoiser_partition()
+    # weights_only=False as it does; these files are our own.
     states = [torch.load(path, map_location="cpu", weights_only=False)["model"] for path in shards]
     whole = copy.deepcopy(states[0])
     for name, value in states[0].items():

@@ -8,15 +8,44 @@ The width shrinks with the tokens, so that attention has the share of a block's 
 
 import argparse
 import math
+from collections.abc import Callable
 
 import torch
 from common import clock_of, denoiser, denoiser_config, denoiser_inputs, measure, peak_bytes, synchronize, table
 from original_way import OriginalWay
 
+from mindspeed_mm.config.model import DenoiserConfig
 from mindspeed_mm.models.sparse_ummdit.flops import forward_flops
+
+ORIGINAL = "SUV in the original's way"
 
 
 def main() -> None:
+    options = arguments()
+    rows = networks(options)
+    (_, sparse) = rows["SUV"]
+    extent = tuple(options.extent)
+    inputs = denoiser_inputs(sparse, extent, options.text, options.real_text, options.device, options.dtype)
+    with torch.no_grad():
+        assert_equal(rows["SUV"][0](*inputs), rows[ORIGINAL][0](*inputs), options.dtype)
+    steps = {name: step(network, inputs, options.device) for name, (network, _) in rows.items()}
+    peaks = {name: peak_bytes(run, options.device) for name, run in steps.items()}
+    seconds = measure(steps, options.repeats, options.device)
+    flops = {name: forward_flops(config, extent, options.real_text) for name, (_, config) in rows.items()}
+    print(
+        f"{math.prod(extent)} video tokens, {options.real_text} of {options.text} text tokens real, width {options.width}, "
+        f"blocks {list(options.stages)} at sparsity {list(options.sparsities)}, {options.dtype} on {options.device}, "
+        f"{torch.get_num_threads()} threads, medians of {options.repeats}\n"
+    )
+    print(report(seconds, peaks, flops))
+    if "dense" in rows:
+        print(
+            f"\nSUV against dense: {seconds['dense'][0] / seconds['SUV'][0]:.2f}x as fast, "
+            f"by arithmetic {flops['dense'] / flops['SUV']:.2f}x"
+        )
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--extent", type=int, nargs=3, default=(8, 24, 24), metavar="N", help="t h w in patches")
     parser.add_argument("--width", type=int, default=384)
@@ -29,71 +58,48 @@ def main() -> None:
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--without-dense", action="store_true")
     parser.add_argument("--compile", action="store_true", help="a row with compiled blocks as well")
-    options = parser.parse_args()
+    return parser.parse_args()
 
+
+def networks(options: argparse.Namespace) -> dict[str, tuple[torch.nn.Module, DenoiserConfig]]:
+    """The rows of the table, the baseline first; all but the dense one have the same weights."""
     layout = (options.width, tuple(options.stages), tuple(options.sparsities))
     sparse, dense = (denoiser_config(*layout, sparse=flag) for flag in (True, False))
     suv = denoiser(sparse, options.device, options.dtype)
-    rows = {"SUV in the original's way": (OriginalWay(suv), sparse), "SUV": (suv, sparse)}
+    rows = {ORIGINAL: (OriginalWay(suv), sparse), "SUV": (suv, sparse)}
     if not options.without_dense:
         rows["dense"] = (denoiser(dense, options.device, options.dtype), dense)
     if options.compile:
         compiled = denoiser(sparse, options.device, options.dtype)
         compiled.compile_blocks()
         rows["SUV, --compile"] = (compiled, sparse)
-    inputs = denoiser_inputs(
-        sparse, tuple(options.extent), options.text, options.real_text, options.device, options.dtype
-    )
-    with torch.no_grad():
-        assert_equal(rows["SUV"][0](*inputs), rows["SUV in the original's way"][0](*inputs), options.dtype)
+    return rows
 
-    clock = clock_of(options.device)
 
-    def step(network):
-        def run() -> float:
-            start = clock()
-            out = network(*inputs)
-            synchronize(options.device)
-            forward = clock() - start
-            out.float().square().mean().backward()
-            for parameter in network.parameters():
-                parameter.grad = None
-            return forward
+def step(network: torch.nn.Module, inputs: tuple, device: str) -> Callable[[], float]:
+    """A function that runs forward and backward, and returns the seconds of forward."""
+    clock = clock_of(device)
 
-        return run
+    def run() -> float:
+        start = clock()
+        out = network(*inputs)
+        synchronize(device)
+        forward = clock() - start
+        out.float().square().mean().backward()
+        for parameter in network.parameters():
+            parameter.grad = None
+        return forward
 
-    steps = {name: step(network) for name, (network, _) in rows.items()}
-    peaks = {name: peak_bytes(run, options.device) for name, run in steps.items()}
-    seconds = measure(steps, options.repeats, options.device)
-    original = "SUV in the original's way"
+    return run
+
+
+def report(seconds: dict[str, tuple[float, float]], peaks: dict[str, int], flops: dict[str, int]) -> str:
+    header = ["", "forward s", "step s", "times as fast", "peak MiB", "of its memory", "GFLOP/s of useful arithmetic"]
     lines = []
     for name, (total, forward) in seconds.items():
-        flops = 3 * forward_flops(rows[name][1], tuple(options.extent), options.real_text)
-        lines.append(
-            [
-                name,
-                forward,
-                total,
-                seconds[original][0] / total,
-                peaks[name] / 2**20,
-                peaks[name] / peaks[original],
-                flops / total / 1e9,
-            ]
-        )
-    tokens = math.prod(options.extent)
-    print(
-        f"{tokens} video tokens, {options.real_text} of {options.text} text tokens real, width {options.width}, "
-        f"blocks {list(options.stages)} at sparsity {list(options.sparsities)}, {options.dtype} on {options.device}, "
-        f"{torch.get_num_threads()} threads, medians of {options.repeats}\n"
-    )
-    header = ["", "forward s", "step s", "times as fast", "peak MiB", "of its memory", "GFLOP/s of useful arithmetic"]
-    print(table(header, lines))
-    if "dense" in rows:
-        arithmetic = [forward_flops(config, tuple(options.extent), options.real_text) for config in (dense, sparse)]
-        print(
-            f"\nSUV against dense: {seconds['dense'][0] / seconds['SUV'][0]:.2f}x as fast, "
-            f"by arithmetic {arithmetic[0] / arithmetic[1]:.2f}x"
-        )
+        faster, leaner = seconds[ORIGINAL][0] / total, peaks[name] / peaks[ORIGINAL]
+        lines.append([name, forward, total, faster, peaks[name] / 2**20, leaner, 3 * flops[name] / total / 1e9])
+    return table(header, lines)
 
 
 def assert_equal(a: torch.Tensor, b: torch.Tensor, dtype: str) -> None:

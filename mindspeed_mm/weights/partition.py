@@ -1,24 +1,24 @@
-"""How a denoiser's parameters are split over TP, asked of its layers."""
+"""How a denoiser's parameters are split over TP: as its layers say, and kept beside this file.
+
+Asking the layers takes five seconds and 140 MB, because they bring megatron-core, and a converter has no other use for
+them. After a change of the layers: `python -m mindspeed_mm.weights.partition`; a test compares.
+"""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from mindspeed_mm.errors import CheckpointError
 
+_FILE = Path(__file__).with_name("partition.json")
 _BLOCK = re.compile(r"transformer_blocks\.\d+\.\d+\.")
 _SKIP = re.compile(r"^(skip_norm_linear(?:_enc)?)\.\d+\.")
 
 
 def denoiser_partition() -> Callable[[str], int | None]:
     """A function from a parameter's name, in a denoiser of any size, to the dimension that is split over TP."""
-    # A converter has no other use for the layers, and they bring megatron-core: 140 MB that would stay to its end. So
-    # they are asked in a process of their own, unless this one has them anyway.
-    table = partition_table() if "megatron.core" in sys.modules else _asked_elsewhere()
+    table = json.loads(_FILE.read_text(encoding="utf-8"))
 
     def dim_of(name: str) -> int | None:
         pattern = _SKIP.sub(r"\1.0.", _BLOCK.sub("transformer_blocks.*.*.", name))
@@ -57,16 +57,5 @@ def partition_table() -> dict[str, int | None]:
     return {_BLOCK.sub("transformer_blocks.*.*.", name): dim for name, dim in partition_dims(network).items()}
 
 
-def _asked_elsewhere() -> dict[str, int | None]:
-    package = str(Path(__file__).resolve().parents[2])
-    paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
-    code = f"import json; from {__name__} import partition_table; print(json.dumps(partition_table()))"
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-    )
-    if result.returncode:
-        raise RuntimeError(f"the layers of the denoiser could not be read:\n{result.stderr}")
-    return json.loads(result.stdout.splitlines()[-1])
+if __name__ == "__main__":
+    _FILE.write_text(json.dumps(partition_table(), indent=0) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from mindspeed_mm.config.reader import build, node_from_python
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.parallel.context import ParallelContext
-from mindspeed_mm.weights import denoiser_partition, load_denoiser, merge_checkpoint
+from mindspeed_mm.parallel.partition import partition_dims
+from mindspeed_mm.weights import load_denoiser, merge_checkpoint, partition
 
 CASE = "predictor/a_base_4x16_div"
 
@@ -164,7 +166,7 @@ def test_weights_that_do_not_fit_are_listed(golden, tmp_path, whole):
 
 
 def test_the_partition_is_the_layers_own():
-    dim_of = denoiser_partition()
+    dim_of = partition.denoiser_partition()
     wanted = {
         "transformer_blocks.5.3.attn1.to_q.weight": 0,
         "transformer_blocks.5.3.attn1.add_v_proj.bias": 0,
@@ -183,9 +185,14 @@ def test_the_partition_is_the_layers_own():
 
 
 def test_names_of_every_config_are_in_the_partition(golden):
-    dim_of = denoiser_partition()
+    dim_of = partition.denoiser_partition()
     config = build(DenoiserConfig, node_from_python(tensors(golden(f"{CASE}.safetensors"))[1]["config"], "predictor"))
     variants = [config, dataclasses.replace(config, double_ff=False), dataclasses.replace(config, norm_cls="rms_norm")]
     for variant in variants:
         network = build_denoiser(variant, ParallelContext.current(), device="meta", seed=None)
-        assert [dim_of(name) for name, _ in network.named_parameters()]
+        assert {name: dim_of(name) for name, _ in network.named_parameters()} == partition_dims(network)
+
+
+def test_the_table_is_what_the_layers_say_now():
+    """After a change of the layers: `python -m mindspeed_mm.weights.partition`."""
+    assert json.loads(Path(partition.__file__).with_name("partition.json").read_text()) == partition.partition_table()

@@ -2,25 +2,11 @@
 
 import pytest
 import torch
+from tiny_denoiser import CONFIG
 
-from mindspeed_mm.config.model import DenoiserConfig
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.types import TextFeatures
-
-CONFIG = DenoiserConfig(
-    num_layers=(2, 2, 2),
-    sparse_n=(1, 2, 1),
-    sparse1d=True,
-    double_ff=True,
-    skip_connection=True,
-    num_heads=2,
-    head_dim=16,
-    in_channels=4,
-    caption_channels=12,
-    pooled_projection_dim=6,
-    timestep_embed_dim=16,
-)
 
 
 @pytest.fixture(autouse=True)

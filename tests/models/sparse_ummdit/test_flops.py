@@ -4,28 +4,15 @@ import dataclasses
 
 import pytest
 import torch
+from tiny_denoiser import CONFIG
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mindspeed_mm.config.model import DenoiserConfig
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.models.sparse_ummdit.flops import attention_flops, forward_flops, training_flops
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.types import TextFeatures
 
-BASE = DenoiserConfig(
-    num_layers=(2, 2, 2),
-    sparse_n=(1, 2, 1),
-    sparse1d=True,
-    double_ff=True,
-    skip_connection=True,
-    num_heads=2,
-    head_dim=16,
-    in_channels=4,
-    caption_channels=12,
-    pooled_projection_dim=6,
-    timestep_embed_dim=16,
-)
 EXTENT, TEXT = (3, 4, 5), 7
 
 
@@ -41,7 +28,7 @@ EXTENT, TEXT = (3, 4, 5), 7
     ids=str,
 )
 def test_the_formula_equals_torchs_counter(change):
-    config = dataclasses.replace(BASE, **change)
+    config = dataclasses.replace(CONFIG, **change)
     network = build_denoiser(config, ParallelContext.current(), seed=1).train()
     text = TextFeatures(torch.randn(2, TEXT, 12), torch.ones(2, TEXT, dtype=torch.bool), torch.randn(2, 6))
     latents = torch.randn(2, 4, 3, 8, 10, requires_grad=True)
