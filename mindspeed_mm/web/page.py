@@ -69,8 +69,14 @@ def build_page(studio: Studio, config: ServeConfig) -> gr.Blocks:
             [sample.click, prompt.submit], make, inputs, outputs, concurrency_limit=1, show_progress="hidden",
             api_visibility="private", trigger_mode="once",
         )  # fmt: skip
-        stop.click(lambda: "<p>Stopped.</p>", None, status, cancels=[work], queue=False, api_visibility="private")
-        page.load(lambda: _history(studio), None, history, show_progress="hidden", api_visibility="private")
+        # Said only when the server has stopped: what it had sent before would come after, and stay.
+        stop.click(None, cancels=[work]).then(
+            lambda: "<p>Stopped.</p>", None, status, queue=False, api_visibility="private"
+        )
+        # Not queued: Gradio closes the stream of a visit when this ends, and would lose a click of that moment with it.
+        page.load(
+            lambda: _history(studio), None, history, queue=False, show_progress="hidden", api_visibility="private"
+        )
     return page.queue(max_size=config.max_queue, api_open=False)
 
 

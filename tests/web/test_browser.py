@@ -15,12 +15,12 @@ pytest.importorskip("gradio", reason="the web page's extra is not installed")
 pytest.importorskip("selenium", reason="Selenium is not installed (tests/requirements.txt)")
 
 from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
-    pytest.mark.xdist_group("web"),
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver (Debian: chromium-driver)"),
 ]
 # Without the network's features, which would look up hosts at every start.
@@ -89,7 +89,10 @@ class Page:
         return self.browser.find_elements(By.CSS_SELECTOR, selector)
 
     def wait(self, condition, timeout_s: float = 60):
-        return WebDriverWait(self.browser, timeout_s, poll_frequency=0.05).until(lambda _: condition())
+        try:
+            return WebDriverWait(self.browser, timeout_s, poll_frequency=0.05).until(lambda _: condition())
+        except TimeoutException:
+            pytest.fail(f"nothing came of it in {timeout_s} s; the page says:\n{self.text('body')}")
 
     def script(self, code: str):
         return self.browser.execute_script(code)
