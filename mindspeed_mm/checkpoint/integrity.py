@@ -1,10 +1,10 @@
 """Checksums of the files of a checkpoint: taken by the rank that wrote a file, recorded in one list per checkpoint."""
 
 import json
-import zlib
 from pathlib import Path
 
 from mindspeed_mm.checkpoint import files
+from mindspeed_mm.checkpoint.checksum import crc32
 from mindspeed_mm.errors import CheckpointError
 
 CHECKSUMS = "checksums.json"
@@ -15,7 +15,7 @@ Checksums = dict[str, list[int]]  # path below the checkpoint's directory -> [by
 
 def measure(paths: list[Path], directory: Path) -> Checksums:
     """Checksums of files below a directory."""
-    return {str(path.relative_to(directory)): [path.stat().st_size, crc32(path)] for path in paths}
+    return {str(path.relative_to(directory)): [path.stat().st_size, _checksum(path)] for path in paths}
 
 
 def write(found: Checksums, directory: Path) -> None:
@@ -42,13 +42,13 @@ def verify(wanted: Checksums, directory: Path) -> None:
             raise CheckpointError(f"{path}: missing")
         if path.stat().st_size != size:
             raise CheckpointError(f"{path}: truncated, {path.stat().st_size} of {size} bytes")
-        if crc32(path) != checksum:
+        if _checksum(path) != checksum:
             raise CheckpointError(f"{path}: damaged, its checksum is not the one that was recorded")
 
 
-def crc32(path: Path) -> int:
+def _checksum(path: Path) -> int:
     value = 0
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):
-            value = zlib.crc32(block, value)
+            value = crc32(block, value)
     return value

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from mindspeed_mm.checkpoint.checksum import crc32
 from mindspeed_mm.checkpoint.mapped import as_bytes
 from mindspeed_mm.checkpoint.plan import Piece
 from mindspeed_mm.checkpoint.write_behind import WriteBehind
@@ -61,18 +62,29 @@ class TorchFileWriter:
 
     def _record(self, name: str, data: Iterable, nbytes: int) -> None:
         info = zipfile.ZipInfo(f"{_ROOT}/{name}")  # dated 1980: equal content makes equal files
-        info.file_size = nbytes
+        info.file_size = info.compress_size = nbytes
+        info.external_attr = 0o600 << 16
+        info.CRC = 0
+        info.header_offset = self._file.tell()
         long = nbytes >= zipfile.ZIP64_LIMIT
-        header = self._file.tell() + _FIXED_HEADER + len(info.filename) + (_LONG_SIZES if long else 0)
+        header = info.header_offset + _FIXED_HEADER + len(info.filename) + (_LONG_SIZES if long else 0)
         padding = -(header + 4) % _ALIGNMENT
         info.extra = struct.pack("<2sH", _PADDING_ID, padding) + bytes(padding)
-        written = 0
-        with self._zip.open(info, "w", force_zip64=long) as record:
-            for piece in data:
-                record.write(piece)
-                written += len(piece)
-        if written != nbytes:
-            raise CheckpointError(f"{name}: {written} bytes were given for a tensor of {nbytes}")
+        # Not by `ZipFile.open`, whose checksum takes more time than all the rest.
+        self._file.write(info.FileHeader(long))
+        begin = self._file.tell()
+        for piece in data:
+            self._file.write(piece)
+            info.CRC = crc32(piece, info.CRC)
+        end = self._file.tell()
+        if end - begin != nbytes:
+            raise CheckpointError(f"{name}: {end - begin} bytes were given for a tensor of {nbytes}")
+        self._file.seek(info.header_offset)
+        self._file.write(info.FileHeader(long))
+        self._file.seek(end)
+        self._zip.filelist.append(info)
+        self._zip.NameToInfo[info.filename] = info
+        self._zip.start_dir = end  # where `close` puts the table of contents
 
 
 class _Storage:

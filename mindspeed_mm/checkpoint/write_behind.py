@@ -1,5 +1,6 @@
 """A file that a thread writes while the next bytes are being read and joined."""
 
+import collections
 import ctypes
 import os
 import sys
@@ -7,8 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 _SYNC_EVERY = 2**25  # bytes
+_UNDER_WAY = 2  # such stretches on their way to the disk
 _SMALL = 2**16
-_SYNC_FILE_RANGE_WRITE = 2
+# Of sync_file_range(2): to start writing a stretch, and to wait until the disk has it.
+_START, _WAIT = 2, 7
 
 
 class WriteBehind:
@@ -24,13 +27,14 @@ class WriteBehind:
         self._under_way: Future | None = None
         self._at = 0
         self._synced = 0
+        self._stretches: collections.deque[tuple[int, int]] = collections.deque()  # start and size
 
     def write(self, data) -> int:
         if len(data) < _SMALL:  # a thread would cost more than it saves
             self._write(data, self._at)
         else:
             self.flush()
-            self._under_way = self._worker.submit(self._write, data, self._at)
+            self._under_way = self._worker.submit(self._write_and_sync, data, self._at)
         self._at += len(data)
         return len(data)
 
@@ -66,15 +70,27 @@ class WriteBehind:
         while rest:
             written = os.pwrite(self._file.fileno(), rest, at)
             rest, at = rest[written:], at + written
-        if at - self._synced >= _SYNC_EVERY and _libc is not None:
-            # Start the disk now: otherwise it idles until the end, and then `sync` waits for all of the file.
-            _libc.sync_file_range(
-                ctypes.c_int(self._file.fileno()),
-                ctypes.c_longlong(self._synced),
-                ctypes.c_longlong(at - self._synced),
-                ctypes.c_uint(_SYNC_FILE_RANGE_WRITE),
-            )
-            self._synced = at
+
+    def _write_and_sync(self, data, at: int) -> None:
+        self._write(data, at)
+        written = at + len(data) - self._synced
+        if written < _SYNC_EVERY or _libc is None:
+            return
+        # Start the disk now: otherwise it idles until the end, and then `sync` waits for all of the file. And give back the
+        # memory of what the disk has: new memory for each page of the file would take longer than the disk.
+        self._sync_range(self._synced, written, _START)
+        self._stretches.append((self._synced, written))
+        self._synced += written
+        if len(self._stretches) > _UNDER_WAY:
+            start, size = self._stretches.popleft()
+            self._sync_range(start, size, _WAIT)
+            os.posix_fadvise(self._file.fileno(), start, size, os.POSIX_FADV_DONTNEED)
+
+    def _sync_range(self, start: int, size: int, flags: int) -> None:
+        # No error is lost: `sync` reports those of the disk.
+        _libc.sync_file_range(
+            ctypes.c_int(self._file.fileno()), ctypes.c_longlong(start), ctypes.c_longlong(size), ctypes.c_uint(flags)
+        )
 
 
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import zipfile
 
 import pytest
 import torch
@@ -103,6 +104,16 @@ def test_shards_of_tp_4_merge_to_the_whole(live, average, tmp_path):
     four = write_directory(tmp_path / "four", shards_of(live, 4), shards_of(average, 4))
     assert same(torch.load(merge_checkpoint(four, tmp_path / "out"), weights_only=True), live)
     assert same(torch.load(merge_checkpoint(four, tmp_path / "out", ema=True), weights_only=True), average)
+
+
+def test_a_pt_file_is_a_sound_zip_archive(run, live, tmp_path):
+    """Its table and checksums are our own work, and torch.load looks at neither."""
+    path = merge_checkpoint(run, tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        assert len(archive.infolist()) == len(live) + 3  # data.pkl, byteorder, version
+        sizes = {info.file_size for info in archive.infolist() if "/data/" in info.filename}
+        assert sizes == {value.numel() * value.element_size() for value in live.values()}
 
 
 def test_another_precision(run, live, tmp_path):
