@@ -2,11 +2,15 @@
 
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from tensor_memory import TensorMemory
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a clone that is not installed, too
 
 from mindspeed_mm.config.model import DenoiserConfig
 from mindspeed_mm.models.build import build_denoiser
