@@ -4,24 +4,10 @@ import json
 
 import cases_models
 import pytest
+from denoiser_cases import CASES, GRADIENT, OUTPUT
 from test_ema_adamw import TRACES, compare
 
-OUTPUT, GRADIENT = 2e-5, 1e-4  # as on the CPU, tests/parity
 LATENT, VIDEO = 1e-5, 5e-5
-DENOISERS = [
-    "a_base_4x16_div",
-    "b_5stage_notdiv_vmask",
-    "c_5stage_div_b1",
-    "d_single_ff",
-    "f_noskip",
-    "g_dense",
-    "h_rmsnorm",
-    "j_rope_scale_square",
-    "k_rope_scale_nonsquare",
-    "l_uniform_rope",
-    "n_text_all_masked",
-    "o_video_all_masked",
-]
 
 
 def check_denoiser(found: dict[str, float]) -> None:
@@ -30,7 +16,7 @@ def check_denoiser(found: dict[str, float]) -> None:
         assert difference < (GRADIENT if what.startswith("gradient") else OUTPUT), what
 
 
-@pytest.mark.parametrize("name", DENOISERS)
+@pytest.mark.parametrize("name", CASES)
 def test_denoiser(npu, golden, name):
     check_denoiser(npu.one(cases_models.denoiser, golden(f"predictor/{name}.safetensors")))
 

@@ -15,6 +15,22 @@ from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.partition import partition_dims, shard
 from mindspeed_mm.types import TextFeatures
 
+OUTPUT, GRADIENT = 2e-5, 1e-4
+CASES = [
+    "a_base_4x16_div",
+    "b_5stage_notdiv_vmask",
+    "c_5stage_div_b1",
+    "d_single_ff",
+    "f_noskip",
+    "g_dense",
+    "h_rmsnorm",
+    "j_rope_scale_square",
+    "k_rope_scale_nonsquare",
+    "l_uniform_rope",
+    "n_text_all_masked",
+    "o_video_all_masked",
+]
+
 
 @dataclasses.dataclass
 class Case:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from denoiser_cases import Case, relative, run, train_gradients
+from denoiser_cases import CASES, GRADIENT, OUTPUT, Case, relative, run, train_gradients
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -17,21 +17,6 @@ from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.ops import rope3d
 from mindspeed_mm.parallel.context import ParallelContext
 
-OUTPUT, GRADIENT = 2e-5, 1e-4
-CASES = [
-    "a_base_4x16_div",
-    "b_5stage_notdiv_vmask",
-    "c_5stage_div_b1",
-    "d_single_ff",
-    "f_noskip",
-    "g_dense",
-    "h_rmsnorm",
-    "j_rope_scale_square",
-    "k_rope_scale_nonsquare",
-    "l_uniform_rope",
-    "n_text_all_masked",
-    "o_video_all_masked",
-]
 UNIFORM_ROPE_OFFSET = (1, 4, 2)  # what random.seed(3) gave the original in case l
 
 
