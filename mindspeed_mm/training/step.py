@@ -58,7 +58,9 @@ class TrainStep:
             batch = next(batches)
             data_seconds += time.perf_counter() - start
             sample = self.encoders(batch)
-            work.add(sample.latents.shape, sample.text.sequence.shape[1], self.task.denoiser)
+            # Tokens that no sample has as real are not computed with; counted, they would flatter the MFU.
+            text_tokens = int(sample.text.keep.any(0).sum())
+            work.add(sample.latents.shape, text_tokens, self.task.denoiser)
             with self.engine.micro_batch(last=index == self.micro_batches - 1):
                 losses.append((self._forward_backward(sample), sample.paths))
         report = self.optimizer(self.samples)
