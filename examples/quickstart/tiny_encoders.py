@@ -7,7 +7,7 @@ encoders: every attribute of the quickstart's captions can be read off the poole
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -17,6 +17,7 @@ from transformers import (
 )
 
 T5_WIDTH, CLIP_WIDTH = 64, 32
+_END = "</w>"  # of a word, in CLIP's tokens
 
 
 def write_encoders(folder: Path, texts: list[str], seed: int = 0) -> tuple[Path, Path]:
@@ -57,15 +58,29 @@ def _vocabulary(texts: list[str]) -> list[tuple[str, float]]:
     return special + [(word, -1.0) for word in words] + [(character, -10.0) for character in characters]
 
 
+def _byte_pairs(texts: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Characters, and merges that build each word from its start. In a fixed order, which `BpeTrainer` does not keep: its
+    numbers for the last characters of words differ from run to run, and with them the features of every caption."""
+    split = pre_tokenizers.Whitespace()
+    words = sorted({word for text in texts for word, _ in split.pre_tokenize_str(text.lower())})
+    spelled = [[*word[:-1], word[-1] + _END] for word in words]
+    merges: dict[tuple[str, str], None] = {}
+    for symbols in spelled:
+        merged = symbols[0]
+        for symbol in symbols[1:]:
+            merges[merged, symbol] = None
+            merged += symbol
+    return sorted({symbol for symbols in spelled for symbol in symbols}), list(merges)
+
+
 def _write_clip(folder: Path, texts: list[str], seed: int) -> None:
     start, end = "<|startoftext|>", "<|endoftext|>"
-    tokenizer = Tokenizer(models.BPE(unk_token=end, end_of_word_suffix="</w>"))
+    alphabet, merges = _byte_pairs(texts)
+    tokens = [start, end, *alphabet, *dict.fromkeys(first + second for first, second in merges)]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=end, end_of_word_suffix=_END))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=500, special_tokens=[start, end], end_of_word_suffix="</w>", show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{start} $A {end}", special_tokens=[(start, 0), (end, 1)]
     )
