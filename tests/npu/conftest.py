@@ -20,11 +20,3 @@ def npu():
     simulation = Simulation()
     yield simulation
     simulation.close()
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """With `-n`, one worker runs these tests: they share a server."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("npu"))

@@ -14,7 +14,6 @@ from mindspeed_mm.sampling.provenance import weights_of
 from mindspeed_mm.sampling.writer import write_video
 from mindspeed_mm.web.studio import Done, Progress, Studio
 
-pytestmark = pytest.mark.xdist_group("web")
 LINE = PromptConfig(prompt="a blue square", negative_prompt="blurry", seed=5)
 
 
