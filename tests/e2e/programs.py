@@ -7,6 +7,7 @@ torchrun sets, but from a server that has imported what they import: of a run of
 import contextlib
 import multiprocessing.connection
 import os
+import random
 import re
 import runpy
 import signal
@@ -32,9 +33,13 @@ def command(program: str, flags: list, ranks: int = 1) -> list[str]:
 
 
 def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
+    """Below the ports that the system gives to connections (32768 and up on Linux): there one may be taken by the time a
+    launcher listens."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 32000)
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("localhost", port))
+            return port
 
 
 def environment() -> dict[str, str]:
