@@ -5,9 +5,9 @@ Both read the `ae` block of a model JSON and the data JSON that a training run h
 
 import argparse
 import dataclasses
-import os
 from pathlib import Path
 
+from mindspeed_mm.config import checks
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.model import AutoencoderConfig
@@ -83,7 +83,7 @@ def training_config(argv: list[str], world_size: int | None = None) -> Autoencod
     """A run from the flags of tools/train_wfvae.py. world_size: default torchrun's $WORLD_SIZE."""
     flags = _training_parser().parse_args(argv)
     autoencoder, data = _read(flags)
-    world = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
+    world = checks.processes(world_size)
     global_batch = flags.global_batch_size or flags.micro_batch_size * world
     if flags.micro_batch_size < 1 or global_batch % (flags.micro_batch_size * world):
         raise ConfigError(
