@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a clone, too
 
-from common import denoiser_config, peak_bytes, synchronize, table
+from common import SPARSITIES, STAGES, denoiser_config, peak_bytes, synchronize, table
 
 from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.config.reader import build, find, read_json
@@ -69,7 +69,7 @@ def parse() -> argparse.Namespace:
 
 
 class RandomText(nn.Module):
-    """T5 and CLIP of a narrow or the published size, with random weights; called as a PromptEncoder."""
+    """T5 and CLIP of a narrow or the published size, with random weights."""
 
     def __init__(self, wide: bool):
         from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
@@ -82,11 +82,6 @@ class RandomText(nn.Module):
             clip = CLIPTextConfig(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512)
         clip.projection_dim = 1280
         self.t5, self.clip = T5EncoderModel(t5), CLIPTextModelWithProjection(clip)
-        self.tokenizers = (argparse.Namespace(max_length=512),)
-
-    @property
-    def encoders(self) -> "RandomText":
-        return self
 
     @torch.no_grad()
     def forward(self, texts: list[str]) -> TextFeatures:
@@ -98,10 +93,10 @@ class RandomText(nn.Module):
 
 
 class Remembered:
-    """A prompt encoder that computes once: the memory of the denoiser is wanted without the encoders'."""
+    """Called as a PromptEncoder, and computes once: the memory of the denoiser is wanted without the encoders'."""
 
     def __init__(self, text: RandomText):
-        self.encoders, self.tokenizers = text, text.tokenizers
+        self.encoders, self.tokenizers = text, (argparse.Namespace(max_length=512),)
         self._found: dict[tuple[str, ...], TextFeatures] = {}
 
     def __call__(self, texts: list[str]) -> TextFeatures:
@@ -111,8 +106,7 @@ class Remembered:
 
 
 def text_and_denoiser(flags: argparse.Namespace) -> str:
-    stages, sparsities = (2, 4, 6, 8, 6, 4, 2), (1, 2, 4, 8, 4, 2, 1)
-    config = denoiser_config(flags.width, stages, sparsities, sparse=True)
+    config = denoiser_config(flags.width, STAGES, SPARSITIES, sparse=True)
     text = RandomText(wide=flags.width >= 3072).to(flags.device, TORCH_DTYPES[flags.dtype]).eval()
     rows = [row("text encoders, both prompts", lambda: text(["a", "b"]), text, flags)]
     variants = {
