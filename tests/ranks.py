@@ -15,6 +15,7 @@ import os
 import sys
 import traceback
 from multiprocessing import forkserver
+from unittest import mock
 
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -35,24 +36,12 @@ def forked_from_server(function, *arguments) -> mp.Process:
     """A process that has run the imports of `rank_preload.py` already, and now runs function(*arguments)."""
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["rank_preload"])
-    with _python_path():
+    # With the folders that this process imports from; else the server would skip the imports, silently.
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):
         forkserver.ensure_running()
     process = context.Process(target=_as_a_program, args=(function, arguments))
     process.start()
     return process
-
-
-@contextlib.contextmanager
-def _python_path():
-    """The server starts with the folders that this process imports from; else it would skip the imports, silently."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    try:
-        yield
-    finally:
-        del os.environ["PYTHONPATH"]
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
 
 
 def _as_a_program(function, arguments) -> None:
