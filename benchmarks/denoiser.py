@@ -3,7 +3,7 @@
     python benchmarks/denoiser.py [--extent T H W ...] [--width N] [--device cuda --dtype bf16]
 
 The width shrinks with the tokens, so that attention has the share of a block's arithmetic that it has in v1.5 at
-121x576x1024: 36,864 tokens x 3072 channels become 4608 x 384. Peak memory counts tensors made in the step (`common.py`).
+121x576x1024: 36,864 tokens x 3072 channels become 4608 x 384. Peak memory is what the step allocates (`common.py`).
 """
 
 import argparse
@@ -29,8 +29,8 @@ def main() -> None:
     with torch.no_grad():
         assert_equal(rows["SUV"][0](*inputs), rows[ORIGINAL][0](*inputs), options.dtype)
     steps = {name: step(network, inputs, options.device) for name, (network, _) in rows.items()}
+    seconds = measure(steps, options.repeats, options.device)  # first, because it compiles what is to be compiled
     peaks = {name: peak_bytes(run, options.device) for name, run in steps.items()}
-    seconds = measure(steps, options.repeats, options.device)
     flops = {name: forward_flops(config, extent, options.real_text) for name, (_, config) in rows.items()}
     print(
         f"{math.prod(extent)} video tokens, {options.real_text} of {options.text} text tokens real, width {options.width}, "

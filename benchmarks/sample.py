@@ -216,7 +216,7 @@ def autoencoder_at_full_size() -> str:
     frames, height, width = FULL_SIZE
     z = torch.empty(1, 32, (frames - 1) // 8 + 1, height // 8, width // 8, dtype=torch.bfloat16, device="meta")
     networks = autoencoders(160, tile, "meta", "bf16")
-    memory = {name: peak_bytes(lambda network=network: network.decode(z)) for name, network in networks.items()}
+    memory = {name: peak_bytes(lambda network=network: network.decode(z), "meta") for name, network in networks.items()}
     rows = [[name, round(size / 2**30, 1), size / memory["whole"]] for name, size in memory.items()]
     head = f"Decoding {frames}x{height}x{width} at v1.5's size in bf16, tiles {tile[0]}/{tile[1]}, counted, not run"
     return f"{head}\n" + table(["decoding", "GiB", "memory / whole"], rows)

@@ -1,4 +1,4 @@
-"""Peak memory of tensors, counted operation by operation: exact, the same on every machine, and blind to other programs."""
+"""Peak memory of tensors that exist on paper only (the meta device), counted operation by operation."""
 
 import weakref
 

@@ -2,8 +2,8 @@
 
     python benchmarks/vae.py [--frames T ...] [--size H W] [--channels N] [--device cuda --dtype bf16]
 
-Plain: the same weights, torch's own Conv3d behind F.pad(mode="replicate"), no chunks. Peak memory counts tensors made in
-the call (`common.py`), its result included; the last two columns leave the result out.
+Plain: the same weights, torch's own Conv3d behind F.pad(mode="replicate"), no chunks. Peak memory is what the
+call allocates (`common.py`), its result included; the last two columns leave the result out.
 """
 
 import argparse

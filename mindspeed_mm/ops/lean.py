@@ -3,8 +3,12 @@
 Plain autograd keeps every intermediate tensor, in fp32 where the step is computed in fp32: of a block's memory that is
 half. Each step here keeps only what it was given (which the linear before it, or the residual, holds anyway) and computes
 in fp32 as the original does. Where torch.compile traces a block, it fuses the plain formulas and decides by itself what
-to keep; on an NPU the fused operators behind `norms` and `rope3d` do.
+to keep, but for what `recomputed` tells it; on an NPU the fused operators behind `norms` and `rope3d` do.
 """
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from mindspeed_mm.ops import norms, rope3d
+from mindspeed_mm.parallel.recompute import maybe_recompute
 
 
 def _plain(x: Tensor) -> bool:
@@ -157,12 +162,18 @@ class _Gelu(torch.autograd.Function):
         return wide.to(x.dtype), None
 
 
-def recomputing(result: Tensor, function, *arguments: Tensor) -> saved_tensors_hooks:
-    """Inside, an operator that would keep `result` for its backward pass keeps `arguments`, and calls the function again.
+def recomputed(on: bool, function: Callable, *arguments: Tensor) -> tuple[Tensor, AbstractContextManager]:
+    """function(*arguments), and a context: inside it, an operator that would keep this result for its backward pass keeps
+    the arguments, and calls the function again.
 
-    result: what function(*arguments) gave, contiguous. For cheap functions whose arguments are kept anyway. Not inside a
-    checkpointed function (`parallel/recompute.py`), which would then hold the arguments.
+    For a cheap function with contiguous results, whose arguments are kept anyway; if not `on`, nothing is special. Not
+    inside a checkpointed function (`parallel/recompute.py`), which would then hold the arguments. To a compiler the same
+    is said by checkpointing the function.
     """
+    compiling = torch.compiler.is_compiling()
+    result = maybe_recompute(on and compiling, function, *arguments)
+    if not on or compiling:
+        return result, contextlib.nullcontext()
     arguments = tuple(argument.detach() for argument in arguments)
     address, size = result.data_ptr(), result.numel()
 
@@ -177,4 +188,4 @@ def recomputing(result: Tensor, function, *arguments: Tensor) -> saved_tensors_h
                 return function(*arguments).view(kept)
         return kept
 
-    return saved_tensors_hooks(pack, unpack)
+    return result, saved_tensors_hooks(pack, unpack)

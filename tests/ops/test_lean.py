@@ -73,22 +73,30 @@ def test_gelu(dtype, tolerance, approximate):
     compare(lambda x: lean.gelu(x, approximate), plain, (random(9, DIM, dtype=dtype),), tolerance)
 
 
-def test_recomputing_keeps_the_argument_alone_and_every_bit_of_the_gradients():
+def test_recomputed_calls_the_function_again_and_gives_every_bit_of_the_gradients():
     x, weight = random(5, 2, 8), random(3, 8)
-    active = F.gelu(x)
-    wanted = torch.autograd.grad(F.linear(active, weight).sin().sum(), (x, weight), retain_graph=True)
+    wanted = torch.autograd.grad(F.linear(F.gelu(x), weight).sin().sum(), (x, weight))
     calls = []
 
-    def again(inner):
+    def function(inner):
         calls.append(inner.data_ptr())
         return F.gelu(inner)
 
-    kept = []
-    with (
-        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t),
-        lean.recomputing(active, again, x),
-    ):
+    active, again = lean.recomputed(True, function, x)
+    with again:
         out = F.linear(active, weight)
+    assert len(calls) == 1
     found = torch.autograd.grad(out.sin().sum(), (x, weight))
-    assert calls == [x.data_ptr()]
+    assert calls == 2 * [x.data_ptr()]
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_recomputed_leaves_what_follows_the_function_alone():
+    """Such as a dropout between it and the linear: the linear's input is another tensor then, which it keeps."""
+    x, weight = random(5, 2, 8), random(3, 8)
+    active, again = lean.recomputed(True, F.gelu, x)
+    dropped = active * 2
+    with again:
+        out = F.linear(dropped, weight)
+    (found,) = torch.autograd.grad(out.sum(), (weight,))
+    assert (found - (2 * F.gelu(x)).sum((0, 1))).abs().max() <= 1e-5

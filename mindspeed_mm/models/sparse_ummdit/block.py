@@ -1,14 +1,12 @@
 """One transformer block over the two streams."""
 
-import contextlib
-
 import torch
 from torch import Tensor, nn
 
 from mindspeed_mm.config.model import DenoiserConfig
 from mindspeed_mm.models.sparse_ummdit.attention import JointAttention
 from mindspeed_mm.models.sparse_ummdit.modulation import BlockNorm
-from mindspeed_mm.ops.lean import gated, gelu, recomputing
+from mindspeed_mm.ops.lean import gated, gelu, recomputed
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.linear import ColumnLinear, RowLinear
 from mindspeed_mm.parallel.recompute import maybe_recompute
@@ -48,9 +46,9 @@ class FeedForward(nn.Module):
         """lean: GELU's output, four times as wide as x, is computed again in the backward pass instead of kept."""
         expand, dropout, contract = self.net
         inner = expand(x)
-        active = dropout(expand.activate(inner))
-        with recomputing(active, expand.activate, inner) if lean else contextlib.nullcontext():
-            return contract(active)
+        active, again = recomputed(lean, expand.activate, inner)
+        with again:
+            return contract(dropout(active))
 
 
 class Block(nn.Module):
@@ -85,7 +83,6 @@ class Block(nn.Module):
 
         lean: what is cheap to compute again is not kept; for a block that is not recomputed whole.
         """
-        lean = lean and not torch.compiler.is_compiling()  # a compiler decides by itself what to keep
         video, text = _within_half_range(video, self.training), _within_half_range(text, self.training)
         video_in, text_in, gate, text_gate, again = self.norm1(video, text, condition, lean)
         with again:

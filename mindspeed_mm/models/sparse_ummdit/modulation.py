@@ -1,13 +1,13 @@
 """Norms whose scale, shift and gate come from the condition (adaLN, 2212.09748, section 3.2)."""
 
-import contextlib
 import functools
+from contextlib import AbstractContextManager
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mindspeed_mm.models.sparse_ummdit.norms import NORMS, LayerNorm
-from mindspeed_mm.ops.lean import modulate, modulated_layer_norm, recomputing
+from mindspeed_mm.ops.lean import modulate, modulated_layer_norm, recomputed
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.linear import ConditionLinear
 
@@ -35,17 +35,14 @@ class BlockNorm(nn.Module):
 
     def forward(
         self, video: Tensor, text: Tensor, condition: Tensor, lean: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, contextlib.AbstractContextManager]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, AbstractContextManager]:
         """video [S,B,D], text [L,B,D], condition [B,C] -> both modulated, and both gates [B,D] fp32.
 
         And a context for the linears of the modulated video: with `lean` they compute it again in the backward pass.
         """
         parts = self.linear(F.silu(condition)).chunk(6, dim=1)
         shift, scale, gate, text_shift, text_scale, text_gate = parts
-        normed = _modulated(self.norm, video, scale, shift)
-        again = contextlib.nullcontext()
-        if lean:
-            again = recomputing(normed, functools.partial(_modulated, self.norm), video, scale, shift)
+        normed, again = recomputed(lean, functools.partial(_modulated, self.norm), video, scale, shift)
         if self.norm_enc is not None:
             text = _modulated(self.norm_enc, text, text_scale, text_shift)
         return normed, text, gate, text_gate, again

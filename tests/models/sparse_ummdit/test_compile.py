@@ -5,6 +5,7 @@ import torch
 from tiny_denoiser import CONFIG
 
 from mindspeed_mm.models.build import build_denoiser
+from mindspeed_mm.ops import rope3d
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.types import TextFeatures
 
@@ -39,6 +40,16 @@ def test_a_block_is_one_graph_of_inductor_and_gives_the_same_numbers():
     wanted = step(network)
     network.transformer_blocks[1][1].compile(fullgraph=True)  # group skip; 30 tokens are padded to 32, so with a mask
     assert_close(step(network), wanted)
+
+
+def test_a_compiled_block_keeps_what_goes_into_gelu_and_not_what_comes_out():
+    block = build_denoiser(CONFIG, ParallelContext.current(), seed=1).train().transformer_blocks[1][1]
+    block.compile(fullgraph=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(tuple(x.shape)) or x, lambda x: x):
+        streams = (torch.randn(tokens, 1, 32, requires_grad=True) for tokens in (30, 5))
+        block(*streams, torch.randn(1, 16, requires_grad=True), rope3d.tables((2, 3, 5), CONFIG.head_dim), None)
+    assert [kept.count((tokens, 4 * 32)) for tokens in (30, 5)] == [1, 1]
 
 
 def test_every_block_is_one_graph_at_changing_lengths():
