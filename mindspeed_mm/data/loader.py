@@ -13,13 +13,13 @@ import torch
 
 from mindspeed_mm import logs
 from mindspeed_mm.config.data import DataConfig
+from mindspeed_mm.data.buffers import SharedBuffers
 from mindspeed_mm.data.collate import collate
 from mindspeed_mm.data.dataset import ClipDataset, build_dataset
 from mindspeed_mm.data.index import Row
 from mindspeed_mm.data.ledger import BadSample, Ledger, Substitution
 from mindspeed_mm.data.sampler import GroupedSampler, Position
-from mindspeed_mm.data.video import shared_empty
-from mindspeed_mm.data.workers import Announce, WorkerPool
+from mindspeed_mm.data.workers import Announce, Lent, WorkerPool
 from mindspeed_mm.errors import DataError, MMError
 from mindspeed_mm.types import Batch
 
@@ -297,16 +297,26 @@ class _BatchSource:
 
     def __init__(self, dataset: ClipDataset, join: Join):
         self._dataset, self._join = dataset, join
+        self._buffers = SharedBuffers()
 
-    def __call__(self, request: Request, announce: Announce) -> "Made | MMError":
+    def __call__(self, request: Request, announce: Announce) -> "Lent | Made | MMError":
+        made = self._made(request, announce)
+        video = made.batch.video if isinstance(made, Made) else None
+        number = self._buffers.lend(video if isinstance(video, torch.Tensor) else None)
+        return made if number is None else Lent(made, video, number)
+
+    def take_back(self, numbers: Sequence[int]) -> None:
+        self._buffers.take_back(numbers)
+
+    def _made(self, request: Request, announce: Announce) -> "Made | MMError":
         # One clip is a batch as it is; several are copied into one, which is what has to be shared then.
         alone = len(request.indices) == 1
         try:
             samples = [
-                self._sample(request, place, announce, shared_empty if alone else torch.empty)
+                self._sample(request, place, announce, self._buffers.allocate if alone else torch.empty)
                 for place in range(len(request.indices))
             ]
-            batch = self._join(samples, allocate=shared_empty)
+            batch = self._join(samples, allocate=self._buffers.allocate)
         except DataError as error:
             return Refused(str(error), request)
         except MMError as error:

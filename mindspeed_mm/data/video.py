@@ -105,11 +105,3 @@ def _check_size(kind: str, size: tuple[int, int], clip: Clip, pipeline: Pipeline
             f"preprocess_parameters ask for {clip.height}x{clip.width}; give the transforms the same size, "
             "max_hxw, hw_stride and force_5_ratio"
         )
-
-
-def shared_empty(shape: Sequence[int]) -> Tensor:
-    """An fp32 tensor in memory that another process can map, so that a clip (0.9 GB at 121x576x1024) is not copied on
-    its way to the main process."""
-    count = int(np.prod(shape))
-    storage = torch.UntypedStorage._new_shared(4 * count)  # what torch's own workers collate into
-    return torch.empty(0).set_(storage, 0, (count,)).view(*shape)

@@ -5,6 +5,7 @@ worker says what it is at, and since when, in memory that the main process reads
 """
 
 import collections
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -15,12 +16,24 @@ from multiprocessing.sharedctypes import RawArray
 
 import torch
 import torch.multiprocessing  # teaches pipes to send tensors as shared memory
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 Announce = Callable[[int], None]
 
 _IDLE = -1.0
 _PREFETCH = 2  # tasks that a worker has at a time
 _GIVE_UP = 3  # deaths of a worker that was at nothing: not the data's fault
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lent:
+    """A result of which `tensor` lies in the worker's buffer `number`. The pool yields `result`, and calls
+    `work.take_back([number])` in the worker once nothing in the main process uses the tensor's memory."""
+
+    result: object
+    tensor: Tensor
+    number: int
 
 
 class WorkerPool:
@@ -80,6 +93,7 @@ class _Worker:
         self._context, self._work, self._lost, self._timeout_s = context, work, lost, timeout_s
         self._tasks: collections.deque[tuple[int, object]] = collections.deque()
         self._number = 0
+        self._lent: list[tuple[int, StorageWeakRef]] = []
         self._idle_deaths = 0
         self._process = None
 
@@ -103,7 +117,10 @@ class _Worker:
                 self._tasks.popleft()
                 if not done:
                     raise RuntimeError(f"a data worker failed:\n{value}")
-                return value
+                if not isinstance(value, Lent):
+                    return value
+                self._lent.append((value.number, StorageWeakRef(value.tensor.untyped_storage())))
+                return value.result
             if not self._process.is_alive():
                 self._replace(f"its process {self._ending()}")
             elif self._patience() <= 0:
@@ -122,15 +139,22 @@ class _Worker:
         arguments = (self._work, theirs, self._at)
         self._process = self._context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
+        self._lent.clear()  # the buffers of the process before are gone with it
         theirs.close()
         for task in self._tasks:
             self._send(task)
 
     def _send(self, task) -> None:
         try:
-            self._pipe.send(task)
+            self._pipe.send((*task, self._unused()))
         except OSError:  # it is dead, which `take` finds out
             return
+
+    def _unused(self) -> tuple[int, ...]:
+        """Buffers that nothing uses any more; each is named once."""
+        unused = tuple(number for number, memory in self._lent if memory.expired())
+        self._lent = [(number, memory) for number, memory in self._lent if number not in unused]
+        return unused
 
     def _patience(self) -> float:
         """Seconds until the item that it is at has taken too long."""
@@ -165,7 +189,7 @@ def _serve(work, pipe, at) -> None:
                 os._exit(0)
             continue
         try:
-            number, task = pipe.recv()
+            number, task, unused = pipe.recv()
         except (EOFError, OSError):
             os._exit(0)  # not an orderly exit, which with torch 2.13 sometimes aborts
 
@@ -175,6 +199,8 @@ def _serve(work, pipe, at) -> None:
             at[1] = item
 
         try:
+            if unused:
+                work.take_back(unused)
             answer = True, work(task, announce)
         except Exception:
             answer = False, traceback.format_exc()

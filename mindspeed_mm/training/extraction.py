@@ -6,6 +6,7 @@ the same bits.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,12 +16,13 @@ from mindspeed_mm import logs
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.run import RunConfig
 from mindspeed_mm.data import features, stored
+from mindspeed_mm.data.buffers import SharedBuffers
 from mindspeed_mm.data.dataset import Sample, Tokens, filtered_list, fixed_draws, load_tokens
 from mindspeed_mm.data.features import TEXT, VIDEO, Entry, PartWriter, Stamp, digest
 from mindspeed_mm.data.filters import Clip
 from mindspeed_mm.data.loader import joiner
-from mindspeed_mm.data.video import VideoSource, shared_empty
-from mindspeed_mm.data.workers import Announce, WorkerPool
+from mindspeed_mm.data.video import VideoSource
+from mindspeed_mm.data.workers import Announce, Lent, WorkerPool
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.training.data import RunData, held_out_data
 from mindspeed_mm.training.encoders import FrozenEncoders
@@ -178,18 +180,24 @@ class _Decoder:
 
     def __init__(self, videos: VideoSource, join):
         self._videos, self._join = videos, join
+        self._buffers = SharedBuffers()
 
-    def __call__(self, task: Task, announce: Announce) -> Batch | str:
+    def __call__(self, task: Task, announce: Announce) -> Lent | str:
         if task.fault is not None:
             return task.fault
         announce(0)
         clip = task.clip
         try:
-            video = self._videos.load(clip, fixed_draws(clip, task.crop), task.crop, shared_empty)
+            video = self._videos.load(clip, fixed_draws(clip, task.crop), task.crop, self._buffers.allocate)
             sample = Sample(video, _NO_TEXT, None, "", clip.row.path, clip.key, (0, 0), 0, ())
-            return self._join([sample], allocate=shared_empty)
+            batch = self._join([sample], allocate=self._buffers.allocate)
         except DataError as error:
+            self._buffers.lend(None)
             return str(error)
+        return Lent(batch, batch.video, self._buffers.lend(batch.video))
+
+    def take_back(self, numbers: Sequence[int]) -> None:
+        self._buffers.take_back(numbers)
 
 
 def feature_folder(config: RunConfig) -> Path:
