@@ -27,6 +27,7 @@ from tiny_encoders import write_encoders
 
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.reader import build, node_from_python
+from mindspeed_mm.data.buffers import SharedBuffers
 from mindspeed_mm.data.dataset import build_dataset
 from mindspeed_mm.data.loader import Loader, joiner
 from mindspeed_mm.data.sampler import GroupedSampler
@@ -57,15 +58,20 @@ def main() -> None:
 
 
 def speed(folder: Path, options, t5: Path, clip: Path) -> dict:
-    """CPU seconds per clip of decord alone, of our decoding alone, and of everything."""
+    """CPU seconds per clip of decord alone, of our decoding alone, and of everything, as a worker does it."""
     source = options.source or write_clip(folder / "source.mp4", 121, 1080, 1920)
     config = data_config(folder, [source] * 4, 121, 1080, 1920, 576, 1024, t5, clip)
     dataset = build_dataset(config.dataset_param, global_batch_size=1, seed=0)
-    reader = dataset._videos._reader
+    reader, buffers = dataset._videos._reader, SharedBuffers()
+
+    def sample(turn: int) -> None:
+        made = dataset.item(turn % 4, turn, allocate=buffers.allocate)
+        buffers.take_back([buffers.lend(made.video)])
+
     parts = {
         "decord alone": lambda turn: decode_with_decord(source),
         "our decoding alone": lambda turn: [None for _ in reader.frames(str(source), list(range(121)))],
-        "decode, transform, tokenise": lambda turn: dataset.item(turn % 4, turn),
+        "decode, transform, tokenise": sample,
     }
     times: dict[str, list[float]] = {name: [] for name in parts}
     for turn in range(options.repeats + 1):

@@ -1,4 +1,4 @@
-"""Files -> frames. A reader gives RGB bytes [H,W,3] one frame at a time, so that no clip is held whole.
+"""Files -> frames. A reader gives planes of red, green and blue bytes one frame at a time, so that no clip is held whole.
 
 Readers raise DataError for everything a file can do wrong. PyAV is the default because its frames were right on every
 readable file (DEPS.md): frames are matched by their time stamps, counted from the start of the file in display order.
@@ -14,6 +14,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps
 
 from mindspeed_mm.data.frame_index import FrameIndexes
+from mindspeed_mm.data.rgb import Planes, RgbConverter, split
 from mindspeed_mm.errors import DataError
 
 _SKIP = 32  # frames in front of the first wanted one that are decoded rather than skipped by a seek
@@ -25,10 +26,10 @@ Places = tuple[int, ...]
 class VideoReader(Protocol):
     """What a reader can do. Readers can be pickled, for worker processes."""
 
-    def frames(self, path: str, indices: Sequence[int]) -> Iterator[tuple[Places, np.ndarray]]:
-        """The frames `indices` of a video in any order: the places in `indices` that hold a frame, and its pixels.
+    def frames(self, path: str, indices: Sequence[int]) -> Iterator[tuple[Places, Planes]]:
+        """The frames `indices` of a video in any order: the places in `indices` that hold a frame, and its planes.
 
-        A place may come twice; the later one counts. The pixels are valid until the next frame is asked for. DataError
+        A place may come twice; the later one counts. The planes are valid until the next frame is asked for. DataError
         if a frame cannot be had.
         """
 
@@ -44,7 +45,8 @@ def build_reader(name: str, index_folder: str | None = None) -> VideoReader:
 def read_clip(reader: VideoReader, path: str, indices: Sequence[int]) -> np.ndarray:
     """All frames at once, uint8 [T,H,W,3], for callers that can hold them."""
     clip: np.ndarray | None = None
-    for places, pixels in reader.frames(path, indices):
+    for places, planes in reader.frames(path, indices):
+        pixels = np.stack(planes, axis=-1)
         if clip is None:
             clip = np.empty((len(indices), *pixels.shape), np.uint8)
         if clip.shape[1:] != pixels.shape:
@@ -61,22 +63,23 @@ class PyavReader:
 
     def __init__(self, indexes: FrameIndexes):
         self._indexes = indexes
+        self._rgb = RgbConverter()
 
-    def frames(self, path: str, indices: Sequence[int]) -> Iterator[tuple[Places, np.ndarray]]:
-        wanted = _Wanted(path, indices)
+    def frames(self, path: str, indices: Sequence[int]) -> Iterator[tuple[Places, Planes]]:
+        wanted = _Wanted(path, indices, self._rgb)
         try:
             with av.open(path, metadata_errors="ignore") as container:
                 if _stream(container) is None:
                     raise DataError(f"{path}: holds no video stream")
-                if wanted.first > _SKIP:
-                    yield from self._after_seek(container, wanted)
-            if not wanted.complete:
+                seeks = wanted.first > _SKIP
+                yield from self._after_seek(container, wanted) if seeks else _from_start(container, wanted)
+            if not wanted.complete:  # the seek did not lead to all frames
                 with av.open(path, metadata_errors="ignore") as container:
                     yield from _from_start(container, wanted)
         except _NOT_READABLE as error:
             raise DataError(f"{path}: cannot be decoded: {_reason(error)}") from None
 
-    def _after_seek(self, container, wanted: "_Wanted") -> Iterator[tuple[Places, np.ndarray]]:
+    def _after_seek(self, container, wanted: "_Wanted") -> Iterator[tuple[Places, Planes]]:
         """Decode from the last key frame at or before the first wanted frame; ends early where that may not be right."""
         try:
             index = self._indexes.find(wanted.path, container, _stream(container), wanted.last)
@@ -86,7 +89,7 @@ class PyavReader:
             if key == index.stamps[0]:
                 return
             container.seek(seek, stream=_stream(container))
-            reached, convert = False, VideoReformatter()
+            reached, reformatter = False, VideoReformatter()
             for frame in _decode(container):
                 reached = reached or frame.pts == key  # never with intra refresh, where decoding starts frames later
                 place = None if frame.pts is None else index.place(frame.pts)
@@ -94,7 +97,7 @@ class PyavReader:
                     continue  # open GOP: in front of the key frame in display order, refers to what was skipped
                 if not reached or place is None:
                     return
-                yield from wanted.offer(place, frame, convert)
+                yield from wanted.offer(place, frame, reformatter)
                 if wanted.complete:
                     return
         except (DataError, *_NOT_READABLE):
@@ -104,8 +107,9 @@ class PyavReader:
 class _Wanted:
     """The frames asked for, ticked off as they are met in any order."""
 
-    def __init__(self, path: str, indices: Sequence[int]):
+    def __init__(self, path: str, indices: Sequence[int], rgb: RgbConverter):
         self.path = path
+        self._rgb = rgb
         self._places: dict[int, list[int]] = {}
         for place, index in enumerate(indices):
             self._places.setdefault(int(index), []).append(place)
@@ -121,22 +125,22 @@ class _Wanted:
     def complete(self) -> bool:
         return not self._missing
 
-    def offer(self, index: int, frame: av.VideoFrame, convert: VideoReformatter) -> Iterator[tuple[Places, np.ndarray]]:
+    def offer(self, index: int, frame: av.VideoFrame, reformatter: VideoReformatter) -> Iterator[tuple[Places, Planes]]:
         """Nothing for a frame that is not wanted."""
         if index not in self._missing:
             return
         if frame.is_corrupt:
             raise DataError(f"{self.path}: frame {index} is damaged")
         self._missing.discard(index)
-        yield tuple(self._places[index]), _pixels(frame, convert)
+        yield tuple(self._places[index]), self._rgb(frame, reformatter)
 
 
-def _from_start(container: av.container.InputContainer, wanted: _Wanted) -> Iterator[tuple[Places, np.ndarray]]:
+def _from_start(container: av.container.InputContainer, wanted: _Wanted) -> Iterator[tuple[Places, Planes]]:
     """Decode and count until all is found."""
     wanted.clear()
-    index, convert = -1, VideoReformatter()
+    index, reformatter = -1, VideoReformatter()
     for index, frame in enumerate(_decode(container)):
-        yield from wanted.offer(index, frame, convert)
+        yield from wanted.offer(index, frame, reformatter)
         if wanted.complete:
             return
     raise _past_the_end(wanted.path, index + 1, wanted.last)
@@ -152,15 +156,6 @@ def _decode(container):
     stream = _stream(container)
     stream.codec_context.thread_count = 1  # parallelism comes from the loader's processes
     return container.decode(stream)
-
-
-def _pixels(frame: av.VideoFrame, convert: VideoReformatter) -> np.ndarray:
-    """RGB [H,W,3], turned as the file's display matrix says (multiples of 90 degrees, counter-clockwise)."""
-    plane = convert.reformat(frame, format="rgb24", threads=1).planes[0]
-    lines = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # lines are padded to a multiple of 32 or so
-    pixels = lines[: frame.height, : 3 * frame.width].reshape(frame.height, frame.width, 3)
-    quarters = round(frame.rotation / 90)
-    return np.ascontiguousarray(np.rot90(pixels, quarters)) if quarters % 4 else pixels
 
 
 def probe_video(path: str) -> tuple[int, int, float, int]:
@@ -200,7 +195,7 @@ class DecordReader:
     def __init__(self):
         _import_decord()
 
-    def frames(self, path: str, indices: Sequence[int]) -> Iterator[tuple[Places, np.ndarray]]:
+    def frames(self, path: str, indices: Sequence[int]) -> Iterator[tuple[Places, Planes]]:
         decord = _import_decord()
         try:
             reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
@@ -211,7 +206,7 @@ class DecordReader:
         if clip is None:
             raise _past_the_end(path, count, max(indices))
         for place, pixels in enumerate(clip):
-            yield (place,), pixels
+            yield (place,), split(pixels)
 
 
 class TorchcodecReader:
@@ -220,7 +215,7 @@ class TorchcodecReader:
     def __init__(self):
         _import_torchcodec()
 
-    def frames(self, path: str, indices: Sequence[int]) -> Iterator[tuple[Places, np.ndarray]]:
+    def frames(self, path: str, indices: Sequence[int]) -> Iterator[tuple[Places, Planes]]:
         decoders = _import_torchcodec()
         try:
             decoder = decoders.VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
@@ -232,7 +227,7 @@ class TorchcodecReader:
         if clip is None:
             raise _past_the_end(path, count, max(indices))
         for place, pixels in enumerate(clip):
-            yield (place,), pixels
+            yield (place,), split(pixels)
 
 
 _OTHERS = {"decord": DecordReader, "torchcodec": TorchcodecReader}

@@ -9,6 +9,7 @@ so frames stay 8-bit until they are small.
 
 import dataclasses
 import random
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +89,7 @@ class Pipeline:
         plan = self.plan(tuple(video.shape[-2:]), rng)
         out = torch.empty(video.shape[1], len(video), *plan.size)
         for number, frame in enumerate(video):
-            plan(frame.permute(1, 2, 0), out[:, number])
+            plan(frame.unbind(0), out[:, number])
         return out.transpose(0, 1)
 
 
@@ -107,44 +108,41 @@ class ClipPlan:
         self._resizers: dict[int, Resizer] = {}  # by place in the geometry
         self._plain = None if self._needs_channels() else self._as_line()
 
-    def __call__(self, frame: Tensor, out: Tensor) -> None:
-        """frame [H,W,C], bytes or floats, strided as it may be; out [C,h,w] fp32 is filled."""
-        if frame.dtype != torch.uint8 and any(item.of_bytes for item in self._arithmetic):
-            raise _not_bytes(frame.dtype)
+    def __call__(self, planes: Sequence[Tensor], out: Tensor) -> None:
+        """planes: the channels of a frame, each [H,W], bytes or floats, strided as it may be; out [C,h,w] fp32 is filled."""
+        if planes[0].dtype != torch.uint8 and any(item.of_bytes for item in self._arithmetic):
+            raise _not_bytes(planes[0].dtype)
         for item in self._on_bytes:
-            frame = _on_bytes(item, frame)
-        resized = False
+            planes = _on_bytes(item, planes)
+        done = False  # whether the arithmetic is in a resize's weights
         for place, item in enumerate(self._geometry):
-            if self._plain is not None and self._is_last_resize(place, item, frame):
-                self._resizer(place, item, frame).into(out, frame, self._plain[1])
-                return
+            size = tuple(planes[0].shape)
             if isinstance(item, Crop):
-                frame = frame[item.top : item.top + item.height, item.left : item.left + item.width]
+                planes = _crop(item, planes)
             elif isinstance(item, Flip):
-                frame = frame.flip(1)
-            elif tuple(frame.shape[:2]) != (item.height, item.width):
-                frame = self._resizer(place, item, frame)(frame).permute(1, 2, 0)
-                resized = True
-        planar = frame.permute(2, 0, 1)
-        if resized and self._plain is not None:
-            torch.add(planar, self._plain[1], out=out)  # the factor is in the last resize's weights
+                planes = [plane.flip(1) for plane in planes]
+            elif size != (item.height, item.width):
+                resizer = self._resizer(place, item, size)
+                if self._plain is not None and place == len(self._geometry) - 1:  # as in the published pipeline
+                    resizer.into(out, planes)
+                    return
+                planes, done = resizer(planes), self._is_last_resize(place) and self._plain is not None
+        if done:
+            torch.stack(tuple(planes), out=out)
             return
+        frame = torch.stack(tuple(planes))
         for item in self._arithmetic:
-            planar = item(planar)
-        out.copy_(planar)
+            frame = item(frame)
+        out.copy_(frame)
 
-    def _resizer(self, place: int, item: Resize, frame: Tensor) -> Resizer:
+    def _resizer(self, place: int, item: Resize, size: Size) -> Resizer:
         if place not in self._resizers:
-            last = not any(isinstance(later, Resize) for later in self._geometry[place + 1 :])
-            factor = self._plain[0] if last and self._plain is not None else 1.0
-            size = tuple(frame.shape[:2])
-            self._resizers[place] = Resizer(size, (item.height, item.width), item.mode, self._cache, factor)
+            line = self._plain if self._plain is not None and self._is_last_resize(place) else (1.0, 0.0)
+            self._resizers[place] = Resizer(size, (item.height, item.width), item.mode, self._cache, *line)
         return self._resizers[place]
 
-    def _is_last_resize(self, place: int, item, frame: Tensor) -> bool:
-        """Whether nothing but arithmetic comes after, as in the published pipeline."""
-        resizes = isinstance(item, Resize) and tuple(frame.shape[:2]) != (item.height, item.width)
-        return resizes and place == len(self._geometry) - 1
+    def _is_last_resize(self, place: int) -> bool:
+        return not any(isinstance(later, Resize) for later in self._geometry[place + 1 :])
 
     def _needs_channels(self) -> bool:
         return any(len(set(values)) > 1 for item in self._arithmetic for values in (item.minus, item.divide))
@@ -181,13 +179,17 @@ def _not_bytes(found: torch.dtype) -> ConfigError:
     return ConfigError(f"train_pipeline: ToTensorVideo takes uint8 frames, found {found}; put it first")
 
 
-def _on_bytes(item, frame: Tensor) -> Tensor:
-    """One step of geometry whose result keeps the type of the frame [H,W,C]."""
+def _crop(item: Crop, planes: Sequence[Tensor]) -> list[Tensor]:
+    return [plane[item.top : item.top + item.height, item.left : item.left + item.width] for plane in planes]
+
+
+def _on_bytes(item, planes: Sequence[Tensor]) -> Sequence[Tensor]:
+    """One step of geometry whose result keeps the type of the planes."""
     if isinstance(item, Crop):
-        return frame[item.top : item.top + item.height, item.left : item.left + item.width]
+        return _crop(item, planes)
     if isinstance(item, Flip):
-        return frame.flip(1)
-    return resize(frame.permute(2, 0, 1)[None], item.height, item.width, item.mode)[0].permute(1, 2, 0)
+        return [plane.flip(1) for plane in planes]
+    return resize(torch.stack(tuple(planes))[None], item.height, item.width, item.mode)[0].unbind(0)
 
 
 # ------------------------------------------------------------ planners: (config, size, rng) -> (primitives, size after)

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +11,7 @@ from mindspeed_mm.config.transforms import ToTensorAfterResize, ToTensorVideo
 from mindspeed_mm.data import frames
 from mindspeed_mm.data.filters import Clip
 from mindspeed_mm.data.readers import build_reader, read_image
+from mindspeed_mm.data.rgb import split
 from mindspeed_mm.data.transforms import ClipPlan, Pipeline, build_pipeline
 from mindspeed_mm.errors import ConfigError, DataError
 
@@ -39,16 +39,17 @@ class VideoSource:
         path = clip.row.path
         indices = self._indices(clip, rng)
         plan: ClipPlan | None = None
-        for places, pixels in self._frames(clip, indices):
-            pixels = _cropped(pixels, clip)
+        for places, planes in self._frames(clip, indices):
+            planes = [_cropped(torch.from_numpy(plane), clip) for plane in planes]
+            shape = tuple(planes[0].shape)
             if plan is None:
-                size = pixels.shape[:2]
+                size = shape
                 plan = self._pipelines[clip.row.kind].plan(size, rng)
                 _check_promise(clip, (len(indices), *size), (len(indices), *plan.size))
                 out = allocate((CHANNELS, clip.frames, clip.height, clip.width))
-            if pixels.shape[:2] != size:
-                raise DataError(f"{path}: frame {indices[places[0]]} is {pixels.shape[:2]}, earlier ones {size}")
-            plan(torch.from_numpy(pixels), out[:, places[0]])
+            if shape != size:
+                raise DataError(f"{path}: frame {indices[places[0]]} is {shape}, earlier ones {size}")
+            plan(planes, out[:, places[0]])
             for place in places[1:]:
                 out[:, place] = out[:, places[0]]
         return out
@@ -75,18 +76,18 @@ class VideoSource:
 
     def _frames(self, clip: Clip, indices: list[int]):
         if clip.row.kind == "image":
-            return [((0,), read_image(clip.row.path)[0])]
+            return [((0,), split(read_image(clip.row.path)[0]))]
         return self._reader.frames(clip.row.path, indices)
 
 
-def _cropped(pixels: np.ndarray, clip: Clip) -> np.ndarray:
+def _cropped(plane: Tensor, clip: Clip) -> Tensor:
     if clip.row.crop is None:
-        return pixels
+        return plane
     x0, x1, y0, y1 = clip.row.crop
-    pixels = pixels[y0:y1, x0:x1]
-    if 0 in pixels.shape:
+    plane = plane[y0:y1, x0:x1]
+    if 0 in plane.shape:
         raise DataError(f"{clip.row.path}: crop {list(clip.row.crop)} (x0, x1, y0, y1) leaves no pixels")
-    return pixels
+    return plane
 
 
 def _check_promise(clip: Clip, read: tuple, made: tuple) -> None:

@@ -78,12 +78,10 @@ def test_the_fast_resize_equals_torchs(size, to, mode):
     draw = torch.Generator().manual_seed(0)
     frame = torch.randint(0, 256, (size[0] + 6, size[1] + 4, 3), dtype=torch.uint8, generator=draw)
     frame = frame[5:-1, 3:-1]  # a crop of a larger picture, as the reader hands it on
-    resizer = Resizer(size, to, mode, BandCache(), factor=2 / 255)
-    expected = resize(frame.permute(2, 0, 1)[None].float() / 127.5, *to, mode)[0]
-    assert (resizer(frame) - expected).abs().max() <= 2e-6
-    other = frame.flip(1)
-    expected = resize(other.permute(2, 0, 1)[None].float() / 127.5, *to, mode)[0]
-    assert (resizer(other.contiguous().float()) - expected).abs().max() <= 2e-6  # buffers are used again
+    resizer = Resizer(size, to, mode, BandCache(), factor=2 / 255, plus=-1.0)
+    for planes in (frame.unbind(2), frame.float().flip(1).unbind(2)):  # the second time with used buffers
+        expected = resize(torch.stack(planes)[None].float() / 127.5 - 1, *to, mode)[0]
+        assert (torch.stack(resizer(planes)) - expected).abs().max() <= 2e-6
 
 
 def test_the_cache_of_weights_is_bounded():
@@ -106,6 +104,14 @@ def test_steps_in_any_order_are_what_torch_makes_of_them_one_by_one():
     # bytes in front of ToTensorAfterResize stay bytes, rounded by torch
     out = pipeline(crop, "ToTensorAfterResize")(video, random.Random(0))
     assert torch.equal(out, resize(video[..., 8:43, :].contiguous(), 16, 32, "bilinear") / 255)
+
+
+def test_arithmetic_is_done_once_where_the_last_resize_has_nothing_to_do():
+    video = torch.randint(0, 256, (1, 3, 50, 70), dtype=torch.uint8)
+    steps = [{"trans_type": "CenterCropResizeVideo", "param": {"size": [16, 32], "interpolation_mode": "bicubic"}}] * 2
+    out = pipeline("ToTensorVideo", *steps, "ae_norm")(video, random.Random(0))
+    expected = pipeline("ToTensorVideo", steps[0], "ae_norm")(video, random.Random(0))
+    assert (out - expected).abs().max() <= 2e-6
 
 
 def test_a_clip_is_flipped_as_a_whole_and_by_its_own_random_numbers():
