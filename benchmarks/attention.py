@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mindspeed_mm.models.sparse_ummdit.flops import attention_flops
 from mindspeed_mm.ops.attention import attend
-from mindspeed_mm.ops.skiparse import join_text, unskip
+from mindspeed_mm.ops.skiparse import join_text, split_text
 
 
 def main() -> None:
@@ -41,10 +41,7 @@ def main() -> None:
     def step(sparsity: int, group: bool):
         def run() -> None:
             joint = (join_text(x, words, sparsity, group) for x, words in zip(video, text, strict=True))
-            out = attend(*joint, None)
-            parts = out.shape[0] - options.text
-            attended = unskip(out[:parts], sparsity, group, tokens)
-            words = out[parts:].unflatten(1, (sparsity, -1)).mean(1)
+            attended, words = split_text(attend(*joint, None), sparsity, group, tokens)
             torch.autograd.grad((attended.float().sum() + words.float().sum()), (*video, *text))
 
         return run

@@ -53,32 +53,75 @@ def join_text(video: Tensor, text: Tensor, k: int, group: bool) -> Tensor:
     if k == 1:
         return torch.cat((video, text))
     if torch.compiler.is_compiling():
-        return torch.cat((skip(video, k, group), text.repeat(1, k, 1, 1)))
-    return _JoinText.apply(video, text, k, group)
+        joint = torch.cat((skip(video, k, group), text.repeat(1, k, 1, 1)))
+        return joint.transpose(0, 1).contiguous().transpose(0, 1) if _rows_of_parts(video) else joint
+    return _Join.apply(video, text, k, group)
 
 
-class _JoinText(torch.autograd.Function):
+def split_text(joint: Tensor, k: int, group: bool, length: int) -> tuple[Tensor, Tensor]:
+    """The way back: [S'/k + L, k*B, H, D] -> the video [S,B,H,D] with S = length, and the mean of its texts [L,B,H,D]."""
+    if k == 1:
+        return joint[:length], joint[length:]
+    if torch.compiler.is_compiling():
+        parts = (length + padding(length, k)) // k
+        return unskip(joint[:parts], k, group, length), joint[parts:].unflatten(1, (k, -1)).mean(1)
+    video, text = _Split.apply(joint, k, group, length)
+    return video, text / k
+
+
+class _Join(torch.autograd.Function):
+    """Linear; its gradient is `_Split`."""
+
     @staticmethod
     def forward(ctx, video, text, k, group):
-        length, batch, *rest = video.shape
-        ctx.pattern, ctx.length = (k, group), length
-        parts = (length + padding(length, k)) // k
-        joint = video.new_empty(parts + text.shape[0], k * batch, *rest)
-        whole = length - length % (k * k)  # the padded blocks behind are copied by themselves: fewer than k * k tokens
-        _blocks(joint[: whole // k], k, group).copy_(video[:whole].view(-1, k, k, batch, *rest))
-        joint[whole // k : parts] = skip(video[whole:], k, group)
-        joint[parts:].view(-1, k, batch, *rest).copy_(text[:, None])
-        return joint
+        ctx.arguments = k, group, video.shape[0]
+        return _joined(video, text, k, group)
 
     @staticmethod
     def backward(ctx, gradient):
-        k, group = ctx.pattern
-        batch, parts = gradient.shape[1] // k, (ctx.length + padding(ctx.length, k)) // k
-        text = gradient[parts:].unflatten(1, (k, batch)).sum(1)
-        return unskip(gradient[:parts], k, group, ctx.length), text, None, None
+        return *_split(gradient, *ctx.arguments), None, None
+
+
+class _Split(torch.autograd.Function):
+    """Video, and the sum of the texts. Linear; its gradient is `_Join`."""
+
+    @staticmethod
+    def forward(ctx, joint, k, group, length):
+        ctx.pattern = k, group
+        return _split(joint, k, group, length)
+
+    @staticmethod
+    def backward(ctx, video, text):
+        return _joined(video, text, *ctx.pattern), None, None, None
+
+
+def _joined(video: Tensor, text: Tensor, k: int, group: bool) -> Tensor:
+    length, batch, *rest = video.shape
+    parts = (length + padding(length, k)) // k
+    tokens = parts + text.shape[0]
+    if _rows_of_parts(video):
+        joint = video.new_empty(k * batch, tokens, *rest).transpose(0, 1)
+    else:
+        joint = video.new_empty(tokens, k * batch, *rest)
+    whole = length - length % (k * k)  # the padded blocks behind are copied by themselves: fewer than k * k tokens
+    _blocks(joint[: whole // k], k, group).copy_(video[:whole].unflatten(0, (-1, k, k)))
+    joint[whole // k : parts] = skip(video[whole:], k, group)
+    joint[parts:].unflatten(1, (k, batch)).copy_(text[:, None])
+    return joint
+
+
+def _split(joint: Tensor, k: int, group: bool, length: int) -> tuple[Tensor, Tensor]:
+    parts = (length + padding(length, k)) // k
+    text = joint[parts:].unflatten(1, (k, -1)).sum(1)
+    return unskip(joint[:parts], k, group, length), text
+
+
+def _rows_of_parts(x: Tensor) -> bool:
+    """Whether a part's tokens lie behind each other in memory, which attention likes best; the NPU's takes [S,B,H,D]."""
+    return x.device.type != "npu"
 
 
 def _blocks(parts: Tensor, k: int, group: bool) -> Tensor:
     """Parts [n*k, k*B, ...] as a view in the order of the tokens: [n, k, k, B, ...], blocks of k x k tokens."""
-    blocks = parts.view(-1, k, k, parts.shape[1] // k, *parts.shape[2:])
+    blocks = parts.unflatten(0, (-1, k)).unflatten(2, (k, -1))
     return blocks.transpose(1, 2) if group else blocks

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mindspeed_mm.ops.skiparse import join_text, padding, skip, skip_keep, unskip
+from mindspeed_mm.ops.skiparse import join_text, padding, skip, skip_keep, split_text, unskip
 
 PATTERNS = pytest.mark.parametrize(("k", "group"), [(1, False), (2, False), (2, True), (4, False), (4, True)])
 LENGTHS = pytest.mark.parametrize("length", [3, 16, 21, 32])
@@ -44,3 +44,20 @@ def test_joining_the_text_equals_padding_and_repeating_with_gradients(k, group, 
     gradients = [torch.autograd.grad((joint * weights).sum(), (video, text)) for joint in (found, wanted)]
     assert torch.equal(gradients[0][0], gradients[1][0])
     torch.testing.assert_close(gradients[0][1], gradients[1][1])
+
+
+@PATTERNS
+@LENGTHS
+def test_splitting_equals_slices_and_the_mean_of_the_texts_with_gradients(k, group, length):
+    parts = (length + padding(length, k)) // k
+    joint = torch.randn(parts + 5, 2 * k, 3, 4, requires_grad=True)
+    found = split_text(joint, k, group, length)
+    wanted = unskip(joint[:parts], k, group, length), joint[parts:].unflatten(1, (k, 2)).mean(1)
+    weights = [torch.randn_like(part) for part in wanted]
+    gradients = []
+    for pair in (found, wanted):
+        for a, b in zip(pair, wanted, strict=True):
+            torch.testing.assert_close(a, b)
+        (gradient,) = torch.autograd.grad(sum((a * w).sum() for a, w in zip(pair, weights, strict=True)), joint)
+        gradients.append(gradient)
+    torch.testing.assert_close(*gradients)

@@ -6,7 +6,7 @@ from mindspeed_mm.config.model import DenoiserConfig
 from mindspeed_mm.models.sparse_ummdit.norms import RMSNorm
 from mindspeed_mm.ops.attention import attend
 from mindspeed_mm.ops.lean import normed_rotated
-from mindspeed_mm.ops.skiparse import join_text, unskip
+from mindspeed_mm.ops.skiparse import join_text, split_text
 from mindspeed_mm.parallel.collectives import join_heads, split_heads
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.linear import ColumnLinear, RowLinear, together
@@ -62,12 +62,10 @@ class JointAttention(nn.Module):
         text_q, text_k = _normed(self.norm_added_q, text_q), _normed(self.norm_added_k, text_k)
 
         out = attend(*(self._joint(*pair) for pair in ((q, text_q), (k, text_k), (v, text_v))), keep)
-        parts = out.shape[0] - text_q.shape[0]
-        video = unskip(out[:parts], self.sparsity, self.group, q.shape[0])
+        video, text = split_text(out, self.sparsity, self.group, q.shape[0])
         video = self.to_out[1](self.to_out[0](join_heads(video, self.parallel).flatten(2)))
         if self.to_add_out is None:
             return video, None
-        text = out[parts:].unflatten(1, (self.sparsity, -1)).mean(1)
         return video, self.to_add_out(join_heads(text, self.parallel).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
