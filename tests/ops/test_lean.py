@@ -73,6 +73,13 @@ def test_gelu(dtype, tolerance, approximate):
     compare(lambda x: lean.gelu(x, approximate), plain, (random(9, DIM, dtype=dtype),), tolerance)
 
 
+def test_a_compilers_gelu_is_the_same(monkeypatch):
+    x = 4 * torch.randn(1000)
+    wanted = lean.gelu(x, "tanh")
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert (lean.gelu(x, "tanh") - wanted).abs().max() <= 1e-6
+
+
 def test_recomputed_calls_the_function_again_and_gives_every_bit_of_the_gradients():
     x, weight = random(5, 2, 8), random(3, 8)
     wanted = torch.autograd.grad(F.linear(F.gelu(x), weight).sin().sum(), (x, weight))

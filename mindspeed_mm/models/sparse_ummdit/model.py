@@ -151,8 +151,10 @@ class SparseUMMDiT(nn.Module):
         if device.type == "npu":
             raise ConfigError("--compile: torch.compile does not support npu here; leave it out")
         whole = self.parallel.tensor_size * self.parallel.context_size == 1  # collectives break the graph
+        # On a CPU, RoPE's halves and the parts beside the text are written where they belong, not selected by masks.
+        options = {"max_pointwise_cat_inputs": 1} if device.type == "cpu" and backend == "inductor" else None
         for block in self.blocks():
-            block.compile(backend=backend, fullgraph=whole, recompile_limit=_RECOMPILE_LIMIT)
+            block.compile(backend=backend, fullgraph=whole, recompile_limit=_RECOMPILE_LIMIT, options=options)
 
     def blocks(self):
         """All blocks, first to last."""
