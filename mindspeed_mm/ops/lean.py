@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 
 from mindspeed_mm.ops import norms, rope3d
-from mindspeed_mm.parallel.recompute import maybe_recompute
 
 
 def _plain(x: Tensor) -> bool:
@@ -178,10 +178,11 @@ def recomputed(on: bool, function: Callable, *arguments: Tensor) -> tuple[Tensor
     inside a checkpointed function (`parallel/recompute.py`), which would then hold the arguments. To a compiler the same
     is said by checkpointing the function.
     """
-    compiling = torch.compiler.is_compiling()
-    result = maybe_recompute(on and compiling, function, *arguments)
-    if not on or compiling:
-        return result, contextlib.nullcontext()
+    if not on:
+        return function(*arguments), contextlib.nullcontext()
+    if torch.compiler.is_compiling():
+        return checkpoint(function, *arguments, use_reentrant=False), contextlib.nullcontext()
+    result = function(*arguments)
     arguments = tuple(argument.detach() for argument in arguments)
     address, size = result.data_ptr(), result.numel()
 
