@@ -63,15 +63,12 @@ def split_text(joint: Tensor, k: int, group: bool, length: int) -> tuple[Tensor,
     if k == 1:
         return joint[:length], joint[length:]
     if torch.compiler.is_compiling():
-        parts = (length + padding(length, k)) // k
-        return unskip(joint[:parts], k, group, length), joint[parts:].unflatten(1, (k, -1)).mean(1)
-    video, text = _Split.apply(joint, k, group, length)
-    return video, text / k
+        video, texts = _split(joint, k, group, length)
+        return video, texts.mean(1)
+    return _Split.apply(joint, k, group, length)
 
 
 class _Join(torch.autograd.Function):
-    """Linear; its gradient is `_Split`."""
-
     @staticmethod
     def forward(ctx, video, text, k, group):
         ctx.arguments = k, group, video.shape[0]
@@ -79,20 +76,21 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        return *_split(gradient, *ctx.arguments), None, None
+        video, texts = _split(gradient, *ctx.arguments)
+        return video, texts.sum(1), None, None
 
 
 class _Split(torch.autograd.Function):
-    """Video, and the sum of the texts. Linear; its gradient is `_Join`."""
-
     @staticmethod
     def forward(ctx, joint, k, group, length):
         ctx.pattern = k, group
-        return _split(joint, k, group, length)
+        video, texts = _split(joint, k, group, length)
+        return video, texts.mean(1)  # not the sum over k, which may be too large for fp16
 
     @staticmethod
     def backward(ctx, video, text):
-        return _joined(video, text, *ctx.pattern), None, None, None
+        k, group = ctx.pattern
+        return _joined(video, text / k, k, group), None, None, None
 
 
 def _joined(video: Tensor, text: Tensor, k: int, group: bool) -> Tensor:
@@ -111,9 +109,9 @@ def _joined(video: Tensor, text: Tensor, k: int, group: bool) -> Tensor:
 
 
 def _split(joint: Tensor, k: int, group: bool, length: int) -> tuple[Tensor, Tensor]:
+    """The video [S,B,...], and each part's text [L,k,B,...]."""
     parts = (length + padding(length, k)) // k
-    text = joint[parts:].unflatten(1, (k, -1)).sum(1)
-    return unskip(joint[:parts], k, group, length), text
+    return unskip(joint[:parts], k, group, length), joint[parts:].unflatten(1, (k, -1))
 
 
 def _rows_of_parts(x: Tensor) -> bool:

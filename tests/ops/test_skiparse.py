@@ -61,3 +61,9 @@ def test_splitting_equals_slices_and_the_mean_of_the_texts_with_gradients(k, gro
         (gradient,) = torch.autograd.grad(sum((a * w).sum() for a, w in zip(pair, weights, strict=True)), joint)
         gradients.append(gradient)
     torch.testing.assert_close(*gradients)
+
+
+def test_the_mean_of_large_texts_stays_within_fp16():
+    joint = torch.full((8 + 5, 8, 3, 4), 30000.0, dtype=torch.float16)
+    _, text = split_text(joint, 8, False, 64)
+    assert (text == 30000).all()
