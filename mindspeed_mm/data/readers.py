@@ -89,7 +89,7 @@ class PyavReader:
             if key == index.stamps[0]:
                 return
             container.seek(seek, stream=_stream(container))
-            reached, reformatter = False, VideoReformatter()
+            reached = False
             for frame in _decode(container):
                 reached = reached or frame.pts == key  # never with intra refresh, where decoding starts frames later
                 place = None if frame.pts is None else index.place(frame.pts)
@@ -97,7 +97,7 @@ class PyavReader:
                     continue  # open GOP: in front of the key frame in display order, refers to what was skipped
                 if not reached or place is None:
                     return
-                yield from wanted.offer(place, frame, reformatter)
+                yield from wanted.offer(place, frame)
                 if wanted.complete:
                     return
         except (DataError, *_NOT_READABLE):
@@ -109,7 +109,7 @@ class _Wanted:
 
     def __init__(self, path: str, indices: Sequence[int], rgb: RgbConverter):
         self.path = path
-        self._rgb = rgb
+        self._rgb, self._reformatter = rgb, VideoReformatter()
         self._places: dict[int, list[int]] = {}
         for place, index in enumerate(indices):
             self._places.setdefault(int(index), []).append(place)
@@ -125,22 +125,22 @@ class _Wanted:
     def complete(self) -> bool:
         return not self._missing
 
-    def offer(self, index: int, frame: av.VideoFrame, reformatter: VideoReformatter) -> Iterator[tuple[Places, Planes]]:
+    def offer(self, index: int, frame: av.VideoFrame) -> Iterator[tuple[Places, Planes]]:
         """Nothing for a frame that is not wanted."""
         if index not in self._missing:
             return
         if frame.is_corrupt:
             raise DataError(f"{self.path}: frame {index} is damaged")
         self._missing.discard(index)
-        yield tuple(self._places[index]), self._rgb(frame, reformatter)
+        yield tuple(self._places[index]), self._rgb(frame, self._reformatter)
 
 
 def _from_start(container: av.container.InputContainer, wanted: _Wanted) -> Iterator[tuple[Places, Planes]]:
     """Decode and count until all is found."""
     wanted.clear()
-    index, reformatter = -1, VideoReformatter()
+    index = -1
     for index, frame in enumerate(_decode(container)):
-        yield from wanted.offer(index, frame, reformatter)
+        yield from wanted.offer(index, frame)
         if wanted.complete:
             return
     raise _past_the_end(wanted.path, index + 1, wanted.last)

@@ -128,9 +128,9 @@ class ClipPlan:
                     return
                 planes, done = resizer(planes), self._is_last_resize(place) and self._plain is not None
         if done:
-            torch.stack(tuple(planes), out=out)
+            torch.stack(planes, out=out)
             return
-        frame = torch.stack(tuple(planes))
+        frame = torch.stack(planes)
         for item in self._arithmetic:
             frame = item(frame)
         out.copy_(frame)
@@ -189,7 +189,7 @@ def _on_bytes(item, planes: Sequence[Tensor]) -> Sequence[Tensor]:
         return _crop(item, planes)
     if isinstance(item, Flip):
         return [plane.flip(1) for plane in planes]
-    return resize(torch.stack(tuple(planes))[None], item.height, item.width, item.mode)[0].unbind(0)
+    return resize(torch.stack(planes)[None], item.height, item.width, item.mode)[0].unbind(0)
 
 
 # ------------------------------------------------------------ planners: (config, size, rng) -> (primitives, size after)
