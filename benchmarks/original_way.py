@@ -2,7 +2,8 @@
 
 Written from the descriptions in the v1.5 report and of its behaviour: video padded to a multiple of k^2, the text repeated k
 times in memory, a dense bool mask [k*B,1,S'/k+L,S'/k+L] per Skiparse pattern, all text tokens computed whether real or not,
-every elementwise step an operator of its own. On one rank, in training or evaluation.
+every elementwise step an operator of its own, in fp32, whatever the dtype of weights and tokens. On one rank, in training
+or evaluation.
 """
 
 import torch
@@ -46,23 +47,23 @@ class OriginalWay(nn.Module):
                 video, words = _block(block, video, words, condition, rope, masks[block.pattern])
             if index < middle and config.skip_connection:
                 skips.append((video, words))
-        shift, scale = F.linear(F.silu(condition), *_weights(network.norm_out.linear)).chunk(2, dim=1)
-        video = _layer_norm(network.norm_out.norm, _layer_norm(network.norm_final, video)) * (1 + scale) + shift
+        shift, scale = _modulation(network.norm_out, condition, 2)
+        video = _modulated(network.norm_out.norm, _layer_norm(network.norm_final, video), scale, shift)
         return unpatchify(network.proj_out(video), extent, patch, config.velocity_channels)
 
 
 def _block(block: Block, video: Tensor, text: Tensor, condition: Tensor, rope, mask: Tensor) -> tuple[Tensor, Tensor]:
-    shift, scale, gate, text_shift, text_scale, text_gate = _modulation(block.norm1, condition)
-    video_in = _layer_norm(block.norm1.norm, video) * (1 + scale) + shift
-    text_in = _layer_norm(block.norm1.norm_enc, text) * (1 + text_scale) + text_shift
+    shift, scale, gate, text_shift, text_scale, text_gate = _modulation(block.norm1, condition, 6)
+    video_in = _modulated(block.norm1.norm, video, scale, shift)
+    text_in = _modulated(block.norm1.norm_enc, text, text_scale, text_shift)
     video_out, text_out = _attention(block.attn1, video_in, text_in, rope, mask)
-    video = video + gate * video_out
-    text = text + text_gate * text_out if text_out is not None else text
-    shift, scale, gate, text_shift, text_scale, text_gate = _modulation(block.norm2, condition)
-    video = video + gate * _feed_forward(block.ff, _layer_norm(block.norm2.norm, video) * (1 + scale) + shift)
+    video = _gated(video, gate, video_out)
+    text = _gated(text, text_gate, text_out) if text_out is not None else text
+    shift, scale, gate, text_shift, text_scale, text_gate = _modulation(block.norm2, condition, 6)
+    video = _gated(video, gate, _feed_forward(block.ff, _modulated(block.norm2.norm, video, scale, shift)))
     if block.ff_enc is not None:
-        text_in = _layer_norm(block.norm2.norm_enc, text) * (1 + text_scale) + text_shift
-        text = text + text_gate * _feed_forward(block.ff_enc, text_in)
+        text_in = _modulated(block.norm2.norm_enc, text, text_scale, text_shift)
+        text = _gated(text, text_gate, _feed_forward(block.ff_enc, text_in))
     return video, text
 
 
@@ -110,29 +111,40 @@ def _dense_mask(video: Tensor, text: Tensor, k: int, group: bool) -> Tensor:
     return keys[:, None, None, :].expand(-1, 1, keys.shape[1], -1).contiguous()
 
 
-def _modulation(norm, condition: Tensor):
-    return F.linear(F.silu(condition), *_weights(norm.linear)).chunk(6, dim=1)
+def _modulation(norm, condition: Tensor, parts: int) -> tuple[Tensor, ...]:
+    weight, bias = _weights(norm.linear)
+    return F.linear(F.silu(condition), weight.float(), bias.float()).chunk(parts, dim=1)
+
+
+def _modulated(norm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return (_layer_norm(norm, x).float() * (1 + scale) + shift).to(x.dtype)
+
+
+def _gated(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
+    return (x.float() + gate * update.float()).to(x.dtype)
 
 
 def _feed_forward(feed_forward, x: Tensor) -> Tensor:
-    x = F.gelu(F.linear(x, feed_forward.net[0].proj.weight), approximate=feed_forward.net[0].approximate)
-    return F.linear(x, feed_forward.net[2].weight)
+    hidden = F.linear(x, feed_forward.net[0].proj.weight)
+    hidden = F.gelu(hidden.float(), approximate=feed_forward.net[0].approximate).to(x.dtype)
+    return F.linear(hidden, feed_forward.net[2].weight)
 
 
 def _layer_norm(norm, x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
+    return F.layer_norm(x.float(), x.shape[-1:], norm.weight.float(), norm.bias.float(), norm.eps).to(x.dtype)
 
 
 def _rms_norm(norm, x: Tensor) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps) * norm.weight
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps)).to(x.dtype) * norm.weight
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    parts = []
-    for part in x.split(rope3d.axis_dims(x.shape[-1]), dim=-1):
+    wide, parts = x.float(), []
+    for part in wide.split(rope3d.axis_dims(x.shape[-1]), dim=-1):
         first, second = part.chunk(2, dim=-1)
         parts.append(torch.cat((-second, first), dim=-1))
-    return x * cos + torch.cat(parts, dim=-1) * sin
+    return (wide * cos + torch.cat(parts, dim=-1) * sin).to(x.dtype)
 
 
 def _weights(layer) -> tuple[Tensor, Tensor | None]:

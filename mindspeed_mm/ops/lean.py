@@ -151,23 +151,9 @@ def gelu(x: Tensor, approximate: str) -> Tensor:
         # 1 + tanh(u) = 2 sigmoid(2u): compilers for CPUs make exp faster than tanh.
         wide = x.float()
         return (wide * torch.sigmoid(wide * (_GELU_1 + _GELU_3 * wide * wide))).to(x.dtype)
-    if _plain(x) or x.dtype == torch.float32:
+    if _plain(x):
         return F.gelu(x.float(), approximate=approximate).to(x.dtype)
-    return _Gelu.apply(x, approximate)
-
-
-class _Gelu(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, approximate):
-        ctx.save_for_backward(x)
-        ctx.approximate = approximate
-        return F.gelu(x.float(), approximate=approximate).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (x,) = ctx.saved_tensors
-        wide = torch.ops.aten.gelu_backward(gradient.float(), x.float(), approximate=ctx.approximate)
-        return wide.to(x.dtype), None
+    return F.gelu(x, approximate=approximate)  # torch's kernels for 16 bits compute in fp32 and round once
 
 
 def recomputed(on: bool, function: Callable, *arguments: Tensor) -> tuple[Tensor, AbstractContextManager]:
