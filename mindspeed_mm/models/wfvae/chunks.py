@@ -119,5 +119,12 @@ def streamed(spans: list[Span]) -> list[Span]:
     return [Span(start, min(start + 2, span.stop)) for span in spans for start in range(span.start, span.stop, 2)]
 
 
+def without_a_single_frame(spans: list[Span]) -> list[Span]:
+    """The spans with frame 0 in that of the frames behind it: a pass over one frame costs more than the frame is worth."""
+    if len(spans) == 1:
+        return spans
+    return [Span(0, spans[1].stop), *spans[2:]]
+
+
 def _cut(length: int, size: int) -> list[Span]:
     return [Span(0, 1)] + [Span(start, min(start + size, length)) for start in range(1, length, size)]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mindspeed_mm.config.model import AutoencoderConfig
-from mindspeed_mm.models.wfvae.causal_conv import CausalConv3d, CausalUpsample
+from mindspeed_mm.models.wfvae.causal_conv import CausalConv3d, CausalUpsample, channels_last
 from mindspeed_mm.models.wfvae.chunks import Chunk
 from mindspeed_mm.models.wfvae.layers import (
     VIDEO_CHANNELS,
@@ -73,11 +73,11 @@ class Decoder(nn.Module):
 
         It looks back in time only, so it needs no look-ahead.
         """
-        return self.mid(self.conv_in(z, chunk), chunk)
+        return self.mid(self.conv_in(channels_last(z), chunk), chunk)
 
     def rise(self, features: Tensor, chunk: Chunk) -> Tensor:
         """Features [B,D,t,h,w] -> video [B,3,T,H,W]: convolutions, which see a bounded neighbourhood only."""
-        h, energy = self._split(features)
+        h, energy = self._split(channels_last(features))
         # The original hands level 2 to the transform named l1 and level 1 to l2, which fits only where both are 3D.
         low_l1 = self.inverse_wavelet_transform_l2(self.connect_l2(energy, chunk), chunk)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mindspeed_mm.config.model import AutoencoderConfig
-from mindspeed_mm.models.wfvae.causal_conv import CausalConv3d, CausalDownsample
+from mindspeed_mm.models.wfvae.causal_conv import CausalConv3d, CausalDownsample, channels_last
 from mindspeed_mm.models.wfvae.chunks import Chunk
 from mindspeed_mm.models.wfvae.layers import (
     VIDEO_CHANNELS,
@@ -66,7 +66,7 @@ class Encoder(nn.Module):
         bands_l1 = self.wavelet_transform_l1(bands[:, :VIDEO_CHANNELS], chunk)  # of the low-low-low subband
         bands_l2 = self.wavelet_transform_l2(bands_l1[:, :VIDEO_CHANNELS], chunk)
 
-        h = self.down1(bands, chunk)
+        h = self.down1(channels_last(bands), chunk)
         h = self.down2(torch.cat((h, self.connect_l1(bands_l1, chunk)), dim=1), chunk)
         h = self.mid(torch.cat((h, self.connect_l2(bands_l2, chunk)), dim=1), chunk)
         return self.conv_out(F.silu(self.norm_out(h)), chunk)
