@@ -34,10 +34,11 @@ class CausalConv3d(nn.Module):
 
     def forward(self, video: Tensor, chunk: Chunk) -> Tensor:
         """[B,C,T,H,W] -> [B,C',t,H',W'] with t = (T-1)//stride + 1 at the start of a clip, T/stride behind it."""
-        if self.past:
-            before = self.past * [video[:, :, :1]] if chunk.first else [chunk.take(self)]
-            video = channels_last(torch.cat((*before, video), dim=2))
-            chunk.keep(self, video, self.past // self.conv.stride[0])
+        if self.past == 0:
+            return _convolve(self.conv, channels_last(video))
+        before = self.past * [video[:, :, :1]] if chunk.first else [chunk.take(self)]
+        video = channels_last(torch.cat((*before, video), dim=2))
+        chunk.keep(self, video, self.past // self.conv.stride[0])
         return _convolve(self.conv, video)
 
 

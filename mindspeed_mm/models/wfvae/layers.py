@@ -144,12 +144,12 @@ class FrameAttention(nn.Module):
         self.proj_out = CausalConv3d(channels, channels, kernel_size=1)
 
     def forward(self, video: Tensor, chunk: Chunk) -> Tensor:
-        batch, _, _, height, width = video.shape
+        batch, channels, frames, height, width = video.shape
         h = self.norm(video)
         query, key, value = (self._positions(part(h, chunk)) for part in (self.q, self.k, self.v))
         h = attend_frames(query, key, value)  # scale 1/sqrt(C)
-        h = h.squeeze(1).transpose(1, 2).unflatten(2, (height, width))
-        return video + self.proj_out(unfold_frames(h, batch), chunk)
+        h = h.reshape(batch, frames, height, width, channels).movedim(-1, 1)
+        return video + self.proj_out(h, chunk)
 
     @staticmethod
     def _positions(video: Tensor) -> Tensor:

@@ -1,75 +1,16 @@
-"""WFVAE as a whole: names, shapes, chunks against no chunks, causality, and that calls leave nothing behind."""
+"""WFVAE as a whole: names, shapes, causality, and what the numbers mean."""
 
 import dataclasses
 import json
 
 import pytest
 import torch
+from small_vae import TINY, TINY_4, TINY_8, make_vae, random_latents, random_video, whole
 
 from mindspeed_mm.config.model import AutoencoderConfig
 from mindspeed_mm.config.reader import build, node_from_python
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.models.wfvae import WFVAE
-
-TINY = AutoencoderConfig(
-    base_channels=8,
-    latent_dim=4,
-    encoder_num_resblocks=1,
-    decoder_num_resblocks=1,
-    encoder_energy_flow_hidden_size=8,
-    decoder_energy_flow_hidden_size=8,
-    connect_res_layer_num=1,
-    norm_type="layernorm",
-    t_interpolation="trilinear",
-    scale=(0.7, 1.3, 1.6, 0.9),
-    shift=(-0.2, 0.3, 1.1, -0.6),
-    use_tiling=True,
-)
-TINY_4 = TINY  # the default blocks: level 1 keeps time
-TINY_8 = dataclasses.replace(
-    TINY,
-    l1_downsample_block="Spatial2xTime2x3DDownsample",
-    l1_downsample_wavelet="HaarWaveletTransform3D",
-    l1_upsample_block="Spatial2xTime2x3DUpsample",
-    l1_upsample_wavelet="InverseHaarWaveletTransform3D",
-)
-CONFIGS = {4: TINY_4, 8: TINY_8}
-
-
-def make_vae(config):
-    """A small autoencoder whose weights are far enough from zero that every path counts."""
-    torch.manual_seed(0)
-    vae = WFVAE(config).eval()
-    for parameter in vae.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.2 if parameter.ndim == 1 else parameter[0].numel() ** -0.5)
-    return vae
-
-
-@pytest.fixture(scope="module", params=[4, 8])
-def vae(request):
-    return make_vae(CONFIGS[request.param])
-
-
-@pytest.fixture(scope="module")
-def vae8():
-    return make_vae(TINY_8)
-
-
-def whole(vae):
-    """The same autoencoder without chunks."""
-    twin = WFVAE(dataclasses.replace(vae.config, use_tiling=False)).eval()
-    twin.load_state_dict(vae.state_dict())
-    return twin
-
-
-def random_video(frames, height=16, width=16, batch=1, seed=0):
-    return torch.rand(batch, 3, frames, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-def random_latents(frames, height=2, width=2, batch=1, seed=0):
-    return torch.randn(batch, 4, frames, height, width, generator=torch.Generator().manual_seed(seed))
-
 
 # ------------------------------------------------------------------------------------------------- names and building
 
@@ -191,105 +132,6 @@ def test_inputs_are_computed_in_the_dtype_of_the_weights(vae8):
         assert (low.encode_moments(random_video(9))[0].float() - exact).norm() < 0.05 * exact.norm()
 
 
-# ------------------------------------------------------------------------------------------------------------- chunks
-
-
-@pytest.mark.parametrize("latents", [3, 4, 5, 6, 7, 9, 11])
-def test_encoding_in_chunks_equals_encoding_whole(vae, latents):
-    video = random_video((latents - 1) * vae.strides[0] + 1)
-    with torch.no_grad():
-        for chunked, uncut in zip(vae.encode_moments(video), whole(vae).encode_moments(video), strict=True):
-            torch.testing.assert_close(chunked, uncut, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("latents", [3, 4, 5, 6, 7, 9, 11])
-def test_decoding_in_chunks_equals_decoding_whole(vae, latents):
-    z = random_latents(latents)
-    with torch.no_grad():
-        torch.testing.assert_close(vae.decode(z), whole(vae).decode(z), atol=1e-5, rtol=0)
-
-
-def test_nearest_interpolation_in_chunks_equals_whole():
-    vae, z = make_vae(dataclasses.replace(TINY_8, t_interpolation="nearest")), random_latents(7)
-    with torch.no_grad():
-        torch.testing.assert_close(vae.decode(z), whole(vae).decode(z), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("latents", [1, 2])
-def test_images_and_short_clips_pass_whole_with_tiling(vae, latents):
-    video = random_video((latents - 1) * vae.strides[0] + 1, batch=2)
-    with torch.no_grad():
-        mean, _ = vae.encode_moments(video)
-        assert torch.equal(mean, whole(vae).encode_moments(video)[0])
-        assert torch.equal(vae.decode(mean), whole(vae).decode(mean))
-
-
-def test_no_module_sees_more_than_a_chunk(vae8):
-    """A long clip costs the memory of a chunk: 8 frames in, 2 latents; frame 0 goes with the first ones."""
-    lengths = []
-    handles = [
-        vae8.encoder.register_forward_pre_hook(lambda module, arguments: lengths.append(arguments[0].shape[2])),
-        vae8.decoder.register_forward_pre_hook(lambda module, arguments: lengths.append(arguments[0].shape[2])),
-    ]
-    with torch.no_grad():
-        vae8.decode(vae8.encode(random_video(49)))
-    for handle in handles:
-        handle.remove()
-    assert lengths == [9, 8, 8, 8, 8, 8] + [3, 2, 2]
-
-
-def snapshot(vae):
-    """Everything that hangs on the modules: tensors by value, the rest by its representation."""
-    rest = {
-        (path, key): repr(value)
-        for path, module in vae.named_modules()
-        for key, value in vars(module).items()
-        if key not in ("_parameters", "_buffers", "_modules")
-    }
-    tensors = {name: tensor.clone() for name, tensor in (*vae.named_parameters(), *vae.named_buffers())}
-    return rest, tensors
-
-
-def test_calls_leave_nothing_on_the_modules(vae):
-    rest, tensors = snapshot(vae)
-    with torch.no_grad():
-        for latents in (5, 3, 1, 6):
-            vae.decode(vae.encode(random_video((latents - 1) * vae.strides[0] + 1)))
-    after_rest, after_tensors = snapshot(vae)
-    assert after_rest == rest
-    assert after_tensors.keys() == tensors.keys()
-    assert all(torch.equal(after_tensors[name], tensor) for name, tensor in tensors.items())
-
-
-def test_lengths_and_sizes_may_follow_each_other_in_any_order(vae):
-    fresh = make_vae(vae.config)
-    clips = [random_video(n * vae.strides[0] + 1, height, seed=n) for n, height in ((4, 16), (2, 24), (0, 16), (5, 16))]
-    with torch.no_grad():
-        alone = [fresh.encode_moments(clip)[0] for clip in clips]
-        for clip, expected in zip([*clips, *clips[::-1]], [*alone, *alone[::-1]], strict=True):
-            assert torch.equal(vae.encode_moments(clip)[0], expected)
-            decoded = vae.decode(expected)
-            assert decoded.shape == clip.shape
-
-
-def test_a_failed_call_does_not_disturb_the_next(vae8):
-    video = random_video(33)
-    with torch.no_grad():
-        expected = vae8.encode_moments(video)[0]
-        calls = []
-
-        def fail(module, arguments):
-            calls.append(0)
-            if len(calls) == 3:
-                raise RuntimeError("out of memory")
-
-        handle = vae8.encoder.mid.register_forward_pre_hook(fail)
-        with pytest.raises(RuntimeError, match="out of memory"):
-            vae8.encode_moments(video)
-        handle.remove()
-        assert torch.equal(vae8.encode_moments(video)[0], expected)
-
-
 # ---------------------------------------------------------------------------------------------- what the numbers mean
 
 
@@ -394,15 +236,3 @@ def test_gradients_reach_every_trained_parameter_and_no_kernel(vae, tiling):
     assert [name for name in missing if not name.endswith("mid.1.k.conv.bias")] == []
     assert all(p.grad is None for name, p in network.named_parameters() if "wavelet_transform" in name)
     assert video.grad.abs().sum() > 0
-
-
-def test_gradients_in_chunks_equal_gradients_whole(vae):
-    gradients = []
-    for tiling in (False, True):
-        network = WFVAE(dataclasses.replace(vae.config, use_tiling=tiling)).eval()
-        network.load_state_dict(vae.state_dict())
-        network.decode(network.encode_moments(random_video(4 * vae.strides[0] + 1))[0]).square().mean().backward()
-        gradients.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
-    for name, uncut in gradients[0].items():
-        scale = uncut.abs().max().item()
-        torch.testing.assert_close(gradients[1][name], uncut, atol=1e-4 * scale + 1e-7, rtol=0, msg=name)
