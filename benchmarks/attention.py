@@ -13,6 +13,7 @@ import torch
 from common import measure, table
 from torch import Tensor
 
+from mindspeed_mm.models.build import TORCH_DTYPES
 from mindspeed_mm.models.sparse_ummdit.flops import attention_flops
 from mindspeed_mm.ops.attention import attend
 from mindspeed_mm.ops.skiparse import join_text, split_text
@@ -29,7 +30,7 @@ def main() -> None:
     options = parser.parse_args()
 
     tokens, heads = math.prod(options.extent), options.width // 128
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
+    dtype = TORCH_DTYPES[options.dtype]
 
     def tensors(length: int) -> list[Tensor]:
         return [

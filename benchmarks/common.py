@@ -16,7 +16,7 @@ from tensor_memory import TensorMemory
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a clone that is not installed, too
 
 from mindspeed_mm.config.model import DenoiserConfig
-from mindspeed_mm.models.build import build_denoiser
+from mindspeed_mm.models.build import TORCH_DTYPES, build_denoiser
 from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.types import TextFeatures
@@ -126,7 +126,7 @@ def denoiser_inputs(
     """Latents of `extent` (t, h, w) patches, sigma and a caption of which `real_text` tokens are real; one sample."""
     generator = torch.Generator().manual_seed(0)
     t, h, w = extent
-    floats = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    floats = TORCH_DTYPES[dtype]
     latents = torch.randn(1, config.in_channels, t, 2 * h, 2 * w, generator=generator)
     keep = torch.arange(text_tokens)[None] < real_text
     sequence = torch.randn(1, text_tokens, config.caption_channels, generator=generator)

@@ -17,7 +17,7 @@ from common import measure, peak_bytes, table, void
 from torch import Tensor, nn
 
 from mindspeed_mm.config.model import AutoencoderConfig
-from mindspeed_mm.models.build import build_autoencoder
+from mindspeed_mm.models.build import TORCH_DTYPES, build_autoencoder
 from mindspeed_mm.models.wfvae.causal_conv import CausalConv3d
 from mindspeed_mm.models.wfvae.model import WFVAE
 
@@ -85,7 +85,7 @@ def main() -> None:
 def clip(frames: int, options) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     video = torch.rand(1, 3, frames, *options.size, generator=generator) * 2 - 1
-    return video.to(options.device, {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype])
+    return video.to(options.device, TORCH_DTYPES[options.dtype])
 
 
 def show_times(networks: dict[str, WFVAE], options) -> None:
