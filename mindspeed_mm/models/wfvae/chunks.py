@@ -108,12 +108,13 @@ def decode_spans(latents: int, stride_t: int) -> list[Span]:
     ]
 
 
-def streamed(spans: list[Span]) -> list[Span]:
-    """The decoder's spans for chunks that hold back instead of looking ahead: at most two latent frames each.
+def streamed_spans(latents: int, stride_t: int) -> list[Span]:
+    """`decode_spans` for chunks that hold back instead of looking ahead: at most two latent frames each.
 
     So the memory of a chunk does not depend on the clip's length, as it does by the original's rule. A clip that is not
     cut stays whole.
     """
+    spans = decode_spans(latents, stride_t)
     if len(spans) == 1:
         return spans
     return [Span(start, min(start + 2, span.stop)) for span in spans for start in range(span.start, span.stop, 2)]

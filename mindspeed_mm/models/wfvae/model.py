@@ -14,7 +14,7 @@ from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.model import AutoencoderConfig
 from mindspeed_mm.config.reader import check
 from mindspeed_mm.models.wfvae import tiles
-from mindspeed_mm.models.wfvae.chunks import Chunk, Span, decode_spans, encode_spans, streamed, without_a_single_frame
+from mindspeed_mm.models.wfvae.chunks import Chunk, Span, encode_spans, streamed_spans, without_a_single_frame
 from mindspeed_mm.models.wfvae.decoder import Decoder
 from mindspeed_mm.models.wfvae.encoder import Encoder
 from mindspeed_mm.models.wfvae.layers import VIDEO_CHANNELS
@@ -85,7 +85,7 @@ class WFVAE(nn.Module):
         LatentGrid.of_video(*video.shape[2:], self.strides)
         spans = self._spans(encode_spans, video.shape[2])
         frames = (video.shape[2] - 1) // self.strides[0] + 1
-        moments = _in_chunks(self.encoder, video.to(self.dtype), without_a_single_frame(spans), frames)
+        moments = _in_chunks(self.encoder, video.to(self.dtype), spans, frames)
         mean, logvar = moments.chunk(2, dim=1)
         return mean, logvar.clamp(*_LOGVAR_RANGE)
 
@@ -97,7 +97,7 @@ class WFVAE(nn.Module):
     def decode_unscaled(self, z: Tensor) -> Tensor:
         """Video of latents before shift and scale, such as the mean of `encode_moments`."""
         _check_shape("z", z, self.config.latent_dim)
-        z, spans = z.to(self.dtype), without_a_single_frame(streamed(self._spans(decode_spans, z.shape[2])))
+        z, spans = z.to(self.dtype), self._spans(streamed_spans, z.shape[2])
         frames = (z.shape[2] - 1) * self.strides[0] + 1
         if not self.config.use_spatial_tiling:
             return _in_chunks(self.decoder, z, spans, frames)
@@ -114,6 +114,8 @@ class WFVAE(nn.Module):
         if not self.config.use_tiling:
             return [Span(0, frames)]
         spans = cut(frames, self.strides[0])
+        if self.config.norm_type == "layernorm":  # the statistics of group norm depend on where the original cuts
+            spans = without_a_single_frame(spans)
         _LOG.debug("wfvae: %d frames in %d chunks", frames, len(spans))
         return spans
 
