@@ -4,29 +4,14 @@ import dataclasses
 
 import pytest
 import torch
+from small_vae import TINY_8
 
-from mindspeed_mm.config.model import AutoencoderConfig
 from mindspeed_mm.config.reader import check
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.models.build import build_autoencoder
 from mindspeed_mm.models.wfvae import tiles
 
-CONFIG = AutoencoderConfig(
-    base_channels=8,
-    latent_dim=4,
-    encoder_num_resblocks=1,
-    encoder_energy_flow_hidden_size=8,
-    decoder_num_resblocks=2,
-    decoder_energy_flow_hidden_size=8,
-    connect_res_layer_num=1,
-    norm_type="layernorm",
-    t_interpolation="trilinear",
-    use_tiling=True,
-    l1_downsample_block="Spatial2xTime2x3DDownsample",
-    l1_downsample_wavelet="HaarWaveletTransform3D",
-    l1_upsample_block="Spatial2xTime2x3DUpsample",
-    l1_upsample_wavelet="InverseHaarWaveletTransform3D",
-)
+CONFIG = dataclasses.replace(TINY_8, decoder_num_resblocks=2, scale=None, shift=None)
 
 
 def pair(tile: int, overlap: int, **others):
