@@ -73,7 +73,7 @@ class Decoder(nn.Module):
 
         It looks back in time only, so it needs no look-ahead.
         """
-        return self.mid(self.conv_in(channels_last(z), chunk), chunk)
+        return self.mid(self.conv_in(z, chunk), chunk)
 
     def rise(self, features: Tensor, chunk: Chunk) -> Tensor:
         """Features [B,D,t,h,w] -> video [B,3,T,H,W]: convolutions, which see a bounded neighbourhood only."""
