@@ -1,4 +1,4 @@
-"""A small autoencoder and its inputs, for the tests beside this file."""
+"""A small autoencoder and its inputs."""
 
 import dataclasses
 

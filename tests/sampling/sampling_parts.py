@@ -1,12 +1,14 @@
 """A pipeline of random networks, with stand-ins for the text encoders, which need files."""
 
+import dataclasses
 import zlib
 from types import SimpleNamespace
 
 import torch
 from rank_runs import DENOISER
+from small_vae import TINY_8
 
-from mindspeed_mm.config.model import AutoencoderConfig, DiffusionConfig, TextEncoderConfig, TokenizerConfig
+from mindspeed_mm.config.model import DiffusionConfig, TextEncoderConfig, TokenizerConfig
 from mindspeed_mm.config.sample import PipelineConfig, SampleModelConfig, SamplingOptions
 from mindspeed_mm.models.build import build_autoencoder, build_denoiser
 from mindspeed_mm.parallel.context import ParallelContext
@@ -15,21 +17,7 @@ from mindspeed_mm.sampling.residence import Residence
 from mindspeed_mm.types import TextFeatures
 
 TEXT_TOKENS = 8
-AUTOENCODER = AutoencoderConfig(
-    base_channels=8,
-    latent_dim=4,
-    encoder_num_resblocks=1,
-    encoder_energy_flow_hidden_size=8,
-    decoder_num_resblocks=1,
-    decoder_energy_flow_hidden_size=8,
-    connect_res_layer_num=1,
-    norm_type="layernorm",
-    t_interpolation="trilinear",
-    l1_downsample_block="Spatial2xTime2x3DDownsample",
-    l1_downsample_wavelet="HaarWaveletTransform3D",
-    l1_upsample_block="Spatial2xTime2x3DUpsample",
-    l1_upsample_wavelet="InverseHaarWaveletTransform3D",
-)
+AUTOENCODER = dataclasses.replace(TINY_8, scale=None, shift=None, use_tiling=False)
 
 
 class MadeUpText:
