@@ -13,10 +13,10 @@ import torch
 from common import measure, table
 from torch import Tensor
 
-from mindspeed_mm.models.build import TORCH_DTYPES
 from mindspeed_mm.models.sparse_ummdit.flops import attention_flops
 from mindspeed_mm.ops.attention import attend
 from mindspeed_mm.ops.skiparse import join_text, split_text
+from mindspeed_mm.types import TORCH_DTYPES
 
 
 def main() -> None:

@@ -16,10 +16,10 @@ from tensor_memory import TensorMemory
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a clone that is not installed, too
 
 from mindspeed_mm.config.model import DenoiserConfig
-from mindspeed_mm.models.build import TORCH_DTYPES, build_denoiser
+from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
 from mindspeed_mm.parallel.context import ParallelContext
-from mindspeed_mm.types import TextFeatures
+from mindspeed_mm.types import TORCH_DTYPES, TextFeatures
 
 # Of v1.5: 4 dense blocks, 8, 12 and 8 at sparsity 2, 4 and 8.
 STAGES, SPARSITIES = (2, 4, 6, 8, 6, 4, 2), (1, 2, 4, 8, 4, 2, 1)

@@ -27,14 +27,14 @@ from common import SPARSITIES, STAGES, denoiser_config, peak_bytes, synchronize,
 from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.config.reader import build, find, read_json
 from mindspeed_mm.config.sample import SampleModelConfig, SamplingOptions
-from mindspeed_mm.models.build import TORCH_DTYPES, build_autoencoder, build_denoiser
+from mindspeed_mm.models.build import build_autoencoder, build_denoiser
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.platforms.select import select
 from mindspeed_mm.sampling.pipeline import T2VPipeline
 from mindspeed_mm.sampling.prompts import read_prompts
 from mindspeed_mm.sampling.requests import Request
 from mindspeed_mm.sampling.residence import Residence
-from mindspeed_mm.types import TextFeatures
+from mindspeed_mm.types import TORCH_DTYPES, TextFeatures
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "examples" / "opensoraplan1.5" / "inference_t2v_model1_5.json"
 FULL_SIZE = (121, 576, 1024)

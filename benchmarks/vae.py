@@ -17,9 +17,10 @@ from common import measure, peak_bytes, table, void
 from torch import Tensor, nn
 
 from mindspeed_mm.config.model import AutoencoderConfig
-from mindspeed_mm.models.build import TORCH_DTYPES, build_autoencoder
+from mindspeed_mm.models.build import build_autoencoder
 from mindspeed_mm.models.wfvae.causal_conv import CausalConv3d
 from mindspeed_mm.models.wfvae.model import WFVAE
+from mindspeed_mm.types import TORCH_DTYPES
 
 _LEVELS = {
     f"{level}_{way}_{part}": name

@@ -1,9 +1,12 @@
-"""Tensors that travel together between the floors of the package."""
+"""Tensors that travel together between the floors of the package, and the names of their dtypes."""
 
 import dataclasses
 
 import torch
 from torch import Tensor
+
+# By the names in the configs and on the command line.
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

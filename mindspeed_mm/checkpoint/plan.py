@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 
 from mindspeed_mm.errors import CheckpointError
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from mindspeed_mm.types import TORCH_DTYPES
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -83,7 +82,7 @@ def human(nbytes: int) -> str:
 
 def short(dtype: torch.dtype) -> str:
     """torch.bfloat16 -> "bf16"."""
-    names = {value: key for key, value in DTYPES.items()}
+    names = {value: key for key, value in TORCH_DTYPES.items()}
     return names.get(dtype, str(dtype).removeprefix("torch."))
 
 
@@ -91,9 +90,9 @@ def cast(dtype: torch.dtype, wanted: str | None) -> torch.dtype:
     """The dtype that a tensor of `dtype` is written in; integers stay what they are."""
     if wanted is None or not dtype.is_floating_point:
         return dtype
-    if wanted not in DTYPES:
-        raise CheckpointError(f"dtype {wanted!r}: must be one of {', '.join(DTYPES)}")
-    return DTYPES[wanted]
+    if wanted not in TORCH_DTYPES:
+        raise CheckpointError(f"dtype {wanted!r}: must be one of {', '.join(TORCH_DTYPES)}")
+    return TORCH_DTYPES[wanted]
 
 
 def _dtypes(pieces: list[Piece]) -> str:

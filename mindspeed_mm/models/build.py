@@ -7,10 +7,10 @@ from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
 from mindspeed_mm.models.wfvae.model import WFVAE
 from mindspeed_mm.parallel import partition
 from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.types import TORCH_DTYPES
 
 DENOISERS = {"SparseUMMDiT": SparseUMMDiT}
 AUTOENCODERS = {"wfvae": WFVAE}
-TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_denoiser(

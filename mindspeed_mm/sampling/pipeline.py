@@ -16,7 +16,7 @@ from mindspeed_mm.config.reader import build, check, node_from_python, read_json
 from mindspeed_mm.config.sample import PromptConfig, SampleModelConfig, SamplingOptions
 from mindspeed_mm.diffusion import schedule
 from mindspeed_mm.errors import ConfigError, SamplingError
-from mindspeed_mm.models.build import TORCH_DTYPES, build_autoencoder, build_denoiser
+from mindspeed_mm.models.build import build_autoencoder, build_denoiser
 from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
 from mindspeed_mm.models.wfvae.model import WFVAE
 from mindspeed_mm.parallel.context import ParallelContext
@@ -26,7 +26,7 @@ from mindspeed_mm.sampling.denoise import Step, activation_bytes, decide_mode, s
 from mindspeed_mm.sampling.requests import Request
 from mindspeed_mm.sampling.residence import Residence
 from mindspeed_mm.sampling.text import PromptEncoder
-from mindspeed_mm.types import TextFeatures
+from mindspeed_mm.types import TORCH_DTYPES, TextFeatures
 from mindspeed_mm.weights import folder as pretrained_folder
 from mindspeed_mm.weights import load_autoencoder, load_denoiser
 

@@ -11,10 +11,9 @@ import torch
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.data.tokens import Tokenizer, load_tokenizer
 from mindspeed_mm.errors import SamplingError
-from mindspeed_mm.models.build import TORCH_DTYPES
 from mindspeed_mm.models.text.encoders import TextEncoders
 from mindspeed_mm.sampling.residence import Residence
-from mindspeed_mm.types import TextFeatures
+from mindspeed_mm.types import TORCH_DTYPES, TextFeatures
 
 _T5_LENGTH = 512  # fixed in the original, whatever model_max_length says
 

@@ -15,7 +15,7 @@ from mindspeed_mm.checkpoint import files, layout
 from mindspeed_mm.config.autoencoder import AutoencoderRunConfig
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.data.loader import build_loader
-from mindspeed_mm.models.build import TORCH_DTYPES, build_autoencoder
+from mindspeed_mm.models.build import build_autoencoder
 from mindspeed_mm.optim.adaptive_clip import FixedClip
 from mindspeed_mm.optim.ema import Ema
 from mindspeed_mm.optim.step import OptimizerStep, StepReport
@@ -29,7 +29,7 @@ from mindspeed_mm.training.encoders import per_sample_noise
 from mindspeed_mm.training.saving import Saver
 from mindspeed_mm.training.signals import StopRequest
 from mindspeed_mm.training.state import TrainingState
-from mindspeed_mm.types import Batch
+from mindspeed_mm.types import TORCH_DTYPES, Batch
 from mindspeed_mm.weights import load_autoencoder
 
 _log = logs.get(__name__)

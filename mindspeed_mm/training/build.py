@@ -8,7 +8,7 @@ import torch
 from mindspeed_mm import logs
 from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.config.run import RunConfig
-from mindspeed_mm.models.build import TORCH_DTYPES, build_autoencoder, build_denoiser
+from mindspeed_mm.models.build import build_autoencoder, build_denoiser
 from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
 from mindspeed_mm.models.text.encoders import TextEncoders
 from mindspeed_mm.optim.adaptive_clip import AdaptiveClip, FixedClip
@@ -26,6 +26,7 @@ from mindspeed_mm.training.state import TrainingState
 from mindspeed_mm.training.step import TrainStep
 from mindspeed_mm.training.task import FlowMatchingTask
 from mindspeed_mm.training.trainer import Sampler, Trainer
+from mindspeed_mm.types import TORCH_DTYPES
 from mindspeed_mm.weights import load_autoencoder, load_denoiser
 
 _log = logs.get(__name__)

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from mindspeed_mm.config.model import TextEncoderConfig
 from mindspeed_mm.errors import CheckpointError
-from mindspeed_mm.models.build import TORCH_DTYPES
-from mindspeed_mm.types import TextFeatures, TokenIds
+from mindspeed_mm.types import TORCH_DTYPES, TextFeatures, TokenIds
 
 _CLASSES = {
     "T5": "T5EncoderModel",

@@ -7,9 +7,9 @@ import pytest
 import torch
 from test_compile import CONFIG
 
-from mindspeed_mm.models.build import TORCH_DTYPES, build_denoiser
+from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.parallel.context import ParallelContext
-from mindspeed_mm.types import TextFeatures
+from mindspeed_mm.types import TORCH_DTYPES, TextFeatures
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
 
