@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installing it
 
 from mindspeed_mm.config.data import DataConfig
+from mindspeed_mm.config.data_dialects import data_node
 from mindspeed_mm.config.reader import build, read_json
 from mindspeed_mm.data.check import check_list, draw_shapes
 from mindspeed_mm.errors import MMError
@@ -33,7 +34,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         found = check_list(
-            build(DataConfig, read_json(options.mm_data)),
+            build(DataConfig, data_node(read_json(options.mm_data))),
             global_batch_size=options.global_batch_size,
             samples=options.samples,
             seed=options.seed,

@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from mindspeed_mm.config import checks
+from mindspeed_mm.config import checks, data_dialects, model_dialects
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.model import AutoencoderConfig
@@ -138,7 +138,8 @@ def evaluation_config(argv: list[str]) -> AutoencoderEvaluationConfig:
 
 def _read(flags) -> tuple[AutoencoderConfig, DataConfig]:
     """The `ae` block of --mm-model with --weights, and --mm-data; they are checked against each other."""
-    model_node, data_node = read_json(flags.mm_model), read_json(flags.mm_data)
+    model_node = model_dialects.model_node(read_json(flags.mm_model))
+    data_node = data_dialects.data_node(read_json(flags.mm_data))
     autoencoder = build(AutoencoderConfig, find(model_node, "ae"))
     if flags.weights is not None:
         autoencoder = dataclasses.replace(autoencoder, from_pretrained=flags.weights)

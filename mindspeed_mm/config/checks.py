@@ -95,7 +95,17 @@ def check_clips(data: DataConfig, data_node: Node, model: TrainModelConfig, laun
         raise find(place, "ae_stride_t").error(
             f"{clips.ae_stride_t}, but the autoencoder compresses time by {stride_t}"
         )
+    if clips.vae_scale_factor not in (None, model.ae.strides):
+        raise find(place, "vae_scale_factor").error(
+            f"{list(clips.vae_scale_factor)}, but the autoencoder compresses by {list(model.ae.strides)}"
+        )
     unit = stride_h * model.predictor.patch_size
+    for kind in ("video", "image"):
+        size = clips.fixed_size(kind)
+        if not clips.force_resolution and size is not None and any(side % unit for side in size):
+            raise find(place, "train_pipeline").error(
+                f"{kind} is resized to {size[0]}x{size[1]}, not to multiples of {unit} (autoencoder x patch)"
+            )
     if not clips.force_resolution:
         if clips.hw_stride % unit:
             raise find(place, "hw_stride").error(f"{clips.hw_stride} is not a multiple of {unit} (autoencoder x patch)")

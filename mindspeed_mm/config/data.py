@@ -61,10 +61,13 @@ class PreprocessConfig:
     min_hxw: int | None = None  # clips with fewer pixels are dropped; default max_hxw // 4
     force_resolution: bool = True
     force_5_ratio: bool = False
+    video_processor_type: str | None = option(None, choices=("OpensoraplanVideoProcessor",))  # see `keeps_every_speed`
+    hw_aspect_thr: float | None = None  # MindSpeed-MM's aspect rule, instead of the next two: see `aspect_limits`
     max_h_div_w_ratio: float = 2.0
     min_h_div_w_ratio: float = 0.5
     hw_stride: int = 16
     ae_stride_t: int = 8
+    vae_scale_factor: tuple[int, int, int] | None = None  # time, height, width; only checked against the autoencoder
     sp_size: int = 1  # the number of latent frames must be divisible by it
     train_fps: float = 24.0
     speed_factor: float = 1.0
@@ -89,11 +92,35 @@ class PreprocessConfig:
         "train_sp_batch_size": "sequence parallelism does not change the batch",
         "image_processer_type": "images always become clips of one frame",
         "max_workers": "num_workers sets the number of processes that decode",
+        "truncate_t_by_sp": "context parallel splits tokens, so that any number of frames can be shared",
     }
 
     @property
     def least_pixels(self) -> int:
         return self.max_hxw // 4 if self.min_hxw is None else self.min_hxw
+
+    @property
+    def keeps_every_speed(self) -> bool:
+        """MindSpeed-MM's processor drops neither long clips nor those below `train_fps`, whose frames it repeats."""
+        return self.video_processor_type is not None
+
+    @property
+    def aspect_limits(self) -> tuple[float, float]:
+        """Least and greatest height / width; with hw_aspect_thr and without force_resolution, of the sample."""
+        if self.hw_aspect_thr is None:
+            return self.min_h_div_w_ratio, self.max_h_div_w_ratio
+        target = self.max_height / self.max_width if self.force_resolution else 1.0
+        return target / self.hw_aspect_thr, target * self.hw_aspect_thr
+
+    def fixed_size(self, kind: str) -> tuple[int, int] | None:
+        """(height, width) that every sample of a kind has, or None if it follows from the size of each clip.
+
+        MindSpeed-MM's own file resizes to one size without force_resolution, so there the transform decides.
+        """
+        if self.force_resolution:
+            return self.max_height, self.max_width
+        sizes = [step.size for step in getattr(self.train_pipeline, kind) if isinstance(step, CenterCropResizeVideo)]
+        return sizes[-1] if sizes and self.video_processor_type is not None else None
 
     def problems(self):
         if self.max_hxw is None and self.min_hxw is None:
@@ -110,6 +137,8 @@ class PreprocessConfig:
         for name in ("num_frames", "frame_interval", "hw_stride", "ae_stride_t", "sp_size", "min_num_frames"):
             if getattr(self, name) < 1:
                 yield name, f"{getattr(self, name)}: must be at least 1"
+        if self.hw_aspect_thr is not None and self.hw_aspect_thr < 1:
+            yield "hw_aspect_thr", f"{self.hw_aspect_thr}: must be at least 1, for example 2.0"
         if self.fixed_crops < 0:
             yield "fixed_crops", f"{self.fixed_crops}: must be 0 (new crops in every epoch) or more"
         for name in ("cfg", "drop_short_ratio"):
@@ -165,7 +194,7 @@ class DatasetConfig:
 class CollateConfig:
     """`collate_param`: how samples become a batch."""
 
-    model_name: str = option("GroupLength", choices=("GroupLength",))
+    model_name: str = option("GroupLength", choices=("GroupLength", "open_sora_plan"))  # one thing, two names
     batch_size: int = 1
     group_data: bool = False
     max_height: int = 480  # target size without group_data
@@ -189,6 +218,8 @@ class LoaderConfig:
     drop_last: bool = True
     pin_memory: bool = False
     group_data: bool = True
+    group_frame: bool = False
+    group_resolution: bool = False
     collate_param: CollateConfig = CollateConfig()
 
     ACCEPTED: ClassVar[dict[str, str]] = {
@@ -196,6 +227,11 @@ class LoaderConfig:
         "gradient_accumulation_size": "--global-batch-size sets it",
         "encoder_dp_size": "it follows from enable_encoder_dp and the layout",
     }
+
+    def problems(self):
+        for name in ("group_frame", "group_resolution"):
+            if getattr(self, name):
+                yield name, "true: use group_data true, which groups by frames and resolution together"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

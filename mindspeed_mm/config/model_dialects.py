@@ -18,12 +18,12 @@ _VALUES = {
 
 def model_node(node: Node) -> Node:
     """A model JSON of a training run (`TrainModelConfig`) in our dialect."""
-    return _blocks(_unpacked(node, "text_encoder"))
+    return _blocks(unpacked(node, "text_encoder"))
 
 
 def sample_node(node: Node) -> Node:
     """An inference JSON (`SampleModelConfig`) in our dialect."""
-    node = _blocks(_unpacked(_unpacked(node, "text_encoder"), "tokenizer"))
+    node = _blocks(unpacked(unpacked(node, "text_encoder"), "tokenizer"))
     if isinstance(node.value, dict) and "dtype" in node.value and "weight_dtype" not in node.value:
         value = dict(node.value)
         value["weight_dtype"] = value.pop("dtype")
@@ -60,7 +60,7 @@ def _blocks(node: Node) -> Node:
     return dataclasses.replace(node, value=value)
 
 
-def _unpacked(node: Node, key: str) -> Node:
+def unpacked(node: Node, key: str) -> Node:
     """`key`: [first, second] -> `key`: first, `key`_2: second."""
     if not isinstance(node.value, dict) or not isinstance(getattr(node.value.get(key), "value", None), list):
         return node

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from mindspeed_mm import logs
-from mindspeed_mm.config import arguments, checks, model_dialects
+from mindspeed_mm.config import arguments, checks, data_dialects, model_dialects
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.model import DenoiserConfig, TrainModelConfig
 from mindspeed_mm.config.reader import build, find, read_json
@@ -33,7 +33,8 @@ def run_config(argv: list[str], world_size: int | None = None) -> RunConfig:
     flags, without_effect = arguments.parse_train(argv)
     checks.positive("--train-iters", flags.train_iters)
     notes: list[str] = []
-    model_node, data_node = model_dialects.model_node(read_json(flags.mm_model)), read_json(flags.mm_data)
+    model_node = model_dialects.model_node(read_json(flags.mm_model))
+    data_node = data_dialects.data_node(read_json(flags.mm_data))
     model, data = build(TrainModelConfig, model_node, notes), build(DataConfig, data_node, notes)
     if flags.clip_grad_ema_decay is None and model.patch.adaptive_clip_grad_norm is not None:
         flags.clip_grad_ema_decay = model.patch.adaptive_clip_grad_norm.clip_grad_ema_decay

@@ -167,7 +167,11 @@ def _no_resolution(row: Row, config: PreprocessConfig) -> bool:
 
 
 def _aspect_mismatch(row: Row, config: PreprocessConfig) -> bool:
-    return not config.min_h_div_w_ratio <= row.height / row.width <= config.max_h_div_w_ratio
+    height, width = row.height, row.width
+    if config.hw_aspect_thr is not None and not config.force_resolution:
+        height, width = _budget_size(row, config)
+    least, greatest = config.aspect_limits
+    return min(height, width) > 0 and not least <= height / width <= greatest
 
 
 def _too_few_pixels(row: Row, config: PreprocessConfig) -> bool:
@@ -181,17 +185,15 @@ def _too_few_pixels(row: Row, config: PreprocessConfig) -> bool:
 
 
 def _smaller_than_stride(row: Row, config: PreprocessConfig) -> bool:
-    return min(sample_size(row, config)) <= 0
+    return not config.force_resolution and min(_budget_size(row, config)) <= 0
 
 
 def _sample_too_small(row: Row, config: PreprocessConfig) -> bool:
-    height, width = sample_size(row, config)
-    return not config.force_resolution and height * width < config.least_pixels
+    return not config.force_resolution and math.prod(_budget_size(row, config)) < config.least_pixels
 
 
 def _sample_too_large(row: Row, config: PreprocessConfig) -> bool:
-    height, width = sample_size(row, config)
-    return not config.force_resolution and height * width > config.max_hxw
+    return not config.force_resolution and math.prod(_budget_size(row, config)) > config.max_hxw
 
 
 def _no_num_frames(row: Row, config: PreprocessConfig) -> bool:
@@ -203,11 +205,11 @@ def _bad_fps(row: Row, config: PreprocessConfig) -> bool:
 
 
 def _too_long(row: Row, config: PreprocessConfig) -> bool:
-    return frames.too_long(row.num_frames, _fps(row), config)
+    return not config.keeps_every_speed and frames.too_long(row.num_frames, _fps(row), config)
 
 
 def _fps_too_low(row: Row, config: PreprocessConfig) -> bool:
-    return frames.frame_step(_fps(row), config.train_fps) < 1.0
+    return not config.keeps_every_speed and frames.frame_step(_fps(row), config.train_fps) < 1.0
 
 
 def _too_short(row: Row, config: PreprocessConfig, draw: Callable[[], float]) -> bool:
@@ -238,8 +240,11 @@ _VIDEO_RULES = (
 
 def sample_size(row: Row, config: PreprocessConfig) -> tuple[int, int]:
     """(height, width) of every sample of the row."""
-    if config.force_resolution:
-        return config.max_height, config.max_width
+    return config.fixed_size(row.kind) or _budget_size(row, config)
+
+
+def _budget_size(row: Row, config: PreprocessConfig) -> tuple[int, int]:
+    """What is left of a frame after resizing to the budget of pixels and cropping to multiples of the stride."""
     # The original leaves hw_stride out of the first step, so that its keys and its transforms could disagree.
     resized = fit_pixels(row.height, row.width, config.max_hxw, config.force_5_ratio, config.hw_stride)
     return stride_crop(*resized, config.hw_stride, config.force_5_ratio)[2:]
