@@ -5,19 +5,17 @@ from pathlib import Path
 import pytest
 from ranks import close_pools
 
-_ROOT = Path(__file__).resolve().parents[1]
-_GOLDEN_FOLDERS = (_ROOT.parent / "shared" / "golden", _ROOT / "tests" / "golden")
+_GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="session")
 def golden():
-    """Function from a name such as "vae/wavelets.json" to the file of golden numbers; skips where there is none."""
+    """Function from a name such as "vae/wavelets.json" to the file of golden numbers (`golden/README.md`)."""
 
     def find(name: str) -> Path:
-        for folder in _GOLDEN_FOLDERS:
-            if (folder / name).exists():
-                return folder / name
-        pytest.skip(f"no golden file {name} in {' or '.join(map(str, _GOLDEN_FOLDERS))}")
+        path = _GOLDEN / name
+        assert path.is_file(), f"no golden file {path}"
+        return path
 
     return find
 
@@ -30,12 +28,11 @@ def rank_pools():
 
 
 @pytest.fixture(scope="session")
-def clips() -> Path:
-    """Folder of real clips with captions, shared/clips; skips where it is absent."""
-    folder = _ROOT.parent / "shared" / "clips"
-    if not folder.is_dir():
-        pytest.skip(f"no real clips in {folder}")
-    return folder
+def clips(tmp_path_factory) -> Path:
+    """Folder of clips with captions that stand for real ones, and broken files (`made_clips.py`)."""
+    from made_clips import make_clips
+
+    return make_clips(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.fixture(scope="session")

@@ -223,8 +223,8 @@ def test_real_clips_and_tokenizers(clips, encoder_folder, tmp_path):
         data,
         {"train_fps": 8.05, "too_long_factor": 12.0, "max_height": 64, "max_width": 96},
         model_max_length=32,
-        tokenizer_config={"from_pretrained": str(encoder_folder / "t5-v1_1-tiny")},
-        tokenizer_config_2={"from_pretrained": str(encoder_folder / "CLIP-tiny")},
+        tokenizer_config={"from_pretrained": str(encoder_folder / "t5")},
+        tokenizer_config_2={"from_pretrained": str(encoder_folder / "clip")},
     )
     dataset = build_dataset(config.dataset_param, global_batch_size=1, seed=0)
     for index in range(6):

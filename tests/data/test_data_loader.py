@@ -158,8 +158,8 @@ def config(clip_folder, encoder_folder):
         {"cfg": 0.5},
         {"num_workers": 1, "pin_memory": True},
         model_max_length=24,
-        tokenizer_config={"from_pretrained": str(encoder_folder / "t5-v1_1-tiny")},
-        tokenizer_config_2={"from_pretrained": str(encoder_folder / "CLIP-tiny")},
+        tokenizer_config={"from_pretrained": str(encoder_folder / "t5")},
+        tokenizer_config_2={"from_pretrained": str(encoder_folder / "clip")},
     )
 
 
@@ -209,7 +209,7 @@ def test_without_groups_batches_are_padded_to_one_size(tmp_path, encoder_folder)
         write_list(tmp_path, entries),
         {**sizes, "max_hxw": 8192, "min_h_div_w_ratio": 0.2, "train_pipeline": {"video": steps}},
         {"group_data": False, "shuffle": False, "collate_param": target},
-        tokenizer_config={"from_pretrained": str(encoder_folder / "t5-v1_1-tiny")},
+        tokenizer_config={"from_pretrained": str(encoder_folder / "t5")},
     )
     batch = next(iter(built(config, micro_batch_size=2, evaluation=True)))
     assert batch.video.shape == (2, 3, 17, 64, 128)
@@ -223,7 +223,7 @@ def test_real_clips_run_through_worker_processes(clips, encoder_folder, tmp_path
         tmp_path / "data.txt",
         {"train_fps": 8.05, "too_long_factor": 12.0, "max_height": 64, "max_width": 96},
         {"num_workers": 2},
-        tokenizer_config={"from_pretrained": str(encoder_folder / "t5-v1_1-tiny")},
+        tokenizer_config={"from_pretrained": str(encoder_folder / "t5")},
     )
     loader = built(config, global_batch_size=1)
     names = [batch.paths[0].rsplit("/", 1)[1] for batch in take(loader, 12)]

@@ -11,8 +11,8 @@ from mindspeed_mm.errors import ConfigError
 
 
 def test_t5_and_clip_folders_give_ids_of_fixed_length(encoder_folder):
-    t5 = load_tokenizer(TokenizerConfig(from_pretrained=str(encoder_folder / "t5-v1_1-tiny")), "tokenizer_config", 24)
-    clip = load_tokenizer(TokenizerConfig(from_pretrained=str(encoder_folder / "CLIP-tiny")), "tokenizer_config_2")
+    t5 = load_tokenizer(TokenizerConfig(from_pretrained=str(encoder_folder / "t5")), "tokenizer_config", 24)
+    clip = load_tokenizer(TokenizerConfig(from_pretrained=str(encoder_folder / "clip")), "tokenizer_config_2")
     texts = ["a cat plays with a ball", "", "the fox jumps over the lazy dog " * 20]
     for tokenizer, length in ((t5, 24), (clip, 77)):
         tokens = tokenizer(texts)
@@ -26,13 +26,13 @@ def test_t5_and_clip_folders_give_ids_of_fixed_length(encoder_folder):
 
 
 def test_the_folder_states_the_length_unless_the_config_does(encoder_folder):
-    folder = str(encoder_folder / "t5-v1_1-tiny")
+    folder = str(encoder_folder / "t5")
     assert load_tokenizer(TokenizerConfig(from_pretrained=folder), "t").max_length == 512
     assert load_tokenizer(TokenizerConfig(from_pretrained=folder, model_max_length=40), "t").max_length == 40
     assert load_tokenizer(TokenizerConfig(from_pretrained=folder, model_max_length=40), "t", 20).max_length == 20
 
 
-@pytest.mark.parametrize(("name", "folder"), [("T5Tokenizer", "t5-v1_1-tiny"), ("CLIPTokenizer", "CLIP-tiny")])
+@pytest.mark.parametrize(("name", "folder"), [("T5Tokenizer", "t5"), ("CLIPTokenizer", "clip")])
 def test_classes_are_looked_up_by_name_and_survive_a_copy_to_another_process(encoder_folder, name, folder):
     config = TokenizerConfig(from_pretrained=str(encoder_folder / folder), autotokenizer_name=name)
     tokenizer = load_tokenizer(config, "tokenizer_config", 16)

@@ -10,8 +10,6 @@ from mindspeed_mm.sampling.sheets import contact_sheet, grid_picture, pick
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 def test_a_grid_is_the_originals(golden, count):
     tensors = load_file(golden("infer/grid.safetensors"))
-    if f"grid{count}" not in tensors:
-        pytest.skip(f"the golden file has no grid of {count}")
     videos, expected = tensors["videos"][:count], tensors[f"grid{count}"]
     found = np.stack([grid_picture(pictures) for pictures in videos.swapaxes(0, 1)])
     assert np.array_equal(found, expected)
