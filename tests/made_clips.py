@@ -24,7 +24,13 @@ LISTED = {
         160,
     ),
     "summit.mp4": ("a warm disc stands above layered bands in evening light", 49, 8, 120, 180),
-    "press.mp4": ("A grey disc is seen sinking into coloured bands, demonstrating how slowly it moves.", 114, 16, 96, 160),
+    "press.mp4": (
+        "A grey disc is seen sinking into coloured bands, demonstrating how slowly it moves.",
+        114,
+        16,
+        96,
+        160,
+    ),
     "sweets.mp4": ("A grey disc is seen crossing a row of colourful bands, as if it were pushed.", 146, 16, 96, 160),
     "full_range.mp4": ("colour bars of a television test pattern", 30, 30, 144, 256),
     "ten_bits.mp4": ("a ten bit test pattern", 30, 30, 200, 200),
@@ -45,7 +51,13 @@ def make_clips(folder: Path) -> Path:
     h265 = {"x265-params": "keyint=4:bframes=2:log-level=none"}
     _write(folder / "h265.mp4", 10, 10, 128, 128, codec="libx265", options=h265)
     rows = [
-        {"path": name, "cap": caption, "num_frames": count, "fps": fps, "resolution": {"height": height, "width": width}}
+        {
+            "path": name,
+            "cap": caption,
+            "num_frames": count,
+            "fps": fps,
+            "resolution": {"height": height, "width": width},
+        }
         for name, (caption, count, fps, height, width) in LISTED.items()
     ]
     (folder / "annotations.json").write_text(json.dumps(rows, indent=1))
@@ -55,7 +67,9 @@ def make_clips(folder: Path) -> Path:
 
 
 def _make_broken(folder: Path) -> None:
-    _write(folder / "unordered.mov", 4, 32, 50, 50, options={"x264-params": "bframes=2"})  # packets not in display order
+    _write(
+        folder / "unordered.mov", 4, 32, 50, 50, options={"x264-params": "bframes=2"}
+    )  # packets not in display order
     _write(folder / "rotated_90.mov", 3, 30, 64, 112, options=_X264)
     _turn(folder / "rotated_90.mov")
     _write(folder / "corrupted.mp4", 50, 10, 144, 256, options=_X264)
@@ -76,7 +90,9 @@ def _frames(count: int, height: int, width: int):
         yield np.where(inside[..., None], (230, 200, 90), bands).astype(np.uint8)
 
 
-def _write(path, count, fps, height, width, *, codec="libx264", pix_fmt="yuv420p", options, colorspace=None, color_range=None):
+def _write(
+    path, count, fps, height, width, *, codec="libx264", pix_fmt="yuv420p", options, colorspace=None, color_range=None
+):
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
@@ -110,4 +126,3 @@ def _blank_packets(path: Path, first: int) -> None:
     for start, size in packets[first:]:
         data[start : start + size] = bytes(size)
     path.write_bytes(bytes(data))
-
