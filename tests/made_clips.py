@@ -42,9 +42,9 @@ def make_clips(folder: Path) -> Path:
     for name, (_, count, fps, height, width) in LISTED.items():
         more = {}
         if name == "full_range.mp4":
-            more = dict(pix_fmt="yuvj420p", colorspace=1, color_range=2)  # BT.709, full range
+            more = {"pix_fmt": "yuvj420p", "colorspace": 1, "color_range": 2}  # BT.709, full range
         if name == "ten_bits.mp4":
-            more = dict(pix_fmt="yuv420p10le")
+            more = {"pix_fmt": "yuv420p10le"}
         _write(folder / name, count, fps, height, width, options=_X264, **more)
     os.environ.setdefault("SVT_LOG", "1")  # errors only
     _write(folder / "av1.mkv", 125, 25, 90, 160, codec="libsvtav1", options={"preset": "12", "svtav1-params": "log=0"})
