@@ -12,8 +12,8 @@ from pathlib import Path
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.data import probe
 from mindspeed_mm.data.dataset import fixed_draws
-from mindspeed_mm.data.filters import Clip, FilterResult, filter_rows
-from mindspeed_mm.data.index import read_list
+from mindspeed_mm.data.lists.filters import Clip, FilterResult, filter_rows
+from mindspeed_mm.data.lists.rows import read_list
 from mindspeed_mm.data.sampler import GroupedSampler
 from mindspeed_mm.data.video import VideoSource
 from mindspeed_mm.data.workers import Announce, WorkerPool

@@ -13,9 +13,9 @@ from torch import Tensor
 from mindspeed_mm import logs
 from mindspeed_mm.config.data import DatasetConfig
 from mindspeed_mm.data import captions
-from mindspeed_mm.data.filters import Clip, FilterResult, filter_rows
-from mindspeed_mm.data.index import Row, read_list
 from mindspeed_mm.data.ledger import Substitution
+from mindspeed_mm.data.lists.filters import Clip, FilterResult, filter_rows
+from mindspeed_mm.data.lists.rows import Row, read_list
 from mindspeed_mm.data.tokens import Tokenizer, load_tokenizer
 from mindspeed_mm.data.video import Allocate, VideoSource
 from mindspeed_mm.errors import DataError

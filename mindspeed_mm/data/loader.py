@@ -16,8 +16,8 @@ from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.data.buffers import SharedBuffers
 from mindspeed_mm.data.collate import collate
 from mindspeed_mm.data.dataset import ClipDataset, build_dataset
-from mindspeed_mm.data.index import Row
 from mindspeed_mm.data.ledger import BadSample, Ledger, Substitution
+from mindspeed_mm.data.lists.rows import Row
 from mindspeed_mm.data.sampler import GroupedSampler, Position
 from mindspeed_mm.data.workers import Announce, Lent, WorkerPool
 from mindspeed_mm.errors import DataError, MMError

@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mindspeed_mm import atomic, logs
-from mindspeed_mm.data.index import Row
+from mindspeed_mm.data.lists.rows import Row
 from mindspeed_mm.data.readers import probe_video, read_image
 from mindspeed_mm.data.workers import Announce, WorkerPool
 from mindspeed_mm.errors import DataError

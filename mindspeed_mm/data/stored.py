@@ -11,8 +11,8 @@ from torch import Tensor
 from mindspeed_mm.config.data import DatasetConfig
 from mindspeed_mm.data import captions
 from mindspeed_mm.data.features import TEXT, VIDEO, Entry, PartReader, Stamp, digest, read_index
-from mindspeed_mm.data.filters import Clip
-from mindspeed_mm.data.index import Row
+from mindspeed_mm.data.lists.filters import Clip
+from mindspeed_mm.data.lists.rows import Row
 from mindspeed_mm.data.video import Allocate
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.types import Posterior, TextFeatures

@@ -9,7 +9,7 @@ from torch import Tensor
 from mindspeed_mm.config.data import PreprocessConfig
 from mindspeed_mm.config.transforms import ToTensorAfterResize, ToTensorVideo
 from mindspeed_mm.data import frames
-from mindspeed_mm.data.filters import Clip
+from mindspeed_mm.data.lists.filters import Clip
 from mindspeed_mm.data.readers import build_reader, read_image
 from mindspeed_mm.data.rgb import split
 from mindspeed_mm.data.transforms import ClipPlan, Pipeline, build_pipeline

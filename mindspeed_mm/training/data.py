@@ -11,9 +11,9 @@ from mindspeed_mm.config.run import RunConfig
 from mindspeed_mm.data import probe
 from mindspeed_mm.data.dataset import ClipDataset, filtered_list, load_tokens
 from mindspeed_mm.data.features import TEXT, VIDEO, check_settings
-from mindspeed_mm.data.filters import Clip
-from mindspeed_mm.data.index import Row, read_list
 from mindspeed_mm.data.ledger import Ledger
+from mindspeed_mm.data.lists.filters import Clip
+from mindspeed_mm.data.lists.rows import Row, read_list
 from mindspeed_mm.data.loader import Loader, build_loader
 from mindspeed_mm.data.stored import StoredTexts, StoredVideos, check_texts, check_videos
 from mindspeed_mm.data.video import VideoSource

@@ -19,7 +19,7 @@ from mindspeed_mm.data import features, stored
 from mindspeed_mm.data.buffers import SharedBuffers
 from mindspeed_mm.data.dataset import Sample, Tokens, filtered_list, fixed_draws, load_tokens
 from mindspeed_mm.data.features import TEXT, VIDEO, Entry, PartWriter, Stamp, digest
-from mindspeed_mm.data.filters import Clip
+from mindspeed_mm.data.lists.filters import Clip
 from mindspeed_mm.data.loader import joiner
 from mindspeed_mm.data.video import VideoSource
 from mindspeed_mm.data.workers import Announce, Lent, WorkerPool

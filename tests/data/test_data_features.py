@@ -9,8 +9,8 @@ from data_helpers import data_config, row, write_list
 
 from mindspeed_mm.data import captions, features, stored
 from mindspeed_mm.data.features import Entry, PartReader, PartWriter, Stamp, digest
-from mindspeed_mm.data.filters import filter_rows
-from mindspeed_mm.data.index import read_list
+from mindspeed_mm.data.lists.filters import filter_rows
+from mindspeed_mm.data.lists.rows import read_list
 from mindspeed_mm.errors import DataError
 
 

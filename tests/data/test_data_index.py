@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mindspeed_mm.data.index import read_annotation, read_list
+from mindspeed_mm.data.lists.rows import read_annotation, read_list
 from mindspeed_mm.errors import DataError
 
 

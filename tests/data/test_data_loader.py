@@ -17,8 +17,8 @@ from data_helpers import LetterTokenizer, data_config, row, write_clip, write_li
 from mindspeed_mm.data import loader as loaders
 from mindspeed_mm.data.collate import collate
 from mindspeed_mm.data.dataset import ClipDataset, Tokens
-from mindspeed_mm.data.filters import filter_rows
-from mindspeed_mm.data.index import read_list
+from mindspeed_mm.data.lists.filters import filter_rows
+from mindspeed_mm.data.lists.rows import read_list
 from mindspeed_mm.data.loader import Loader, build_loader
 from mindspeed_mm.data.sampler import GroupedSampler
 from mindspeed_mm.data.video import VideoSource

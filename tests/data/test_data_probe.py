@@ -10,8 +10,8 @@ from PIL import Image
 from test_data_filters import SMALL_SIZE, preprocess
 
 from mindspeed_mm.data import probe
-from mindspeed_mm.data.filters import filter_rows
-from mindspeed_mm.data.index import read_list
+from mindspeed_mm.data.lists.filters import filter_rows
+from mindspeed_mm.data.lists.rows import read_list
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 
 from mindspeed_mm.config.data import PreprocessConfig
 from mindspeed_mm.data import frames
-from mindspeed_mm.data.index import Row
+from mindspeed_mm.data.lists.rows import Row
 from mindspeed_mm.data.resolution import fit_pixels, stride_crop
 from mindspeed_mm.errors import DataError
 

@@ -1,5 +1,5 @@
 """data.txt and annotation files -> rows. What is missing in a file stays missing here; whether a row can be used is
-decided in `data/filters.py`.
+decided in `data/lists/filters.py`.
 
 A line of data.txt is `folder,annotation file`. A relative annotation file or folder is looked for in the working
 directory first, as the published scripts do, and then beside data.txt. A row's path is relative to its folder.
@@ -9,7 +9,7 @@ import dataclasses
 import math
 from pathlib import Path
 
-from mindspeed_mm.data.annotations import missing, read_entries, read_text
+from mindspeed_mm.data.lists.formats import missing, read_entries, read_text
 from mindspeed_mm.errors import DataError
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm")
