@@ -1,4 +1,4 @@
-"""Config of the data: data.json (`--mm-data`). Names and defaults are the original's; SPEC_DATA calls them by the same names."""
+"""Config of the data: data.json (`--mm-data`). Names and defaults are the original's."""
 
 import dataclasses
 from typing import ClassVar

@@ -1,7 +1,7 @@
 """Files -> frames. A reader gives planes of red, green and blue bytes one frame at a time, so that no clip is held whole.
 
 Readers raise DataError for everything a file can do wrong. PyAV is the default because its frames were right on every
-readable file (DEPS.md): frames are matched by their time stamps, counted from the start of the file in display order.
+readable file (docs/data.md): frames are matched by their time stamps, counted from the start of the file in display order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -190,7 +190,7 @@ def _count(container, stream) -> int:
 
 
 class DecordReader:
-    """decord, or its fork decord2: silently wrong frames on open-GOP files, no rotation, no VP9 (DEPS.md)."""
+    """decord, or its fork decord2: silently wrong frames on open-GOP files, no rotation, no VP9 (docs/data.md)."""
 
     def __init__(self):
         _import_decord()
@@ -210,7 +210,7 @@ class DecordReader:
 
 
 class TorchcodecReader:
-    """torchcodec, which needs the system's FFmpeg libraries: no rotation (DEPS.md)."""
+    """torchcodec, which needs the system's FFmpeg libraries: no rotation (docs/data.md)."""
 
     def __init__(self):
         _import_torchcodec()

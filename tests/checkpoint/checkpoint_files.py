@@ -28,7 +28,7 @@ TINY = DenoiserConfig(
     timestep_embed_dim=16,
 )
 SMALL = dataclasses.replace(TINY, num_layers=(2, 2, 2), sparse_n=(1, 2, 1))
-# From the originals' converters (COMPAT.md, section 5), written down again: nothing here comes from our layers.
+# From the originals' converters (docs/parity.md), written down again: nothing here comes from our layers.
 SPLIT_0 = re.compile(
     r"attn1\.(to_[qkv]|add_[qkv]_proj)\.|ff(_enc)?\.net\.0\.proj\.weight|norm[12]\.linear\.|^norm_out\.linear\."
 )

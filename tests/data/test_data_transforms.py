@@ -37,7 +37,7 @@ def test_every_golden_case(golden):
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 def test_the_resize_kernel_is_the_one_of_the_specification(mode):
-    """Scale (n-1)/(m-1) with centres at s(i+0.5), SPEC_DATA section 6, written out here for one axis."""
+    """Scale (n-1)/(m-1) with centres at s(i+0.5) (docs/parity.md: resize), written out here for one axis."""
     line = torch.rand(1, 1, 1, 29, generator=torch.Generator().manual_seed(0))
     for size in (12, 29, 47):
         scale = 28 / (size - 1)

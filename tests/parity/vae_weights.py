@@ -1,4 +1,4 @@
-"""Weights of the autoencoder goldens: made from names and a seed, as `PARITY.md` (part B) describes, or stored."""
+"""Weights of the autoencoder goldens: made from names and a seed, as `tests/golden/README.md` describes, or stored."""
 
 import json
 import zlib
