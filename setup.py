@@ -1,14 +1,18 @@
 """Package metadata. `pip install -e .` for development; requirements.txt holds the exact versions that were tested."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+_HERE = Path(__file__).parent
+_VERSION = re.search(r'__version__ = "(.+)"', (_HERE / "mindspeed_mm" / "version.py").read_text(encoding="utf-8"))[1]
+
 setup(
     name="mindspeed_mm",
-    version="1.5.0",
+    version=_VERSION,
     description="Open-Sora Plan v1.5, maintained: text-to-video training and sampling on Ascend NPUs, CUDA and CPUs",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(_HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     package_data={"mindspeed_mm.weights": ["partition.json"]},
