@@ -1,0 +1,99 @@
+"""What the rest of the project may ask of a network without building it: names, shapes, split, dialects, arithmetic.
+
+A family is one record (`Family`). Converters, the reader of configs and the reports work with the record alone, so that they
+need neither torch nor megatron-core, and adding a network changes none of them.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+Shape = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a network."""
+
+    shape: Shape  # whole, not one TP rank's part
+    dim: int | None = None  # the dimension that is split over TP; None: every rank holds all of it
+    kind: str = ""  # the part of the network that it belongs to, such as "attention"
+
+
+class Renaming:
+    """A dialect's names of the same parameters, as pairs of templates: ours -> theirs.
+
+    `*` stands for one part of a name; both sides of a pair have the same number of them. A name that no template
+    matches is the same on both sides.
+    """
+
+    def __init__(self, templates: Mapping[str, str]):
+        self._out = _rules(templates)
+        self._in = _rules({theirs: ours for ours, theirs in templates.items()})
+
+    def to_theirs(self, name: str) -> str:
+        """The dialect's name of a parameter of ours."""
+        return _renamed(name, self._out)
+
+    def to_ours(self, name: str) -> str:
+        """Our name of a parameter of the dialect."""
+        return _renamed(name, self._in)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Dialect:
+    """One published spelling of a family's names."""
+
+    name: str  # as reports and `--dialect` say it
+    mark: re.Pattern  # matches a name that only this dialect has
+    renaming: Renaming
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Family:
+    """All that can be known of a kind of network without its tensors."""
+
+    model_id: str  # the config's name for it
+    title: str  # as messages call it
+    config: type  # the dataclass of its block in a model JSON
+    parameters: Callable[[object], dict[str, Parameter]]  # config -> every parameter, in the network's order
+    split: Callable[[str], int | None]  # name -> dimension that is split over TP; KeyError for an unknown name
+    dialects: tuple[Dialect, ...]  # the first one is ours
+    describe: Callable[[Iterable[str], Callable[[str], Shape]], dict[str, object]]  # weights -> keys of the config
+    forward_flops: Callable[[object, tuple[int, int, int], int], int] | None = None  # config, (t, h, w) patches, text
+    unused: Callable[[Iterable[str]], set[str]] = lambda names: set()  # names in files that the network never builds
+    may_be_missing: Callable[[str], bool] = lambda name: False  # names that some files leave out
+
+    def speaks(self, names: Iterable[str]) -> Dialect | None:
+        """The dialect that the names are of, or None if they are another network's."""
+        names = list(names)
+        return next((dialect for dialect in self.dialects if any(map(dialect.mark.match, names))), None)
+
+    def differences(self, described: Mapping[str, object], config: object) -> str:
+        """Where a config disagrees with its weights: "num_layers is (2, 4, 2) by the weights, (2, 2, 2) in the config"."""
+        mine = self.describe_config(config)
+        return "; ".join(
+            f"{key} is {value} by the weights, {mine[key]} in the config"
+            for key, value in described.items()
+            if value != mine[key]
+        )
+
+    def describe_config(self, config: object) -> dict[str, object]:
+        """What weights of this config would say of it."""
+        shapes = {name: parameter.shape for name, parameter in self.parameters(config).items()}
+        return self.describe(shapes, shapes.__getitem__)
+
+
+def _renamed(name: str, rules: list[tuple[re.Pattern, str]]) -> str:
+    for pattern, replacement in rules:
+        match = pattern.fullmatch(name)
+        if match:
+            return replacement.format(*match.groups())
+    return name
+
+
+def _rules(templates: Mapping[str, str]) -> list[tuple[re.Pattern, str]]:
+    return [
+        (re.compile(re.escape(source).replace(r"\*", r"([^.]+)")), target.replace("*", "{}"))
+        for source, target in templates.items()
+    ]

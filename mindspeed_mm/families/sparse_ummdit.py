@@ -1,0 +1,246 @@
+"""SparseUMMDiT, the denoiser of Open-Sora Plan v1.5, without tensors.
+
+Names are Open-Sora Plan's own ("OSP"). The network is in `models/sparse_ummdit/`; a test holds `parameters` equal to it.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+from mindspeed_mm.config.model import DenoiserConfig
+from mindspeed_mm.families.base import Dialect, Family, Parameter, Renaming, Shape
+
+_BLOCK = re.compile(r"transformer_blocks\.(\d+)\.(\d+)\.")
+_NUMBERS = re.compile(r"^(transformer_blocks|skip_norm_linear(?:_enc)?)\.(\d+)(?:\.(\d+)(?=\.[a-z]))?")
+
+# The original's last block owns a text tail when it ran with TP > 1. Its output is never used, and we do not build it.
+TEXT_TAIL = (
+    "attn1.to_add_out.weight",
+    "attn1.to_add_out.bias",
+    "norm2.norm_enc.weight",
+    "norm2.norm_enc.bias",
+    "ff_enc.net.0.proj.weight",
+    "ff_enc.net.2.weight",
+)
+
+# ---------------------------------------------------------------------------------------------------------- parameters
+
+
+def parameters(config: DenoiserConfig) -> dict[str, Parameter]:
+    """Every parameter by name, in the network's order."""
+    return dict(_parameters(config))
+
+
+def _parameters(config: DenoiserConfig) -> Iterator[tuple[str, Parameter]]:
+    width, condition, patch = config.hidden_size, config.timestep_embed_dim, config.patch_size
+    yield from _linear("patch_embed.proj", "embedding", (width, config.in_channels, patch, patch))
+    yield from _linear("time_text_embed.timestep_embedder.linear_1", "embedding", (condition, condition))
+    yield from _linear("time_text_embed.timestep_embedder.linear_2", "embedding", (condition, condition))
+    yield from _linear("time_text_embed.text_embedder.linear_1", "embedding", (condition, config.pooled_projection_dim))
+    yield from _linear("time_text_embed.text_embedder.linear_2", "embedding", (condition, condition))
+    yield from _linear("caption_projection", "text", (width, config.caption_channels))
+    last = (len(config.num_layers) - 1, config.num_layers[-1] - 1)
+    for stage, count in enumerate(config.num_layers):
+        for index in range(count):
+            yield from _block(f"transformer_blocks.{stage}.{index}", config, (stage, index) == last)
+    if config.skip_connection:
+        for stream in ("skip_norm_linear", "skip_norm_linear_enc"):
+            for join in range(len(config.num_layers) // 2):
+                if not config.skip_connection_zero_init:
+                    yield from _norm(f"{stream}.{join}.0", config, 2 * width)
+                yield from _linear(f"{stream}.{join}.1", "skip", (width, 2 * width))
+    yield from _norm("norm_final", config, width)
+    yield from _linear("norm_out.linear", "modulation", (2 * width, condition), 0)
+    yield from _norm("norm_out.norm", config, width)
+    yield from _linear("proj_out", "output", (patch**2 * config.velocity_channels, width))
+
+
+def _block(prefix: str, config: DenoiserConfig, last: bool) -> Iterator[tuple[str, Parameter]]:
+    width, bias = config.hidden_size, config.attention_bias
+    text_path = config.double_ff and not last
+    yield from _modulation(f"{prefix}.norm1", config, with_text=True)
+    head = Parameter((config.head_dim,), None, "attention")
+    yield f"{prefix}.attn1.norm_q.weight", head
+    yield f"{prefix}.attn1.norm_k.weight", head
+    for name in ("to_q", "to_k", "to_v", "add_k_proj", "add_v_proj", "add_q_proj"):
+        yield from _linear(f"{prefix}.attn1.{name}", "attention", (width, width), 0, bias=bias)
+    yield from _linear(f"{prefix}.attn1.to_out.0", "attention", (width, width), 1)
+    if not last:
+        yield from _linear(f"{prefix}.attn1.to_add_out", "attention", (width, width), 1)
+    yield f"{prefix}.attn1.norm_added_q.weight", head
+    yield f"{prefix}.attn1.norm_added_k.weight", head
+    yield from _modulation(f"{prefix}.norm2", config, with_text=text_path)
+    for name in ("ff", "ff_enc") if text_path else ("ff",):
+        yield from _linear(f"{prefix}.{name}.net.0.proj", "feed_forward", (4 * width, width), 0, bias=False)
+        yield from _linear(f"{prefix}.{name}.net.2", "feed_forward", (width, 4 * width), 1, bias=False)
+
+
+def _modulation(prefix: str, config: DenoiserConfig, with_text: bool) -> Iterator[tuple[str, Parameter]]:
+    width = config.hidden_size
+    yield from _linear(f"{prefix}.linear", "modulation", (6 * width, config.timestep_embed_dim), 0)
+    yield from _norm(f"{prefix}.norm", config, width)
+    if with_text:
+        yield from _norm(f"{prefix}.norm_enc", config, width)
+
+
+def _linear(prefix: str, kind: str, shape: Shape, dim: int | None = None, bias: bool = True):
+    """Weight and bias; a bias is split with the rows of its weight."""
+    yield f"{prefix}.weight", Parameter(shape, dim, kind)
+    if bias:
+        yield f"{prefix}.bias", Parameter(shape[:1], 0 if dim == 0 else None, kind)
+
+
+def _norm(prefix: str, config: DenoiserConfig, width: int):
+    yield f"{prefix}.weight", Parameter((width,), None, "norm")
+    if config.norm_cls == "layer_norm":
+        yield f"{prefix}.bias", Parameter((width,), None, "norm")
+
+
+def split(name: str) -> int | None:
+    """The dimension of a parameter that is split over TP, in a denoiser of any size. KeyError for an unknown name."""
+    return _SPLIT[_pattern(name)]
+
+
+def _pattern(name: str) -> str:
+    """A name without the numbers of its block or skip."""
+    return _NUMBERS.sub(lambda match: match[1] + ".*" * (1 + (match[1] == "transformer_blocks")), name)
+
+
+# A small network that has a parameter of every kind.
+_SMALL = DenoiserConfig(
+    num_layers=(2, 2, 2),
+    sparse_n=(1, 1, 1),
+    double_ff=True,
+    skip_connection=True,
+    skip_connection_zero_init=False,
+    num_heads=1,
+    head_dim=16,
+    in_channels=1,
+    caption_channels=1,
+)
+_SPLIT = {_pattern(name): parameter.dim for name, parameter in parameters(_SMALL).items()}
+
+# ------------------------------------------------------------------------------------------------------------- dialects
+
+_MM = {
+    f"transformer_blocks.*.*.attn1.{ours}.*": f"transformer_blocks.*.*.attn1.{theirs}.*"
+    for ours, theirs in {
+        "norm_q": "norm_proj_q",
+        "norm_k": "norm_proj_k",
+        "to_q": "proj_q",
+        "to_k": "proj_k",
+        "to_v": "proj_v",
+        "add_q_proj": "added_proj_q",
+        "add_k_proj": "added_proj_k",
+        "add_v_proj": "added_proj_v",
+        "to_out.0": "proj_out",
+        "to_add_out": "added_proj_out",
+        "norm_added_q": "norm_added_proj_q",
+        "norm_added_k": "norm_added_proj_k",
+    }.items()
+}
+
+
+def text_tail(names: Iterable[str]) -> set[str]:
+    """Names of the text tail of the last block among a denoiser's names."""
+    blocks = [(int(match[1]), int(match[2])) for name in names if (match := _BLOCK.match(name))]
+    if not blocks:
+        return set()
+    stage, block = max(blocks)
+    return {f"transformer_blocks.{stage}.{block}.{name}" for name in TEXT_TAIL}
+
+
+# ----------------------------------------------------------------------------------------------- what weights say of it
+
+
+def describe(names: Iterable[str], shape_of: Callable[[str], Shape]) -> dict[str, object]:
+    """Keys of the `predictor` block that follow from names and shapes, with their values.
+
+    Not all do: the sparsities, for example, leave no trace. Empty if these are no SparseUMMDiT's weights.
+    """
+    names = set(names)
+    needed = {"patch_embed.proj.weight", "caption_projection.weight", "proj_out.weight", "norm_final.weight"}
+    head_norm = "transformer_blocks.0.0.attn1.norm_q.weight"
+    pooled, condition = "time_text_embed.text_embedder.linear_1.weight", "norm_out.linear.weight"
+    if not {*needed, head_norm, pooled, condition} <= names:
+        return {}
+    width, channels, patch, _ = shape_of("patch_embed.proj.weight")
+    head_dim = shape_of(head_norm)[0]
+    found = {
+        "num_layers": _blocks(names),
+        "num_heads": width // head_dim,
+        "head_dim": head_dim,
+        "in_channels": channels,
+        "out_channels": shape_of("proj_out.weight")[0] // patch**2,
+        "patch_size": patch,
+        "caption_channels": shape_of("caption_projection.weight")[1],
+        "pooled_projection_dim": shape_of(pooled)[1],
+        "timestep_embed_dim": shape_of(condition)[1],
+        "double_ff": "transformer_blocks.0.0.ff_enc.net.2.weight" in names,
+        "skip_connection": "skip_norm_linear.0.1.weight" in names,
+        "attention_bias": "transformer_blocks.0.0.attn1.to_q.bias" in names,
+        "norm_cls": "layer_norm" if "norm_final.bias" in names else "rms_norm",
+    }
+    if found["skip_connection"]:
+        found["skip_connection_zero_init"] = "skip_norm_linear.0.0.weight" not in names
+    return found
+
+
+def _blocks(names: set[str]) -> tuple[int, ...]:
+    """Blocks per stage."""
+    found = {(int(match[1]), int(match[2])) for name in names if (match := _BLOCK.match(name))}
+    return tuple(sum(stage == index for stage, _ in found) for index in range(1 + max(stage for stage, _ in found)))
+
+
+# ----------------------------------------------------------------------------------------------------------- arithmetic
+
+
+def forward_flops(config: DenoiserConfig, extent: tuple[int, int, int], text_tokens: int) -> int:
+    """Floating-point operations of one sample's forward pass; extent: (t, h, w) in patches.
+
+    A matrix product of [m,k] and [k,n] counts 2mkn; norms, activations, RoPE and softmax are left out, as in every such
+    count. Per block, with S video tokens, L text tokens, width D, condition width C and sparsity k:
+        queries, keys, values    3 * 2 (S + L) D^2
+        attention                2 * 2 k (S'/k + L)^2 D     k parts of S'/k video tokens (S' = S padded to k^2), each with the text
+        output projections       2 (S + L) D^2
+        feed-forward             2 * 2 (S + L) D 4D
+        modulation               2 * 2 C 6D                 once per sample
+    Without text output the last block has neither its projection nor its feed-forward. A training step takes three times a
+    forward pass (the backward pass has two products for each of its one); recomputation comes on top and is not counted.
+    """
+    video_tokens, width, condition = math.prod(extent), config.hidden_size, config.timestep_embed_dim
+    total = 2 * video_tokens * width * config.patch_size**2 * (config.in_channels + config.velocity_channels)
+    total += 2 * text_tokens * config.caption_channels * width
+    total += 2 * condition * (config.pooled_projection_dim + 3 * condition)
+    total += 2 * condition * 2 * width
+    for sparsity, count in zip(config.sparsities, config.num_layers, strict=True):
+        total += count * attention_flops(video_tokens, text_tokens, width, sparsity)
+    per_block = (3 + 1 + 8) * 2 * (video_tokens + text_tokens) * width**2 + 2 * 2 * condition * 6 * width
+    total += sum(config.num_layers) * per_block
+    total -= (1 + 8) * 2 * text_tokens * width**2  # the text tail that the last block does not have
+    if config.skip_connection:
+        total += len(config.num_layers) // 2 * 2 * (video_tokens + text_tokens) * 2 * width * width
+    return total
+
+
+def attention_flops(video_tokens: int, text_tokens: int, width: int, sparsity: int) -> int:
+    """Operations of one block's attention itself, for one sample."""
+    padded = video_tokens + -video_tokens % sparsity**2
+    part = padded // sparsity + text_tokens
+    return 4 * sparsity * part**2 * width
+
+
+FAMILY = Family(
+    model_id="SparseUMMDiT",
+    title="SparseUMMDiT",
+    config=DenoiserConfig,
+    parameters=parameters,
+    split=split,
+    dialects=(
+        Dialect("OSP", re.compile(r"transformer_blocks\.\d+\.\d+\.attn1\.to_[qkv]\."), Renaming({})),
+        Dialect("MM", re.compile(r"transformer_blocks\.\d+\.\d+\.attn1\.proj_[qkv]\."), Renaming(_MM)),
+    ),
+    describe=describe,
+    forward_flops=forward_flops,
+    unused=text_tail,
+)
