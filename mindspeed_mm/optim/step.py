@@ -29,8 +29,8 @@ class OptimizerStep:
         self.max_skipped_steps = max_skipped_steps
         self.skipped_in_a_row = 0
 
-    def __call__(self, samples: int) -> StepReport:
-        """Update the weights from the gradients of a step of `samples` samples.
+    def __call__(self) -> StepReport:
+        """Update the weights from the gradients of a step.
 
         An fp16 overflow is not counted as a skipped step while the loss scale can be lowered: it is how the scale is
         found. The learning rate moves on with updates only, as Megatron's.
@@ -48,7 +48,7 @@ class OptimizerStep:
                 if decision.scale != 1.0:
                     self.engine.scale_gradients(decision.scale)
                 self.engine.update()
-                self.engine.advance_schedule(samples)
+                self.engine.advance_schedule()
                 if self.ema is not None:
                     self.ema.update()
         return report

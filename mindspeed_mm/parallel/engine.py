@@ -18,10 +18,10 @@ from mindspeed_mm.parallel.megatron import (
     DistributedDataParallelConfig,
     DistributedOptimizer,
     OptimizerConfig,
-    OptimizerParamScheduler,
     finalize_model_grads,
     get_megatron_optimizer,
 )
+from mindspeed_mm.parallel.schedule import Schedule
 from mindspeed_mm.platforms.base import Platform
 
 
@@ -63,30 +63,15 @@ class Engine:
             if platform.fused_adamw:
                 self.replace_inner(_fused)
             self._create_optimizer_state()
-        self.scheduler: OptimizerParamScheduler | None = None
+        self.scheduler: Schedule | None = None
 
     def replace_inner(self, make: Callable[[torch.optim.Optimizer], torch.optim.Optimizer]) -> None:
         """Put make(AdamW) in the place of the AdamW that Megatron's optimizer wraps, over the same parameter groups."""
         self.optimizer.optimizer = make(self.optimizer.optimizer)
 
     def schedule(self, global_batch_size: int) -> None:
-        """Start the learning-rate schedule; like Megatron it counts samples, so that a checkpoint means the same there."""
-        settings = self.settings
-        self.scheduler = OptimizerParamScheduler(
-            self.optimizer,
-            init_lr=settings.lr_warmup_init,
-            max_lr=settings.lr,
-            min_lr=settings.min_lr,
-            lr_warmup_steps=settings.lr_warmup_iters * global_batch_size,
-            lr_decay_steps=settings.lr_decay_iters * global_batch_size,
-            lr_decay_style=settings.lr_decay_style,
-            start_wd=settings.weight_decay,
-            end_wd=settings.weight_decay,
-            wd_incr_steps=settings.lr_decay_iters * global_batch_size,
-            wd_incr_style="constant",
-            use_checkpoint_opt_param_scheduler=False,
-            override_opt_param_scheduler=True,  # flags count; the checkpoint gives the position
-        )
+        """Start the learning-rate schedule."""
+        self.scheduler = Schedule(self.optimizer, self.settings, global_batch_size)
 
     # -------------------------------------------------------------------------------------------------------- one step
 
@@ -134,8 +119,8 @@ class Engine:
         with self.platform.engine_scope():
             self.optimizer.step_with_ready_grads()
 
-    def advance_schedule(self, samples: int) -> None:
-        self.scheduler.step(increment=samples)
+    def advance_schedule(self) -> None:
+        self.scheduler.advance()
 
     def learning_rate(self) -> float:
         return self.optimizer.param_groups[0]["lr"]
@@ -165,12 +150,11 @@ class Engine:
         return {key: [state[shard.main][key] for shard in shards] for key in ("exp_avg", "exp_avg_sq")}
 
     def counters(self) -> dict:
-        """The rest of the optimizer's state: its step count, the schedule's position, fp16's loss scale."""
+        """The rest of the optimizer's state: its step count, fp16's loss scale."""
         scaler = getattr(self.optimizer, "grad_scaler", None)
         steps = {int(state["step"]) for state in self.optimizer.optimizer.state.values()}
         return {
             "step": max(steps, default=0),
-            "opt_param_scheduler": self.scheduler.state_dict(),
             "grad_scaler": None if scaler is None else scaler.state_dict(),
         }
 
@@ -178,8 +162,6 @@ class Engine:
         """Restore what `counters` gave."""
         for parameter_state in self.optimizer.optimizer.state.values():
             parameter_state["step"].fill_(state["step"])
-        self.scheduler.num_steps = 0
-        self.scheduler.load_state_dict(state["opt_param_scheduler"])
         if state["grad_scaler"] is not None and getattr(self.optimizer, "grad_scaler", None) is not None:
             with self.platform.engine_scope():
                 self.optimizer.grad_scaler.load_state_dict(state["grad_scaler"])

@@ -105,7 +105,7 @@ class AutoencoderTrainer:
                 self.engine.backward(loss / self.micro_batches)
             for name, value in {"loss": loss.detach(), **parts}.items():
                 total[name] = total.get(name, 0) + value / self.micro_batches
-        return total, self.optimizer(self.config.global_batch_size)
+        return total, self.optimizer()
 
     def _noise(self, batch: Batch) -> Tensor:
         """Of the posteriors, each clip's own."""

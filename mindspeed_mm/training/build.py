@@ -50,7 +50,7 @@ def build_trainer(
     micro_batches = config.global_batch_size // (config.micro_batch_size * parallel.data_size)
     task = FlowMatchingTask(config.model.diffusion, config.model.predictor, config.seed)
     shared = SharedEncoders(encoders, parallel, data.hosts) if data.shares_encoders else encoders
-    step = TrainStep(engine, shared, task, optimizer, micro_batches, config.global_batch_size)
+    step = TrainStep(engine, shared, task, optimizer, micro_batches)
     evaluation = None
     if config.evaluation.data_path is not None:
         iterations = config.evaluation.iterations

@@ -12,7 +12,7 @@ from mindspeed_mm.config.run import CheckpointConfig
 from mindspeed_mm.data.loader import Loader
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.optim.step import OptimizerStep
-from mindspeed_mm.parallel import shards
+from mindspeed_mm.parallel import schedule, shards
 from mindspeed_mm.parallel.engine import Engine
 from mindspeed_mm.parallel.partition import partition_dims
 
@@ -91,6 +91,7 @@ class TrainingState:
             "clip": self.optimizer.clip.state_dict(),
             "ema_updates": None if ema is None else ema.updates,
             "data": self.loader.state_dict(),
+            "opt_param_scheduler": self.engine.scheduler.state_dict(),
             "rng_state": rng,
             "optimizer": self.engine.counters() if self.settings.save_optimizer else None,
         }
@@ -114,6 +115,7 @@ class TrainingState:
         self.skipped_steps = common["skipped_steps"]
         self.optimizer.skipped_in_a_row = common["skipped_in_a_row"]
         self.optimizer.clip.load_state_dict(common["clip"])
+        self.engine.scheduler.restore(schedule.position_of(common))
         self.loader.load_state_dict(common["data"])
         has_optimizer = common["optimizer"] is not None
         if settings.load_optimizer and has_optimizer:

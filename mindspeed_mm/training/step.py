@@ -39,15 +39,13 @@ class TrainStep:
         task: FlowMatchingTask,
         optimizer: OptimizerStep,
         micro_batches: int,
-        samples: int,
     ):
-        """micro_batches: of this rank per step; samples: of all ranks per step."""
+        """micro_batches: of this rank per step."""
         self.engine = engine
         self.encoders = encoders
         self.task = task
         self.optimizer = optimizer
         self.micro_batches = micro_batches
-        self.samples = samples
 
     def __call__(self, batches: Iterator[Batch]) -> StepResult:
         self.engine.start_step()
@@ -63,7 +61,7 @@ class TrainStep:
             work.add(sample.latents.shape, text_tokens, self.task.denoiser)
             with self.engine.micro_batch(last=index == self.micro_batches - 1):
                 losses.append((self._forward_backward(sample), sample.paths))
-        report = self.optimizer(self.samples)
+        report = self.optimizer()
         loss = torch.stack([value for value, _ in losses]).sum()
         suspects = self._suspects(losses) if report.skipped else ()
         return StepResult(self._mean_over_data(loss), report, data_seconds, work, suspects)

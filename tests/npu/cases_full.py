@@ -101,7 +101,7 @@ def step_kernels(engine: Engine, config: DenoiserConfig, device: torch.device) -
     engine.schedule(1)
     optimizer = OptimizerStep(engine, AdaptiveClip(0.99), Ema(engine, 0.9999), 5)
     task = FlowMatchingTask(DiffusionConfig(), config, 0)
-    step = TrainStep(engine, Features(config, device), task, optimizer, 1, 1)
+    step = TrainStep(engine, Features(config, device), task, optimizer, 1)
     with Trace() as whole:
         step(iter([None]))
     engine.finish_gradients()

@@ -135,7 +135,10 @@ class Run:
         spoil: dict[int, float] | None = None,
         skip: tuple[int, ...] = (),
         lr: float = 1e-2,
+        batch: int = GLOBAL_BATCH,
+        optimizer: dict | None = None,
     ):
+        """batch: the global batch; optimizer: more of OptimizerSettings."""
         self.layout = layout
         self.parallel = ParallelContext.start(
             tensor_size=layout.tensor, context_size=layout.context, sequence_parallel=layout.sequence_parallel
@@ -150,21 +153,21 @@ class Run:
         ).train()
         settings = OptimizerSettings(
             lr=lr,
-            lr_decay_iters=100,
             initial_loss_scale=2.0**20,  # a little too high for this network, so that fp16 has to find it
             hysteresis=1,
             use_distributed_optimizer=layout.distributed_optimizer,
             overlap_grad_reduce=layout.overlap,
             overlap_param_gather=layout.overlap and layout.distributed_optimizer,
+            **{"lr_decay_iters": 100, **(optimizer or {})},
         )
         self.engine = Engine(self.network, self.parallel, CpuPlatform(), settings)
-        self.engine.schedule(GLOBAL_BATCH)
+        self.engine.schedule(batch)
         clip = AdaptiveClip(layout.clip_decay) if layout.clip_decay else FixedClip(1.0)
         self.ema = Ema(self.engine, 0.9999) if ema else None
         self.optimizer = OptimizerStep(self.engine, clip, self.ema, max_skipped_steps=5)
-        self.micro_batches = GLOBAL_BATCH // (layout.micro_batch * self.parallel.data_size)
+        self.micro_batches = batch // (layout.micro_batch * self.parallel.data_size)
         task = FlowMatchingTask(DiffusionConfig(), DENOISER, SEED)
-        self.step = TrainStep(self.engine, FakeEncoders(spoil), task, self.optimizer, self.micro_batches, GLOBAL_BATCH)
+        self.step = TrainStep(self.engine, FakeEncoders(spoil), task, self.optimizer, self.micro_batches)
         self.stream = Stream(self.parallel, layout.micro_batch, skip)
         self.state = TrainingState(self.engine, self.optimizer, self.stream, checkpoint or CheckpointConfig())
         self.saver = Saver(self.state)

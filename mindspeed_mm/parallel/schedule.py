@@ -1,0 +1,117 @@
+"""The learning rate of a run by the number of updates that it has made; the batch size may change on the way."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from mindspeed_mm import logs
+from mindspeed_mm.config.run import OptimizerSettings
+from mindspeed_mm.parallel.megatron import OptimizerParamScheduler
+
+_log = logs.get(__name__)
+_FLAGS = {  # Megatron's name in the scheduler's state -> our flag; the second group counts samples there
+    "max_lr": "--lr",
+    "min_lr": "--min-lr",
+    "lr_decay_style": "--lr-decay-style",
+    "start_wd": "--weight-decay",
+}
+_COUNTS = {"lr_decay_steps": "--lr-decay-iters", "lr_warmup_steps": "--lr-warmup-iters"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Position:
+    """Where a schedule was. state: Megatron's, empty if unknown; samples_per_update: its unit, None if unknown."""
+
+    updates: int
+    samples_per_update: int | None = None
+    state: Mapping = dataclasses.field(default_factory=dict)
+
+
+class Schedule:
+    """Megatron's scheduler, moved by updates.
+
+    Megatron counts samples: after a resume with another global batch, iteration 11 would have the learning rate of
+    another iteration. Here an update counts as many samples as the global batch had when the run began, for the whole
+    run. So the numbers of a run whose batch never changes are Megatron's, and a changed batch changes none of them.
+    """
+
+    def __init__(self, optimizer, settings: OptimizerSettings, global_batch_size: int):
+        self._optimizer, self._settings = optimizer, settings
+        self._now = global_batch_size
+        self._start(global_batch_size)
+
+    def _start(self, unit: int) -> None:
+        settings, self._unit = self._settings, unit
+        self._scheduler = OptimizerParamScheduler(
+            self._optimizer,
+            init_lr=settings.lr_warmup_init,
+            max_lr=settings.lr,
+            min_lr=settings.min_lr,
+            lr_warmup_steps=settings.lr_warmup_iters * unit,
+            lr_decay_steps=settings.lr_decay_iters * unit,
+            lr_decay_style=settings.lr_decay_style,
+            start_wd=settings.weight_decay,
+            end_wd=settings.weight_decay,
+            wd_incr_steps=settings.lr_decay_iters * unit,
+            wd_incr_style="constant",
+        )
+
+    @property
+    def updates(self) -> int:
+        """Updates made so far; skipped steps are not counted."""
+        return self._scheduler.num_steps // self._unit
+
+    def advance(self) -> None:
+        """Another update was made."""
+        self._scheduler.step(increment=self._unit)
+
+    def state_dict(self) -> dict:
+        """Megatron's state, in samples, and how many of them an update counts."""
+        return {**self._scheduler.state_dict(), "samples_per_update": self._unit}
+
+    def restore(self, position: Position) -> None:
+        """Continue at a position. The flags of now decide the curve; the log says where they differ from those of then."""
+        unit = position.samples_per_update or self._now
+        self._start(unit)
+        self._scheduler.step(increment=position.updates * unit)
+        changed = self._changed(position)
+        if unit != self._now:
+            changed.append(
+                f"global batch size {unit} -> {self._now}, which moves no learning rate: updates are counted"
+            )
+        if changed:
+            _log.info(f"learning rate: continues after update {position.updates}; {', '.join(changed)}")
+
+    def _changed(self, position: Position) -> list[str]:
+        then, now, unit = position.state, self._scheduler.state_dict(), position.samples_per_update
+        values = {flag: (then.get(key, now[key]), now[key]) for key, flag in _FLAGS.items()}
+        if unit is not None:
+            values |= {flag: (then.get(key, now[key]) / unit, now[key] / unit) for key, flag in _COUNTS.items()}
+        return [f"{flag} {_short(old)} -> {_short(new)}" for flag, (old, new) in values.items() if old != new]
+
+
+def position_of(checkpoint: Mapping) -> Position:
+    """The position in the common part of a checkpoint: ours of any age, or Megatron's, which counts samples."""
+    state = checkpoint.get("opt_param_scheduler")
+    iteration = int(checkpoint["iteration"])
+    if state is not None and "samples_per_update" in state:
+        unit = int(state["samples_per_update"])
+        return Position(int(state["num_steps"]) // unit, unit, state)
+    if state is None and "skipped_steps" in checkpoint:  # ours, of before updates were counted: as many as not skipped
+        updates = iteration - int(checkpoint["skipped_steps"])
+        state = (checkpoint.get("optimizer") or {}).get("opt_param_scheduler", {})
+        unit = checkpoint["data"].get("group_size") or _whole(state.get("num_steps"), updates)
+        return Position(updates, unit, state)
+    unit = getattr(checkpoint.get("args"), "global_batch_size", None)
+    updates = _whole((state or {}).get("num_steps"), unit)
+    return Position(iteration if updates is None else updates, unit, state or {})
+
+
+def _whole(samples: int | None, count: int | None) -> int | None:
+    """samples / count if that is a whole number."""
+    if not samples or not count or samples % count:
+        return None
+    return samples // count
+
+
+def _short(value) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
