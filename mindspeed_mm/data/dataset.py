@@ -169,7 +169,7 @@ def build_dataset(
 ) -> ClipDataset:
     """Read and filter the list, load the tokenizers. Raises DataError or ConfigError for anything that no sample could
     be made with. seed: the run's; the others: see `filtered_list`."""
-    clips = filtered_list(config, global_batch_size=global_batch_size, rows=rows).clips
+    clips = filtered_list(config, global_batch_size=global_batch_size, rows=rows).usable
     videos = VideoSource(config.preprocess_parameters)
     return ClipDataset(clips, config, videos, load_tokens(config), seed=seed)
 

@@ -6,7 +6,6 @@ import functools
 import itertools
 import queue
 import threading
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -16,6 +15,7 @@ from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.data.buffers import SharedBuffers
 from mindspeed_mm.data.collate import collate
 from mindspeed_mm.data.dataset import ClipDataset, build_dataset
+from mindspeed_mm.data.identity import Identity
 from mindspeed_mm.data.ledger import BadSample, Ledger, Substitution
 from mindspeed_mm.data.lists.rows import Row
 from mindspeed_mm.data.sampler import GroupedSampler, Position
@@ -67,7 +67,7 @@ class Loader:
         self._hung: dict[int, str] = {}  # clips that a worker was killed at; each costs `timeout` seconds, once
         self._agree = agree
         self._share = share
-        self._fingerprint = _fingerprint(dataset)
+        self._identity = Identity(dataset, sampler)
         self._num_workers = num_workers
         self._pin_memory = pin_memory and torch.accelerator.is_available()
         self._start_method = start_method
@@ -148,24 +148,43 @@ class Loader:
         """Position after the last batch used, and the ledger: plain values, the same on every rank after a `sync`."""
         return {
             **self._sampler.state(self._position),
-            "fingerprint": self._fingerprint,
+            **self._identity.state_dict(),
             "ledger": self.ledger.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from a saved position, at any number of ranks. Takes effect with the next iteration.
+        """Continue from a saved position, at any number of ranks and any global batch. Takes effect with the next iteration.
 
-        If the list of clips or the seed is another one, the position means nothing: the next epoch starts.
+        If the list of clips, the seed or the rules of the order are others, the position means nothing: the next epoch
+        starts, and the log says which it was.
         """
         if "ledger" in state:  # not in the first checkpoints
             self.ledger.load_state_dict(state["ledger"])
-        if state["fingerprint"] == self._fingerprint:
-            self._position = self._sampler.position(state)
-        else:
+        changed = self._identity.changed_since(state)
+        if changed:
             self._position = Position(int(state["epoch"]) + 1)
             log.warning(
-                "data: the checkpoint was written with another list of clips or seed; starting epoch %d", self.epoch
+                "data: the place in epoch %s is lost, as the checkpoint was written with other data: %s; starting epoch %d",
+                state["epoch"],
+                ", ".join(changed),
+                self.epoch,
             )
+            return
+        self._position = self._sampler.position(state)
+        before, now = int(state["group_size"]), self._sampler.group_size
+        if before != now:
+            log.info("data: %s", self._regrouped(before, now))
+
+    def _regrouped(self, before: int, now: int) -> str:
+        """What another global batch does to the running epoch."""
+        then, left = self._sampler.shapes(before), self._sampler.shapes(now)
+        parts = [f"global batch size {before} -> {now}: epoch {self.epoch} goes on"]
+        parts[0] += f" with {self._sampler.left(self._position)} samples that it has not seen"
+        for shapes, words in ((then.keys() - left.keys(), "now too rare"), (left.keys() - then.keys(), "used again")):
+            if shapes:
+                counts = {**then, **left}
+                parts.append(f"shapes {words}: " + " ".join(f"{key}={counts[key]}" for key in sorted(shapes)))
+        return "; ".join(parts)
 
 
 def build_loader(
@@ -214,6 +233,7 @@ def build_loader(
         shuffle=not evaluation and (options.shuffle or options.group_data),
         drop_last=options.drop_last and not evaluation,
         repeat=evaluation,
+        drop_rare=not evaluation,
     )
     log.info("data: an epoch has %d samples in groups of %d of one shape", sampler.epoch_size, sampler.group_size)
     return Loader(
@@ -242,14 +262,6 @@ def joiner(
         patch_size_t=patch_size_t,
         target=None if one_shape else (target.num_frames, target.max_height, target.max_width),
     )
-
-
-def _fingerprint(dataset: ClipDataset) -> int:
-    """Checksum of what the order of samples is made from."""
-    checksum = zlib.crc32(str(dataset.seed).encode())
-    for clip in dataset.clips:
-        checksum = zlib.crc32(f"{clip.row.path} {clip.key}\n".encode(), checksum)
-    return checksum
 
 
 def _with(config, path: str, value):

@@ -12,7 +12,8 @@ depended on the number of ranks. Without accumulation, and where every shape fil
 the original's order.)
 
 The position in the stream is a count of samples taken by all ranks together. If the group size changes on a resume, the
-clips that the running epoch has not seen are grouped anew, so that each is still seen exactly once.
+clips that the running epoch has not seen are grouped anew, so that each is still seen exactly once. Shapes that are too
+rare for a group size (`is_rare`) are left out here, so that a clip's place in the list is the same at all of them.
 """
 
 import collections
@@ -22,6 +23,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from mindspeed_mm.data.lists.filters import is_rare
 from mindspeed_mm.errors import ConfigError, DataError
 
 
@@ -95,8 +97,10 @@ class GroupedSampler:
         shuffle: bool = True,
         drop_last: bool = True,
         repeat: bool = False,
+        drop_rare: bool = False,
     ):
-        """grouped: cut groups by shape, else from everything. repeat: every epoch is epoch 0 (for evaluation)."""
+        """grouped: cut groups by shape, else from everything. repeat: every epoch is epoch 0 (for evaluation).
+        drop_rare: leave out the clips of rare shapes, grouped or not."""
         self.step_size = world_size * micro_batch_size
         if group_size % self.step_size:
             raise ConfigError(
@@ -104,12 +108,14 @@ class GroupedSampler:
                 f"size {micro_batch_size}"
             )
         self.group_size = group_size
-        self._size = len(keys)
-        self._keys = tuple(keys) if grouped else None
+        self._shapes = tuple(keys)
+        self._counts = collections.Counter(keys)
+        self._keys = self._shapes if grouped else None
         self._seed, self._shuffle, self._drop_last, self._repeat = seed, shuffle, drop_last, repeat
         self._rank, self._world_size = rank, world_size
+        self._drop_rare = drop_rare
         if not self.epoch_size:
-            counts = collections.Counter(keys if grouped else [""] * len(keys)).most_common(1)
+            counts = self._buckets().most_common(1)
             raise DataError(
                 f"no shape has the {group_size} clips of a global batch (the most frequent has "
                 f"{counts[0][1] if counts else 0}); use a smaller --global-batch-size, more clips, or drop_last false"
@@ -118,11 +124,35 @@ class GroupedSampler:
     @property
     def epoch_size(self) -> int:
         """Samples of a whole epoch, all ranks together."""
-        counts = collections.Counter(self._keys).values() if self._keys else [self._size]
+        counts = self._buckets().values()
         return (
             sum((n if self._drop_last else n + self.group_size - 1) // self.group_size for n in counts)
             * self.group_size
         )
+
+    def shapes(self, group_size: int) -> dict[str, int]:
+        """Shapes that a group size takes clips of, and how many there are."""
+        return {
+            key: count for key, count in self._counts.items() if not (self._drop_rare and is_rare(count, group_size))
+        }
+
+    def members(self, group_size: int) -> list[int]:
+        """The clips that a group size takes."""
+        shapes = self.shapes(group_size)
+        return [index for index, key in enumerate(self._shapes) if key in shapes]
+
+    @property
+    def rules(self) -> dict[str, bool]:
+        """What decides the order beside the list, the seed and the group size."""
+        return {"group_data": self._keys is not None, "shuffle": self._shuffle, "drop_last": self._drop_last}
+
+    def left(self, position: Position) -> int:
+        """Samples that the epoch of a position still has."""
+        return len(self._order(position)) - position.consumed
+
+    def _buckets(self) -> collections.Counter:
+        counts = self.shapes(self.group_size)
+        return collections.Counter(counts if self._keys is not None else {"": sum(counts.values())})
 
     def steps(self, position: Position) -> Iterator[Step]:
         """Steps from `position` on, without end."""
@@ -135,13 +165,13 @@ class GroupedSampler:
             position = Position(0 if self._repeat else position.epoch + 1)
 
     def _order(self, position: Position) -> list[int]:
-        members: Sequence[int] = range(self._size)
+        seen: set[int] = set()
         for group_size, consumed in position.earlier:
-            seen = set(self._ordered(members, group_size, position.epoch)[:consumed])
-            members = [index for index in members if index not in seen]
-        return self._ordered(members, self.group_size, position.epoch)
+            seen.update(self._ordered(seen, group_size, position.epoch)[:consumed])
+        return self._ordered(seen, self.group_size, position.epoch)
 
-    def _ordered(self, members: Sequence[int], group_size: int, epoch: int) -> list[int]:
+    def _ordered(self, seen: set[int], group_size: int, epoch: int) -> list[int]:
+        members = [index for index in self.members(group_size) if index not in seen]
         # seed + epoch, as torch's DistributedSampler; epoch 0 with seed 42 is the original's order
         generator = torch.Generator().manual_seed(self._seed + epoch) if self._shuffle else None
         return epoch_order(self._keys, members, group_size, generator, self._drop_last)

@@ -90,7 +90,7 @@ class RunData:
             if result.dropped:
                 _log.info(f"data: every dropped row is listed in {file}")
         videos, texts = self._sources(config, result.clips)
-        return ClipDataset(result.clips, config, videos, texts, seed=self.config.seed)
+        return ClipDataset(result.usable, config, videos, texts, seed=self.config.seed)
 
     def _sources(self, config: DatasetConfig, clips: tuple[Clip, ...]):
         """What makes the videos and the texts of samples: stored features where the model JSON asks for them."""

@@ -20,7 +20,7 @@ from mindspeed_mm.data.dataset import ClipDataset, Tokens
 from mindspeed_mm.data.lists.filters import filter_rows
 from mindspeed_mm.data.lists.rows import read_list
 from mindspeed_mm.data.loader import Loader, build_loader
-from mindspeed_mm.data.sampler import GroupedSampler
+from mindspeed_mm.data.sampler import GroupedSampler, Position
 from mindspeed_mm.data.video import VideoSource
 from mindspeed_mm.errors import DataError
 
@@ -28,14 +28,32 @@ STRIDES = (8, 8, 8)
 
 
 def loader_of(
-    data_path, *, group_size=2, micro=1, rank=0, world_size=1, seed=5, preprocess=None, max_tries=10, **options
+    data_path,
+    *,
+    group_size=2,
+    micro=1,
+    rank=0,
+    world_size=1,
+    seed=5,
+    preprocess=None,
+    max_tries=10,
+    shuffle=True,
+    drop_rare=False,
+    **options,
 ):
     config = data_config(data_path, preprocess).dataset_param
     clips = filter_rows(read_list(data_path), config.preprocess_parameters, None).clips
     videos, texts = VideoSource(config.preprocess_parameters), Tokens(LetterTokenizer(), None)
     dataset = ClipDataset(clips, config, videos, texts, seed=seed, max_tries=max_tries)
     sampler = GroupedSampler(
-        dataset.keys, seed=seed, group_size=group_size, micro_batch_size=micro, rank=rank, world_size=world_size
+        dataset.keys,
+        seed=seed,
+        group_size=group_size,
+        micro_batch_size=micro,
+        rank=rank,
+        world_size=world_size,
+        shuffle=shuffle,
+        drop_rare=drop_rare,
     )
     join = functools.partial(collate, strides=STRIDES, patch_size=2)
     return Loader(dataset, sampler, join, **options)
@@ -133,14 +151,66 @@ def test_an_error_in_a_worker_is_still_one_line(tmp_path, workers):
     assert "\n" not in str(caught.value)
 
 
-def test_a_position_of_another_list_or_seed_starts_the_next_epoch(clip_folder, caplog):
+def test_another_seed_list_or_order_starts_the_next_epoch_and_is_named(clip_folder, caplog):
     loader = loader_of(clip_folder / "data.txt")
     take(loader, 3)
-    other = loader_of(clip_folder / "data.txt", seed=6)
-    with caplog.at_level(logging.WARNING, logger="mindspeed_mm"):
-        other.load_state_dict(loader.state_dict())
-    assert (other.epoch, other.state_dict()["consumed"]) == (1, 0)
-    assert "another list of clips or seed; starting epoch 1" in caplog.text
+    state = loader.state_dict()
+    old = {key: state[key] for key in ("epoch", "consumed", "earlier", "group_size", "fingerprint", "ledger")}
+    shorter = write_list(clip_folder, [row(f"clip{i}.mp4") for i in range(10)], "shorter")
+    unlike = {
+        "--seed 5 -> 6": ({"seed": 6}, state),
+        "another list of clips (12 -> 10 that can be used)": ({"data_path": shorter}, state),
+        "shuffle true -> false": ({"shuffle": False}, state),
+        "other shapes of the clips": ({"preprocess": {"max_height": 64}}, state),
+        "another list of clips, other shapes or another seed": ({"seed": 6}, old),
+    }
+    for words, (options, saved) in unlike.items():
+        other = loader_of(**{"data_path": clip_folder / "data.txt", **options})
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="mindspeed_mm"):
+            other.load_state_dict(saved)
+        assert (other.epoch, other.state_dict()["consumed"]) == (1, 0)
+        assert f"the place in epoch 0 is lost, as the checkpoint was written with other data: {words}" in caplog.text
+    loader.load_state_dict(old)
+    assert (loader.epoch, loader.state_dict()["consumed"]) == (0, 3)
+
+
+def indices(sampler: GroupedSampler, loader: Loader, count: int | None) -> list[int]:
+    """Clips that the next `count` samples are, or all that are left of the epoch."""
+    position = sampler.position(loader.state_dict())
+    left = sampler.left(position)
+    steps = sampler.steps(position)
+    return [
+        index for _ in range((left if count is None else count) // sampler.step_size) for index in next(steps).indices
+    ]
+
+
+@pytest.mark.parametrize(("first", "second", "words"), [
+    (2, 4, "shapes now too rare: 17x32x64=9"),
+    (4, 2, "shapes used again: 17x32x64=9"),
+])  # fmt: skip
+def test_another_global_batch_keeps_the_place_of_every_shape_and_sees_each_clip_once(
+    tmp_path, caplog, first, second, words
+):
+    """A shape of 9 clips is too rare for a batch of 4: a quarter of the epoch before, the rest after the change."""
+    rows = [row(f"{i}.mp4") for i in range(20)] + [row(f"long{i}.mp4", num_frames=17) for i in range(9)]
+    data = write_list(tmp_path, rows[::2] + rows[1::2])
+    config = {"num_frames": 17, "drop_short_ratio": 0.0}
+    before, after = (loader_of(data, group_size=size, preprocess=config, drop_rare=True) for size in (first, second))
+    assert len(before.dataset) == len(after.dataset) == 29
+    seen = indices(before._sampler, before, 8)
+    state = before._sampler.state(Position(0, 8))
+    with caplog.at_level(logging.INFO, logger="mindspeed_mm"):
+        after.load_state_dict({**before.state_dict(), **state})
+    assert f"global batch size {first} -> {second}: epoch 0 goes on with " in caplog.text and words in caplog.text
+    rest = indices(after._sampler, after, None)
+    assert len({*seen, *rest}) == len(seen) + len(rest)
+    short = [index for index, key in enumerate(after.dataset.keys) if key == "9x32x64"]
+    long = [index for index, key in enumerate(after.dataset.keys) if key == "17x32x64"]
+    if second == 4:  # what is left of the short ones, in whole groups; none of the long ones
+        assert set(long).isdisjoint(rest) and len(rest) == (20 - len(set(short) & set(seen))) // 4 * 4
+    else:
+        assert set(short) <= {*seen, *rest} and len(set(long) & set(rest)) == 8
 
 
 # ---------------------------------------------------------------------------------------------------------- from a config

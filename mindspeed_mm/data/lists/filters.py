@@ -69,11 +69,16 @@ class Dropped:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FilterResult:
-    """clips: what is left, in the order of the list. dropped: one entry per rule that fired, most rows first."""
+    """clips: what is left, in the order of the list. dropped: one entry per rule that fired, most rows first.
+
+    usable: clips, and those of rare shapes between them. Which shapes are rare is up to the batch size: a list's places
+    that count from run to run are these.
+    """
 
     clips: tuple[Clip, ...]
     dropped: tuple[Dropped, ...]
     total: int
+    usable: tuple[Clip, ...] = ()
 
     def lines(self) -> list[str]:
         """The report, a sentence a line."""
@@ -97,6 +102,11 @@ class FilterResult:
         }
 
 
+def is_rare(count: int, group_size: int) -> bool:
+    """Whether a shape of `count` clips is left out where steps take `group_size` of one shape (rule rare_shape)."""
+    return count < 4 * group_size
+
+
 def filter_rows(
     rows: Iterable[Row], config: PreprocessConfig, global_batch_size: int | None, source: str = "the list"
 ) -> FilterResult:
@@ -115,18 +125,19 @@ def filter_rows(
             clips.append(_clip(row, config))
         else:
             dropped.setdefault(rule, []).append(row.fault if rule == "unreadable" else row.path)
+    usable = tuple(clips)
     if global_batch_size is not None:
         counts = collections.Counter(clip.key for clip in clips)
-        rare = [clip for clip in clips if counts[clip.key] < 4 * global_batch_size]
+        rare = {key for key, count in counts.items() if is_rare(count, global_batch_size)}
         if rare:
-            dropped["rare_shape"] = [f"{clip.row.path} {clip.key}" for clip in rare]
-            clips = [clip for clip in clips if counts[clip.key] >= 4 * global_batch_size]
+            dropped["rare_shape"] = [f"{clip.row.path} {clip.key}" for clip in clips if clip.key in rare]
+            clips = [clip for clip in clips if clip.key not in rare]
     report = tuple(
         Dropped(rule, tuple(paths)) for rule, paths in sorted(dropped.items(), key=lambda item: -len(item[1]))
     )
     if not clips:
         raise DataError(_nothing_left(source, total, report, config, global_batch_size))
-    return FilterResult(tuple(clips), report, total)
+    return FilterResult(tuple(clips), report, total, usable)
 
 
 def _nothing_left(source, total, report, config: PreprocessConfig, global_batch_size) -> str:
