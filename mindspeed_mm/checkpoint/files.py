@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,12 +10,14 @@ import torch
 from mindspeed_mm.checkpoint import trusted
 from mindspeed_mm.errors import CheckpointError
 
+_STRETCH = 2**28  # bytes
 
-def save(state: object, path: Path) -> None:
-    """torch.save to a temporary name, flushed to the disk, then renamed."""
+
+def save(state: object, path: Path, beat: Callable[[str], None] = lambda what: None) -> None:
+    """torch.save to a temporary name, flushed to the disk, then renamed. beat: called with each stretch that the disk has."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
-        torch.save(state, file)
+        torch.save(state, _Steady(file, beat))
         _flush(file)
     temporary.replace(path)
 
@@ -57,6 +60,26 @@ def _is_zip(path: Path) -> bool:
     """Whether the file is in torch's zip format, which can be memory-mapped; older ones cannot."""
     with open(path, "rb") as file:
         return file.read(4) == b"PK\x03\x04"
+
+
+class _Steady:
+    """A file that goes to the disk as it is written: a flush of all of it at the end would look like a hang."""
+
+    def __init__(self, file, beat: Callable[[str], None]):
+        self._file, self._beat = file, beat
+        self._unflushed = 0
+
+    def write(self, data) -> int:
+        written = self._file.write(data)
+        self._unflushed += written
+        if self._unflushed >= _STRETCH:
+            self.flush()
+        return written
+
+    def flush(self) -> None:
+        _flush(self._file)
+        self._unflushed = 0
+        self._beat("a part of a file")
 
 
 def _flush(file) -> None:

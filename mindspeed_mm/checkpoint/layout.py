@@ -41,10 +41,11 @@ def find(root: Path) -> Location:
         raise CheckpointError(f"{root}: no such directory")
     tracker = root / TRACKER
     if tracker.is_file():
-        word = tracker.read_text(encoding="utf-8").strip()
-        if not word.isdigit() and word != "release":
-            raise CheckpointError(f"{tracker}: holds {word!r}; expected an iteration or 'release'")
-        location = Location(iteration_directory(root, int(word)), int(word)) if word.isdigit() else None
+        word = _word(tracker)
+        is_number = re.fullmatch("[0-9]{1,18}", word) is not None
+        if not is_number and word != "release":
+            raise CheckpointError(f"{tracker}: holds {word[:40]!r}; expected an iteration or 'release'")
+        location = Location(iteration_directory(root, int(word)), int(word)) if is_number else None
         location = location or Location(root / "release", None)
         if not location.directory.is_dir():
             raise CheckpointError(f"{tracker} names {location.directory.name}, but {location.directory} does not exist")
@@ -53,6 +54,13 @@ def find(root: Path) -> Location:
         named = re.fullmatch(r"iter_(\d{7})", root.name)
         return Location(root, int(named.group(1)) if named else None)
     raise CheckpointError(f"{root}: holds neither {TRACKER} nor mp_rank_XX directories; is it a checkpoint directory?")
+
+
+def _word(tracker: Path) -> str:
+    try:
+        return tracker.read_bytes().decode("utf-8", "replace").strip()
+    except OSError as error:
+        raise CheckpointError(f"{tracker}: cannot be read ({error})") from None
 
 
 def iterations(root: Path) -> list[int]:

@@ -66,14 +66,25 @@ def compare(
     )
 
 
-def load(network: nn.Module, weights: Weights, index: int = 0, count: int = 1, progress: bool = True) -> None:
-    """Copy part `index` of `count` of each parameter into a network that the weights fit (see `compare`)."""
+def load(
+    network: nn.Module,
+    weights: Weights,
+    index: int = 0,
+    count: int = 1,
+    progress: bool = True,
+    beat: Callable[[str], None] = lambda what: None,
+) -> None:
+    """Copy part `index` of `count` of each parameter into a network that the weights fit (see `compare`).
+
+    beat: told of each parameter that is there.
+    """
     targets = [(name, target) for name, target in stored_tensors(network).items() if name in weights]
     total = sum(target.numel() * weights.dtype(name).itemsize for name, target in targets)
     with Progress(total, "loading", progress) as bar:
         for name, target in targets:
             weights.copy_into(target.data, name, index, count)
             bar.add(target.numel() * weights.dtype(name).itemsize)
+            beat("loading a weight")
     weights.report()
 
 

@@ -19,9 +19,11 @@ from mindspeed_mm import logs
 from mindspeed_mm.checkpoint import files, integrity, layout
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.parallel.meeting import meet
 
 _log = logs.get(__name__)
 _PROBE_BYTES = 1 << 20
+_REPLACED = ".old"  # ends the name of a checkpoint while one of the same iteration takes its place
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -99,12 +101,12 @@ class CheckpointStore:
             return None
         if job.thread is not None:
             job.thread.join()
-        reports = self._agree(job.iteration, job.failure, job.found)
+        everything: integrity.Checksums = {}
+        self._agree(job.iteration, job.failure, job.found, everything)
         if job.writing.finish is not None:
             added: integrity.Checksums = {}
             failure = self._attempt(lambda: added.update(job.writing.finish()))
-            reports += self._agree(job.iteration, failure, added)
-        everything = {name: facts for report in reports for name, facts in report.items()}
+            self._agree(job.iteration, failure, added, everything)
         self._agree(job.iteration, self._attempt(lambda: self._commit(job.iteration, everything)))
         return job.iteration
 
@@ -126,33 +128,60 @@ class CheckpointStore:
             action()
         except Exception as error:
             return f"rank {self.parallel.rank}: {type(error).__name__}: {error}"
+        self.parallel.pulse.beat("its part of a checkpoint")
         return None
 
-    def _agree(self, iteration: int, failure: str | None, found: integrity.Checksums | None = None) -> list:
-        """What every rank has found; if one has failed, CheckpointError on all of them."""
-        everyone: list = [None] * self.parallel.world_size
-        dist.all_gather_object(everyone, (failure, found))
-        failures = [failure for failure, _ in everyone if failure is not None]
-        if failures:
+    def _agree(
+        self,
+        iteration: int,
+        failure: str | None,
+        found: integrity.Checksums | None = None,
+        everything: integrity.Checksums | None = None,
+    ) -> None:
+        """If one rank has failed, CheckpointError on all of them. Adds what all have found to the first rank's `everything`.
+
+        Ranks wait for each other as long as one of them goes on writing, however slow its disk.
+        """
+
+        def decide(reports: list[tuple]) -> str | None:
+            if everything is not None:
+                for _, facts in reports:
+                    everything.update(facts)
+            return _first([failure for failure, _ in reports])
+
+        first_failure = meet("saving", self.parallel, (failure, found), decide)
+        if first_failure is not None:
             if self.parallel.is_first:
                 shutil.rmtree(self._building(iteration), ignore_errors=True)
+                self._attempt(self._bring_back)
             raise CheckpointError(
-                f"{self.root}: the checkpoint of iteration {iteration} is not saved ({failures[0]}); earlier ones are as "
+                f"{self.root}: the checkpoint of iteration {iteration} is not saved ({first_failure}); earlier ones are as "
                 "they were"
             )
-        return [found for _, found in everyone]
 
     def _commit(self, iteration: int, checksums: integrity.Checksums) -> None:
         if not self.parallel.is_first:
             return
         building, final = self._building(iteration), layout.iteration_directory(self.root, iteration)
         integrity.write(checksums, building)
+        self._bring_back()
+        replaced = final.with_name(final.name + _REPLACED)
         if final.exists():  # a run that was resumed from before this iteration writes it again
-            shutil.rmtree(final)
+            final.rename(replaced)
         building.rename(final)
         files.flush_directory(self.root)
         files.write_text(str(iteration), self.root / layout.TRACKER)
+        shutil.rmtree(replaced, ignore_errors=True)
         self._delete_old(iteration)
+
+    def _bring_back(self) -> None:
+        """Give a checkpoint its name back that was to be replaced by one that never came, and delete those that were."""
+        for replaced in self.root.glob(f"iter_*{_REPLACED}"):
+            final = replaced.with_name(replaced.name.removesuffix(_REPLACED))
+            if final.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+            else:
+                replaced.rename(final)
 
     def _delete_old(self, latest: int) -> None:
         if self.keep_last is None:
@@ -161,6 +190,7 @@ class CheckpointStore:
         for iteration in older[self.keep_last :]:
             if self.keep_every is None or iteration % self.keep_every:
                 shutil.rmtree(layout.iteration_directory(self.root, iteration), ignore_errors=True)
+                self.parallel.pulse.beat("deleting an old checkpoint")
 
     def _building(self, iteration: int) -> Path:
         final = layout.iteration_directory(self.root, iteration)
@@ -173,6 +203,9 @@ class CheckpointStore:
 
         Damaged ones are passed over, each with a line that says why. Raises CheckpointError if none is left.
         """
+        if self.parallel.is_first:
+            self._attempt(self._bring_back)
+        meet("looking for checkpoints", self.parallel)
         reasons = []
         for location in layout.candidates(self.root):
             reason = self._damage(location)
@@ -190,9 +223,11 @@ class CheckpointStore:
             layout.check(location.directory)
             recorded = sorted(integrity.read(location.directory).items())
             share = dict(recorded[self.parallel.rank :: self.parallel.world_size])
-            integrity.verify(share, location.directory)
+            integrity.verify(share, location.directory, self.parallel.pulse.beat)
         except (CheckpointError, OSError) as error:
             mine = str(error)
-        everyone: list = [None] * self.parallel.world_size
-        dist.all_gather_object(everyone, mine)
-        return next((reason for reason in everyone if reason is not None), None)
+        return meet("checking", self.parallel, mine, _first)
+
+
+def _first(reasons: list[str | None]) -> str | None:
+    return next((reason for reason in reasons if reason is not None), None)

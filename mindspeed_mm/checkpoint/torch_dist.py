@@ -12,6 +12,7 @@ from torch import Tensor
 from mindspeed_mm.checkpoint import files, integrity
 from mindspeed_mm.checkpoint.store import Writing
 from mindspeed_mm.checkpoint.torch_dist_reader import STATE_FILE
+from mindspeed_mm.checkpoint.write_behind import flushed_as_they_grow
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.megatron import ShardedTensor, dist_checkpointing, write_in_this_process
@@ -28,11 +29,13 @@ def prepare(
     request = dist_checkpointing.save(_sharded(tensors, parallel), str(directory), async_sharded_save=True)
 
     def write() -> integrity.Checksums:
+        beat, mine = parallel.pulse.beat, f"__{parallel.rank}_*.distcp"
         if request.async_fn is not None:  # there is something for this rank
-            request.async_fn(*request.async_fn_args)
+            with flushed_as_they_grow(directory, mine, beat):
+                request.async_fn(*request.async_fn_args)
         if parallel.is_first:
-            files.save(common, directory / STATE_FILE)
-        return integrity.measure(sorted(directory.glob(f"__{parallel.rank}_*.distcp")), directory)
+            files.save(common, directory / STATE_FILE, beat)
+        return integrity.measure(sorted(directory.glob(mine)), directory, beat)
 
     def finish() -> integrity.Checksums:
         for step in request.finalize_fns:

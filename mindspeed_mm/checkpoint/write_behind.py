@@ -1,9 +1,12 @@
 """A file that a thread writes while the next bytes are being read and joined."""
 
 import collections
+import contextlib
 import ctypes
 import os
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -78,19 +81,48 @@ class WriteBehind:
             return
         # Start the disk now: otherwise it idles until the end, and then `sync` waits for all of the file. And give back the
         # memory of what the disk has: new memory for each page of the file would take longer than the disk.
-        self._sync_range(self._synced, written, _START)
+        _flush_range(self._file.fileno(), self._synced, written, _START)
         self._stretches.append((self._synced, written))
         self._synced += written
         if len(self._stretches) > _UNDER_WAY:
             start, size = self._stretches.popleft()
-            self._sync_range(start, size, _WAIT)
+            _flush_range(self._file.fileno(), start, size)
             os.posix_fadvise(self._file.fileno(), start, size, os.POSIX_FADV_DONTNEED)
 
-    def _sync_range(self, start: int, size: int, flags: int) -> None:
-        # No error is lost: `sync` reports those of the disk.
-        _libc.sync_file_range(
-            ctypes.c_int(self._file.fileno()), ctypes.c_longlong(start), ctypes.c_longlong(size), ctypes.c_uint(flags)
-        )
+
+@contextlib.contextmanager
+def flushed_as_they_grow(directory: Path, pattern: str, beat: Callable[[str], None]) -> Iterator[None]:
+    """Files that another library writes meanwhile go to the disk as they grow; beat: told of each stretch that is there.
+
+    Else the disk would begin when the system's memory for such is full, and the library's flush at the end look like a hang.
+    """
+    done, flushed = threading.Event(), collections.Counter()
+
+    def follow() -> None:
+        while not done.wait(1.0):
+            for path in directory.glob(pattern):
+                with contextlib.suppress(OSError), open(path, "rb") as file:  # of its failures the library hears itself
+                    size = os.fstat(file.fileno()).st_size
+                    for start in range(flushed[path], size, _SYNC_EVERY):
+                        _flush_range(file.fileno(), start, min(_SYNC_EVERY, size - start))
+                        beat("a part of a file")
+                    flushed[path] = size
+
+    thread = threading.Thread(target=follow, name="checkpoint follower", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _flush_range(descriptor: int, start: int, size: int, flags: int = _WAIT) -> None:
+    """Send bytes of a file to the disk, and with _WAIT wait until it has them. No error is lost: fsync reports it."""
+    if _libc is None:
+        return
+    arguments = ctypes.c_int(descriptor), ctypes.c_longlong(start), ctypes.c_longlong(size), ctypes.c_uint(flags)
+    _libc.sync_file_range(*arguments)
 
 
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None

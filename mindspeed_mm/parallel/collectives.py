@@ -5,8 +5,6 @@ Gradients of parameters are averaged over data *and* context ranks by Megatron's
 its tokens' part; so gradients are multiplied by CP where the parts are joined, and divided where the whole is split.
 """
 
-import time
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -72,18 +70,6 @@ def from_first_rank(value):
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def wait_for_all(occasion: str, parallel: ParallelContext, poll_s: float = 0.2) -> None:
-    """Return when every rank has called this for `occasion`, a name never used before.
-
-    A barrier without a time limit: samples take hours, and data ranks do not finish together.
-    """
-    arrived = parallel.store.add(occasion, 1)
-    while arrived < parallel.world_size:
-        time.sleep(poll_s)
-        arrived = parallel.store.add(occasion, 0)
-    dist.barrier()  # so that no rank leaves, and takes the store with it, while another still asks it
 
 
 def token_parts(parallel: ParallelContext) -> int:

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from mindspeed_mm.parallel.megatron import TransformerConfig, parallel_state
+from mindspeed_mm.parallel.pulse import Pulse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,9 @@ class ParallelContext:
     tensor_and_context: dist.ProcessGroup
     data: dist.ProcessGroup
     data_and_context: dist.ProcessGroup
+    everyone: dist.ProcessGroup  # all ranks, over the network of the hosts (gloo)
     store: dist.Store  # key-value store of all ranks, for what must not be a collective
+    pulse: Pulse  # signs of progress, of this rank and of all
     sequence_parallel: bool = False
     guidance: dist.ProcessGroup | None = None
 
@@ -66,13 +69,16 @@ class ParallelContext:
             if dist.is_initialized():
                 return cls.start()
             return cls.start(store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.PrefixStore("mindspeed_mm", dist.distributed_c10d._get_default_store())
         return cls(
             tensor=parallel_state.get_tensor_model_parallel_group(),
             context=parallel_state.get_context_parallel_group(),
             tensor_and_context=parallel_state.get_tensor_and_context_parallel_group(),
             data=parallel_state.get_data_parallel_group(),
             data_and_context=parallel_state.get_data_parallel_group(with_context_parallel=True),
-            store=dist.PrefixStore("mindspeed_mm", dist.distributed_c10d._get_default_store()),
+            everyone=dist.group.WORLD,
+            store=store,
+            pulse=Pulse(store, dist.get_rank(), dist.get_world_size()),
             sequence_parallel=sequence_parallel and parallel_state.get_tensor_model_parallel_world_size() > 1,
         )
 

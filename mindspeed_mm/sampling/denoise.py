@@ -56,6 +56,7 @@ def steps(
         _check_finite(velocity, index + 1, total, sigma, denoiser.proj_out.weight.dtype)
         clean = euler.clean_estimate(latents, velocity, sigma)
         latents = euler.step(latents, velocity, sigma, following)
+        denoiser.parallel.pulse.beat(f"denoising step {index + 1} of {total}")
         yield Step(index + 1, total, following.item(), latents, clean)
 
 

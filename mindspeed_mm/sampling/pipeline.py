@@ -206,6 +206,7 @@ class T2VPipeline:
         """Clean latents [B,C,T,H,W] -> videos uint8 [B,T,H,W,3]."""
         with self.residence.using(self.autoencoder):
             video = self.autoencoder.decode(latents.to(self.autoencoder.dtype))
+        self.denoiser.parallel.pulse.beat("decoding a video")
         if not torch.isfinite(video).all():
             reason = f"latents reach {latents.abs().max().item():.3g}"
             if video.dtype == torch.float16:

@@ -12,8 +12,9 @@ from tqdm import tqdm
 from mindspeed_mm import logs
 from mindspeed_mm.config.sample import SampleConfig
 from mindspeed_mm.errors import SamplingError
-from mindspeed_mm.parallel.collectives import from_first_rank, wait_for_all
+from mindspeed_mm.parallel.collectives import from_first_rank
 from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.parallel.meeting import meet
 from mindspeed_mm.platforms.base import Platform
 from mindspeed_mm.sampling import gallery, record
 from mindspeed_mm.sampling.archive import Archive
@@ -36,27 +37,21 @@ def run(config: SampleConfig, platform: Platform, parallel: ParallelContext) -> 
     model = config.model
     file = model.prompt if is_prompt_file(model.prompt) else ""
     requests = requests_of(model, read_prompts(model.prompt), config.seed, config.launch, file)
-    occasion = _occasion(parallel)
     plan = _plan(config, platform, requests) if parallel.is_first else None
-    wait_for_all(f"{occasion}/plan", parallel)  # hashing weights may take minutes
+    meet("the plan of sampling", parallel, for_ever=True)  # hashing weights may take minutes
     weights, done = from_first_rank(plan)
     left = [batch for batch in batches(requests, model.micro_batch_size) if any(r.name not in done for r in batch)]
     if done and parallel.is_first:
         _log.info(f"{len(done)} of {len(requests)} samples are there already")
     mine = left[parallel.data_rank :: parallel.data_size]
     written = _Job(config, platform, parallel, weights).make_all(mine, done) if mine else []
-    wait_for_all(f"{occasion}/samples", parallel)
+    meet("samples", parallel, for_ever=True)
     if parallel.is_first:
         gallery.write_all(Path(model.save_path))
-    wait_for_all(f"{occasion}/gallery", parallel)
+    meet("the gallery", parallel, for_ever=True)
     if parallel.is_first:
         _raise_failures(config, requests)
     return written
-
-
-def _occasion(parallel: ParallelContext) -> str:
-    """A name for this call of `run`, on every rank the same and never used before."""
-    return f"sampling/{parallel.store.add(f'sampling/of rank {parallel.rank}', 1)}"
 
 
 def _plan(config: SampleConfig, platform: Platform, requests: list[Request]) -> tuple[dict, set[str]]:

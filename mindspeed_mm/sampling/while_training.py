@@ -15,7 +15,7 @@ from mindspeed_mm.errors import SamplingError
 from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
 from mindspeed_mm.models.text.encoders import TextEncoders
 from mindspeed_mm.models.wfvae.model import WFVAE
-from mindspeed_mm.parallel.collectives import wait_for_all
+from mindspeed_mm.parallel.meeting import meet
 from mindspeed_mm.sampling import sheets
 from mindspeed_mm.sampling.archive import write_frames
 from mindspeed_mm.sampling.pipeline import T2VPipeline
@@ -73,7 +73,8 @@ class TrainingSamples:
 def write_samples(pipeline: T2VPipeline, requests: Sequence[Request], folder: Path) -> list[Path]:
     """Sample requests, shared over the data ranks, to `folder`, with a contact sheet of all; collective.
 
-    A sample that is not finite is named in the log and left out. Returns the files that this rank wrote.
+    A sample that is not finite, or that the disk does not take, is named in the log and left out. Returns the files that
+    this rank wrote.
     """
     parallel = pipeline.denoiser.parallel
     written = []
@@ -83,12 +84,14 @@ def write_samples(pipeline: T2VPipeline, requests: Sequence[Request], folder: Pa
             if parallel.is_first_of_sample:
                 write_frames(request, pipeline.decode(latents)[0], folder / request.file)
                 written.append(folder / request.file)
-        except SamplingError as error:
+        except (SamplingError, OSError) as error:
             _log.warning(f"{folder.name}/{request.name}: {error}")
-    call = parallel.store.add(f"samples/of rank {parallel.rank}", 1)
-    wait_for_all(f"samples/{call}", parallel)
+    meet("samples", parallel)
     if parallel.is_first:
-        written += _write_sheet(requests, folder)
+        try:
+            written += _write_sheet(requests, folder)
+        except OSError as error:
+            _log.warning(f"{folder.name}/{SHEET}: {error}")
     return written
 
 

@@ -16,6 +16,7 @@ from mindspeed_mm.optim.ema import Ema
 from mindspeed_mm.optim.step import OptimizerStep
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.engine import Engine
+from mindspeed_mm.parallel.meeting import meet
 from mindspeed_mm.platforms.base import Platform
 from mindspeed_mm.training.data import RunData
 from mindspeed_mm.training.encoder_sharing import SharedEncoders
@@ -40,10 +41,13 @@ def build_trainer(
 ) -> Trainer:
     """Everything for a run, on this rank's device; collective. build_sampler: makes videos while training, if given."""
     device = platform.device(int(os.environ.get("LOCAL_RANK", "0")))
+    parallel.pulse.patience_s = 60 * config.report.hang_minutes
     data = RunData(config, parallel)
     loader = data.train()
     encoders = _encoders(config, device)
+    parallel.pulse.beat("loading the encoders")
     network = _denoiser(config, parallel, device)
+    meet("loading weights", parallel)  # the engine's collectives have a time limit, a rank with a slow disk may be late
     engine = Engine(network, parallel, platform, config.optimizer)
     engine.schedule(config.global_batch_size)
     optimizer = _optimizer_step(config, engine)

@@ -61,7 +61,11 @@ class Evaluation:
             leave=False,
             mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; a log file is no terminal
         )
-        return [self.encoders(next(batches)) for _ in rounds]
+        samples = []
+        for _ in rounds:
+            samples.append(self.encoders(next(batches)))
+            self.engine.parallel.pulse.beat("encoding a held-out batch")
+        return samples
 
     @torch.no_grad()
     def _losses(self, samples: list[Encoded], name: str) -> dict[str, float]:
@@ -71,6 +75,7 @@ class Evaluation:
         for sample in samples:
             for band in range(BANDS):
                 sums[band] += self._band_loss(network, sample, band).double().cpu()
+                self.engine.parallel.pulse.beat("evaluating a batch")
         network.train()
         dist.all_reduce(sums, group=self.engine.parallel.data)
         means = (sums / (len(samples) * self.engine.parallel.data_size)).tolist()

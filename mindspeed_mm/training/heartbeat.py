@@ -4,16 +4,18 @@ A collective with a dead rank fails with "connection closed by peer" at best, an
 signs go through the key-value store of the process group, which torchrun holds outside of the ranks.
 """
 
+import json
 import os
 import sys
 import threading
 import time
 
-import torch.distributed as dist
-
 from mindspeed_mm.errors import RankLost
+from mindspeed_mm.parallel.meeting import ranks_of
+from mindspeed_mm.parallel.pulse import Pulse
 
 _INTERVAL_S = 2.0
+_LOOK_S = 2.5 * _INTERVAL_S  # in which a rank that lives gives a sign
 _DONE = b"done"
 EXIT_CODE = 75  # EX_TEMPFAIL: trying again may help
 
@@ -21,13 +23,13 @@ EXIT_CODE = 75  # EX_TEMPFAIL: trying again may help
 class Heartbeat:
     """Beats in a thread of its own between `with`'s ends; every rank watches the next one."""
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int, gone_after_s: float = 60.0):
-        """gone_after_s: without a sign of a rank for this long, the others end with EXIT_CODE."""
-        self._store = store
-        self._rank, self._world_size = rank, world_size
+    def __init__(self, pulse: Pulse, gone_after_s: float = 60.0):
+        """pulse: for its store; gone_after_s: without a sign of a rank for this long, the others end with EXIT_CODE."""
+        self._store = pulse.store
+        self._rank, self._world_size = pulse.rank, pulse.world_size
         self._gone_after_s = gone_after_s
         self._count = 0
-        self._next = (rank + 1) % world_size
+        self._next = (self._rank + 1) % self._world_size
         self._seen: tuple[bytes | None, float] = (None, time.monotonic())
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -45,7 +47,7 @@ class Heartbeat:
         if error is None:
             self._store.set(self._key(self._rank), _DONE)
         if lost:
-            raise RankLost(f"{_names(lost)} gone, the others cannot go on; its own output says why") from error
+            raise RankLost(f"{ranks_of(lost)} gone, the others cannot go on; its own output says why") from error
 
     def _run(self) -> None:
         while not self._stop.wait(_INTERVAL_S):
@@ -76,15 +78,31 @@ class Heartbeat:
         return message
 
     def _lost(self) -> list[int]:
-        """Ranks that give no new sign within a few intervals."""
+        """Ranks that give no new sign within a few intervals. Of the ranks that ask at one time, one looks for all."""
         try:
-            before = [self._sign(rank) for rank in range(self._world_size)]
-            time.sleep(2.5 * _INTERVAL_S)
-            after = [self._sign(rank) for rank in range(self._world_size)]
+            look = f"lost/{self._store.add('lost/looks', 0)}"
+            if self._store.add(f"{look}/askers", 1) == 1:
+                found = self._silent()
+                self._store.set(look, json.dumps(found))
+                self._store.add("lost/looks", 1)  # who asks from now on wants a new look
+                return found
+            until = time.monotonic() + 2 * _LOOK_S
+            while time.monotonic() < until:
+                if self._store.check([look]):
+                    return json.loads(self._store.get(look))
+                time.sleep(0.2)
         except RuntimeError:
             return [0]  # the store has gone with the rank that held it
-        pairs = enumerate(zip(before, after, strict=True))
+        return []
+
+    def _silent(self) -> list[int]:
+        before = self._signs()
+        time.sleep(_LOOK_S)
+        pairs = enumerate(zip(before, self._signs(), strict=True))
         return [rank for rank, (old, new) in pairs if old == new and new != _DONE]
+
+    def _signs(self) -> list[bytes | None]:
+        return [self._sign(rank) for rank in range(self._world_size)]
 
     def _sign(self, rank: int) -> bytes | None:
         key = self._key(rank)
@@ -92,7 +110,3 @@ class Heartbeat:
 
     def _key(self, rank: int) -> str:
         return f"alive/{rank}"
-
-
-def _names(ranks: list[int]) -> str:
-    return f"rank {ranks[0]} is" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))} are"

@@ -62,7 +62,7 @@ class Saver:
         return Writing(lambda: {} if snapshot is None else self._write_rank(snapshot, building))
 
     def _write_rank(self, snapshot: Snapshot, building: Path) -> integrity.Checksums:
-        directory = layout.rank_directory(building, self.parallel.tensor_rank)
+        directory, beat = layout.rank_directory(building, self.parallel.tensor_rank), self.parallel.pulse.beat
         directory.mkdir()
         model = {**snapshot.common, "model": self._with_empty_states(snapshot.model)}
         optimizer = dict(snapshot.optimizer or {})
@@ -70,11 +70,11 @@ class Saver:
             ema = optimizer["ema_params"]  # without the parameters that are never trained, such as WFVAE's Haar kernels
             averages = {name: ema.get(name, value).to(value.dtype) for name, value in snapshot.model.items()}
             model["ema_model"] = self._with_empty_states(averages)
-        files.save(model, directory / layout.MODEL_FILE)
+        files.save(model, directory / layout.MODEL_FILE, beat)
         if optimizer:
-            files.save(optimizer, directory / layout.OPTIMIZER_FILE)
+            files.save(optimizer, directory / layout.OPTIMIZER_FILE, beat)
         files.flush_directory(directory)
-        return integrity.measure(sorted(directory.iterdir()), building)
+        return integrity.measure(sorted(directory.iterdir()), building, beat)
 
     def _with_empty_states(self, model: Named) -> dict:
         """With the empty `_extra_state` entries that Megatron's layers have, in its order of names."""

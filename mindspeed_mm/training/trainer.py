@@ -20,6 +20,7 @@ from mindspeed_mm.training.watchdog import Watchdog
 
 _log = logs.get(__name__)
 _LEDGER_INTERVAL = 10  # steps between additions to the ledger of bad samples, which are collective
+_AFTER_THE_WATCHDOG_S = 30.0  # its report of a hang says more than the error of a rank that waits
 Sampler = Callable[[int], None]  # makes videos with the current weights, for an iteration
 
 
@@ -45,9 +46,10 @@ class Trainer:
         self.stopping = False  # a signal has asked for the end
         self.saver = Saver(state)
         self.reports = Reports(config, self.parallel.is_first)
-        rank, world_size, store = self.parallel.rank, self.parallel.world_size, self.parallel.store
-        self.heartbeat = Heartbeat(store, rank, world_size)
-        self.watchdog = Watchdog(store, rank, world_size, config.report.hang_minutes)
+        pulse = self.parallel.pulse
+        pulse.patience_s = 60 * config.report.hang_minutes + _AFTER_THE_WATCHDOG_S
+        self.heartbeat = Heartbeat(pulse)
+        self.watchdog = Watchdog(pulse, config.report.hang_minutes)
 
     def fit(self) -> None:
         """Train to the end, or until a signal asks to stop.
@@ -55,13 +57,13 @@ class Trainer:
         Raises TrainingDiverged when too many steps in a row were skipped, nothing is saved then; RankLost when another
         process has died.
         """
-        with self.heartbeat:
+        with self.heartbeat, self.watchdog:
             self._resume()
             self._train()
 
     def _train(self) -> None:
         profiler = Profiler(self.config.tools.profile, self.platform, self.parallel.rank, self.state.iteration)
-        with self.reports.open(), self.watchdog, profiler, StopRequest() as request:
+        with self.reports.open(), profiler, StopRequest() as request:
             batches = iter(self.state.loader)
             self.step.engine.network.train()
             while self.state.iteration < self.config.train_iters:

@@ -1,34 +1,37 @@
 """A run that hangs says where: every rank prints its stack, the slowest rank is named, and the process ends.
 
 Collectives have a timeout of their own, but a rank that waits for a disk, a worker or a lock has none. torchrun then
-restarts the job (--max-restarts), which continues from its last checkpoint.
+restarts the job (--max-restarts), which continues from its last checkpoint. Work that goes on is no hang, however long it
+takes and whichever rank does it: see `parallel/pulse.py`.
 """
 
+import collections
 import faulthandler
 import os
 import sys
 import threading
 import time
 
-import torch.distributed as dist
-
+from mindspeed_mm.parallel.meeting import ranks_of
+from mindspeed_mm.parallel.pulse import Pulse
 from mindspeed_mm.training.heartbeat import EXIT_CODE
+
+_OTHERS_S = (
+    5.0  # for the rank that tells about all of them, before the first end of a process makes torchrun end the others
+)
 
 
 class Watchdog:
-    """Ends the process when `beat` was not called for `minutes`."""
+    """Ends the process when no rank has given a sign of progress for `minutes`."""
 
-    def __init__(self, store: dist.Store, rank: int, world_size: int, minutes: float):
-        """store: key-value store of all ranks, in which each rank leaves what it did last."""
-        self._store = store
+    def __init__(self, pulse: Pulse, minutes: float):
+        self._pulse = pulse
         self._seconds = 60 * minutes
-        self._rank, self._world_size = rank, world_size
-        self._last = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
-        self.beat("start", 0)
+        self.beat("the start", self._pulse.iteration)
         self._thread.start()
         return self
 
@@ -38,35 +41,39 @@ class Watchdog:
 
     def beat(self, what: str, iteration: int) -> None:
         """This rank is alive and has just finished `what` of an iteration."""
-        self._last = time.monotonic()
-        self._store.set(f"watchdog/{self._rank}", f"{iteration} {what}")
+        self._pulse.beat(what, iteration)
 
     def _watch(self) -> None:
         while not self._stop.wait(min(1.0, self._seconds / 10)):
-            if time.monotonic() - self._last > self._seconds:
+            if self._pulse.idle_s() > self._seconds:
                 self._report()
                 os._exit(EXIT_CODE)
 
     def _report(self) -> None:
-        """This rank's stacks, and what every rank did last. The others' watchdogs fire at about the same time."""
-        print(f"[rank {self._rank}] no progress for {self._seconds:.0f} s; its threads:", file=sys.stderr, flush=True)
+        """This rank's stacks; and, from one rank, what every rank did last. All watchdogs fire at about the same time."""
+        rank = self._pulse.rank
+        print(f"[rank {rank}] no progress for {self._seconds:.0f} s; its threads:", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        last = {rank: self._last_of(rank) for rank in range(self._world_size)}
-        behind = min(last.values())
-        slowest = [rank for rank, value in last.items() if value == behind]
-        for rank, (iteration, what) in last.items():
-            mark = "  <- behind" if rank in slowest and len(slowest) < self._world_size else ""
-            print(
-                f"[rank {self._rank}] rank {rank} last finished {what} of iteration {iteration}{mark}", file=sys.stderr
-            )
-        sys.stderr.flush()
-
-    def _last_of(self, rank: int) -> tuple[int, str]:
-        key = f"watchdog/{rank}"
         try:
-            if not self._store.check([key]):
-                return -1, "nothing"
-            iteration, what = self._store.get(key).decode().split(" ", 1)
-            return int(iteration), what
-        except RuntimeError:  # the store has gone with the rank that held it
-            return -1, "nothing that can be read"
+            if self._pulse.store.add("watchdog/reports", 1) == 1:
+                print("\n".join(self._table()), file=sys.stderr, flush=True)
+                self._pulse.store.set("watchdog/told", "")
+            until = time.monotonic() + _OTHERS_S
+            while time.monotonic() < until and not self._pulse.store.check(["watchdog/told"]):
+                time.sleep(0.1)
+        except RuntimeError:  # the store has gone with the process that held it
+            return
+
+    def _table(self) -> list[str]:
+        """A line for each state that ranks are in, those that are behind first."""
+        states = collections.defaultdict(list)
+        last = self._pulse.last_of_all()
+        for rank in range(self._pulse.world_size):
+            states[last.get(rank, (-1, "nothing"))].append(rank)
+        behind = min(iteration for iteration, _ in states)
+        lines = []
+        for (iteration, what), ranks in sorted(states.items()):
+            mark = "  <- behind" if iteration == behind and any(other != behind for other, _ in states) else ""
+            who = ranks_of(ranks).rsplit(" ", 1)[0]
+            lines.append(f"[rank {self._pulse.rank}] {who} last finished {what} of iteration {iteration}{mark}")
+        return lines

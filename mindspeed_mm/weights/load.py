@@ -31,7 +31,8 @@ def load_denoiser(network: SparseUMMDiT, source: str | Path, ema: bool = False) 
         if parallel.is_first:
             _log.error(f"{source}: {misfit.every_name()}")
         raise CheckpointError(f"{source}: does not fit the network: {misfit}. {_explain(weights, network)}")
-    released.load(network, weights, parallel.tensor_rank, parallel.tensor_size, progress=parallel.is_first)
+    share = (parallel.tensor_rank, parallel.tensor_size)
+    released.load(network, weights, *share, progress=parallel.is_first, beat=parallel.pulse.beat)
     if misfit.dropped:
         _log.info(f"{source}: left out, their output is never used: {', '.join(misfit.dropped)}")
     _log.info(f"loaded the denoiser from {source} ({checkpoint.kind}, {checkpoint.dialect} names)")

@@ -61,6 +61,21 @@ def test_weights_that_are_not_finite_do_not_stop_training(small_model, tmp_path,
     assert "iter_0000001/video_000002: step 1 of 4" in caplog.text
 
 
+def test_a_disk_that_takes_nothing_does_not_stop_training(small_model, tmp_path, caplog):
+    sampler = samples(small_model, tmp_path / "samples", prompts_file(tmp_path), ParallelContext.current())
+    (tmp_path / "samples").write_text("a file where the folder has to be")
+    assert sampler(1) == []
+    assert "iter_0000001/video_000002: " in caplog.text
+
+
+def test_each_step_and_each_video_is_a_sign_of_progress(small_model, tmp_path, monkeypatch):
+    sampler = samples(small_model, tmp_path / "samples", prompts_file(tmp_path), ParallelContext.current())
+    signs = []
+    monkeypatch.setattr(sampler.denoiser.parallel.pulse, "beat", signs.append)
+    sampler(1)
+    assert signs == [*(f"denoising step {step} of 4" for step in range(1, 5)), "decoding a video"] * 3
+
+
 def on_two_ranks(small_model: Path, folder: Path, tensor: int) -> list[str]:
     parallel = ParallelContext.start(tensor_size=tensor)
     sampler = samples(small_model, folder, folder.parent / "prompts.txt", parallel)

@@ -1,0 +1,75 @@
+"""Waiting for other ranks as long as any of them makes progress: for disks, whose work no time limit of a collective fits.
+
+Through the store of all ranks: the first rank collects a plain value of each, and says what follows from them.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+
+import torch.distributed as dist
+
+from mindspeed_mm.errors import RankLost
+from mindspeed_mm.parallel.context import ParallelContext
+
+_SHORT_S, _LONG_S = 0.005, 0.2  # between two looks, at first and later
+
+
+def meet(
+    occasion: str,
+    parallel: ParallelContext,
+    value: object = None,
+    decide: Callable[[list], object] = lambda values: None,
+    *,
+    for_ever: bool = False,
+):
+    """What the first rank decides from the values of all ranks, in rank order, on every rank; collective.
+
+    value, and what `decide` returns: anything JSON can hold. Raises RankLost if no rank has given a sign of progress for
+    `parallel.pulse.patience_s` meanwhile; never with for_ever.
+    """
+    if parallel.world_size == 1:
+        return decide([value])
+    store, rank = parallel.pulse.store, parallel.rank
+    number = store.add(f"meet/{occasion}/of rank {rank}", 1)  # of this meeting, the same on every rank
+    place = f"meet/{occasion}/{number}"
+    store.set(f"{place}/{rank}", json.dumps(value))
+    if parallel.is_first:
+        keys = [f"{place}/{other}" for other in range(parallel.world_size)]
+        _wait(keys, occasion, parallel, for_ever)
+        decision = decide([json.loads(found) for found in store.multi_get(keys)])
+        store.set(place, json.dumps(decision))
+    else:
+        _wait([place], occasion, parallel, for_ever)
+        decision = json.loads(store.get(place))
+    # So that no rank leaves, and takes the store with it, while another still asks it; all of them are here.
+    dist.barrier(group=parallel.everyone)
+    store.delete_key(f"{place}/{rank}")
+    if parallel.is_first:
+        store.delete_key(place)
+    return decision
+
+
+def _wait(keys: Sequence[str], occasion: str, parallel: ParallelContext, for_ever: bool) -> None:
+    pulse, pause = parallel.pulse, _SHORT_S
+    while not pulse.store.check(list(keys)):
+        if not for_ever and pulse.idle_s() > pulse.patience_s:
+            missing = [rank for rank, key in enumerate(keys) if not pulse.store.check([key])]
+            raise RankLost(
+                f"{occasion}: {ranks_of(missing)} not ready, and no rank has made progress for {pulse.patience_s:.0f} s; "
+                "is a disk or a file system hanging?"
+            )
+        time.sleep(pause)
+        pause = min(2 * pause, _LONG_S)
+
+
+def ranks_of(ranks: Sequence[int]) -> str:
+    """For example "rank 3 is" or "ranks 0-3, 7 are"."""
+    spans: list[list[int]] = []
+    for rank in sorted(ranks):
+        if spans and rank == spans[-1][1] + 1:
+            spans[-1][1] = rank
+        else:
+            spans.append([rank, rank])
+    text = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+    return f"rank {text} is" if len(ranks) == 1 else f"ranks {text} are"
