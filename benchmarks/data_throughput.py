@@ -27,11 +27,11 @@ import torch
 from tiny_encoders import write_encoders
 
 from mindspeed_mm.config.data import DataConfig
-from mindspeed_mm.config.reader import build, node_from_python
 from mindspeed_mm.data.buffers import SharedBuffers
 from mindspeed_mm.data.dataset import build_dataset
 from mindspeed_mm.data.loader import Loader, joiner
 from mindspeed_mm.data.sampler import GroupedSampler
+from mindspeed_mm.schema import build, node_from_python
 
 CAPTION = (
     "A hiker in a <b>red</b> jacket walks along a narrow ridge above the clouds while the camera slowly turns. " * 4

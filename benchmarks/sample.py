@@ -25,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a clo
 from common import SPARSITIES, STAGES, denoiser_config, peak_bytes, synchronize, table
 
 from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig
-from mindspeed_mm.config.reader import build, find, read_json
 from mindspeed_mm.config.sample import SampleModelConfig, SamplingOptions
 from mindspeed_mm.models.build import build_autoencoder, build_denoiser
 from mindspeed_mm.parallel.context import ParallelContext
@@ -34,6 +33,7 @@ from mindspeed_mm.sampling.pipeline import T2VPipeline
 from mindspeed_mm.sampling.prompts import read_prompts
 from mindspeed_mm.sampling.requests import Request
 from mindspeed_mm.sampling.residence import Residence
+from mindspeed_mm.schema import build, find, read_json
 from mindspeed_mm.types import TORCH_DTYPES, TextFeatures
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "examples" / "opensoraplan1.5" / "inference_t2v_model1_5.json"

@@ -12,10 +12,10 @@ from mindspeed_mm import weights
 from mindspeed_mm.config import model_dialects
 from mindspeed_mm.config.geometry import as_grid
 from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig, DiffusionConfig
-from mindspeed_mm.config.reader import build, check, node_from_python
 from mindspeed_mm.diffusion import schedule
 from mindspeed_mm.models import build as builders
 from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.schema import build, check, node_from_python
 from mindspeed_mm.weights import folder
 
 

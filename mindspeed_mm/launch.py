@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import json
 import os
 import sys
 import traceback
@@ -12,11 +13,11 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from mindspeed_mm import logs
+from mindspeed_mm import atomic, logs
 from mindspeed_mm.checkpoint import layout
-from mindspeed_mm.config import arguments, autoencoder, resolve
-from mindspeed_mm.config.edit import write_vectors
-from mindspeed_mm.config.run import CheckpointConfig, LaunchConfig, RunConfig
+from mindspeed_mm.config import autoencoder, model_dialects, resolve
+from mindspeed_mm.config.launch import LaunchConfig
+from mindspeed_mm.config.run import CheckpointConfig, RunConfig
 from mindspeed_mm.errors import MMError
 
 _log = logs.get(__name__)
@@ -42,25 +43,22 @@ def evaluate_autoencoder() -> None:
     _run(_evaluate_autoencoder)
 
 
-def extract_features(argv: list[str], videos: bool, texts: bool) -> None:
-    """The main program of `tools/extract_features.py`. argv: flags of a training run."""
-    _run(functools.partial(_extract_features, argv, videos, texts))
+def extract_features() -> None:
+    """The main program of `tools/extract_features.py`."""
+    _run(_extract_features)
 
 
-def _extract_features(argv: list[str], videos: bool, texts: bool) -> None:
-    flags, _ = arguments.parse_train(argv)
-    # the run's layout has to be possible, but not with the processes that there are now
-    run_size = flags.tensor_model_parallel_size * flags.context_parallel_size
-    config = resolve.run_config(argv, world_size=run_size)
+def _extract_features() -> None:
+    config, only = resolve.extraction_config(sys.argv[1:])
     launch = dataclasses.replace(config.launch, tensor_size=1, context_size=1, sequence_parallel=False)
     platform, parallel = start(launch, config.model.allow_tf32, config.model.allow_internal_format)
     from mindspeed_mm.training.build import build_extraction
 
     extraction = build_extraction(dataclasses.replace(config, launch=launch), platform, parallel)
-    if videos:
+    if only != "text":
         good, bad = extraction.videos()
         _log.info(f"videos: {good} crops of clips encoded, {bad} could not be decoded")
-    if texts:
+    if only != "video":
         _log.info(f"texts: {extraction.texts()} captions encoded")
     parallel.stop()
 
@@ -144,9 +142,9 @@ def _evaluate_autoencoder() -> None:
     if config.video is not None:
         write_video(found.comparison.numpy(), Path(config.video), config.fps)
         _log.info(f"wrote {config.video}: original, reconstruction, 4 x difference")
-    for file in config.statistics:
-        write_vectors(file, "ae", {"shift": found.shift, "scale": found.scale})
-        _log.info(f"wrote shift and scale of {len(found.shift)} latent channels into {file}")
+    if config.statistics is not None:
+        atomic.write_text(config.statistics, json.dumps(model_dialects.statistics(found.shift, found.scale), indent=1))
+        _log.info(f"wrote shift and scale of {len(found.shift)} latent channels; name it in ae: {config.statistics}")
     parallel.stop()
 
 

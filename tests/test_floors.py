@@ -15,24 +15,25 @@ FLOORS = {
     "atomic": 0,  # files that are whole or not there
     "types": 0,
     "version": 0,
-    "config": 1,
-    "families": 2,  # networks without tensors
-    "platforms": 2,
-    "parallel": 3,
-    "ops": 3,
-    "models": 4,
-    "diffusion": 4,
-    "data": 4,
-    "optim": 4,
-    "checkpoint": 4,
-    "weights": 5,  # where checkpoint/ and models/ meet
-    "training": 6,
-    "sampling": 6,
-    "api": 7,
-    "web": 7,
-    "launch": 8,
-    "serve": 9,
-    "__init__": 10,
+    "schema": 1,  # how a file or a flag becomes a value
+    "config": 2,
+    "families": 3,  # networks without tensors
+    "platforms": 3,
+    "parallel": 4,
+    "ops": 4,
+    "models": 5,
+    "diffusion": 5,
+    "data": 5,
+    "optim": 5,
+    "checkpoint": 5,
+    "weights": 6,  # where checkpoint/ and models/ meet
+    "training": 7,
+    "sampling": 7,
+    "api": 8,
+    "web": 8,
+    "launch": 9,
+    "serve": 10,
+    "__init__": 11,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.data_dialects import data_node
-from mindspeed_mm.config.reader import build, read_json
 from mindspeed_mm.data.check import check_list, draw_shapes
 from mindspeed_mm.errors import MMError
+from mindspeed_mm.schema import build, read_json
 
 
 def main() -> int:

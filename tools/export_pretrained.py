@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 
 from mindspeed_mm import logs
 from mindspeed_mm.config.model_dialects import sample_node
-from mindspeed_mm.config.reader import build, read_json
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.errors import said_in_one_line
+from mindspeed_mm.schema import build, read_json
 from mindspeed_mm.weights import folder
 
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a check
 from clips import FPS, FRAMES, SIZE, Scene, scenes, write_clips
 from tiny_encoders import CLIP_WIDTH, T5_WIDTH, write_encoders
 
-from mindspeed_mm.config.reader import read_json
+from mindspeed_mm.schema import read_json
 
 HERE = Path(__file__).resolve().parent
 TOKENS = 16  # of a caption; the grammar's have 10
@@ -52,12 +52,13 @@ def main() -> None:
     out: Path = options.out
     data_list = write_clips(out / "data", options.clips, options.seed)
     t5, clip = write_encoders(out / "encoders", [scene.caption for scene in [*scenes(False), *scenes(True)]])
-    shutil.copyfile(HERE / "wfvae.pt", out / "wfvae.pt")
+    for name in ("wfvae.pt", "wfvae_statistics.json"):
+        shutil.copyfile(HERE / name, out / name)
     prompts = out / "prompts.txt"
     chosen = choose(options.seen, options.unseen, random.Random(options.seed))
     prompts.write_text("".join(f"{scene.caption}\n" for scene in chosen), encoding="utf-8")
     write_json(out / "data.json", data_config(data_list, t5, clip, out / "features", options.caption_dropout))
-    shared = model_config(t5, clip, out / "wfvae.pt", sparse=not options.dense)
+    shared = model_config(t5, clip, out, sparse=not options.dense)
     stored = {"load_video_features": True, "load_text_features": True}  # by tools/extract_features.py
     write_json(out / "model.json", shared | stored | {"diffusion": DIFFUSION})
     merged = out / "merged" / {"ema": "model_ema.pt", "live": "model.pt"}[options.weights]
@@ -71,13 +72,13 @@ def choose(seen: int, unseen: int, rng: random.Random) -> list[Scene]:
     return [*rng.sample(scenes(held_out=False), seen), *rng.sample(scenes(held_out=True), unseen)]
 
 
-def model_config(t5: Path, clip: Path, autoencoder: Path, sparse: bool) -> dict:
+def model_config(t5: Path, clip: Path, out: Path, sparse: bool) -> dict:
     """What training and sampling share."""
     ae = read_json(HERE / "autoencoder.json").plain()["ae"]
     channels = {"in_channels": ae["latent_dim"], "out_channels": ae["latent_dim"]}
     return {
         "weight_dtype": "fp32",
-        "ae": {**ae, "from_pretrained": str(autoencoder)},
+        "ae": {**ae, "from_pretrained": str(out / "wfvae.pt"), "statistics": str(out / "wfvae_statistics.json")},
         "text_encoder": {"model_id": "T5", "from_pretrained": str(t5)},
         "text_encoder_2": {"model_id": "CLIPWithProjection", "from_pretrained": str(clip)},
         "predictor": {**PREDICTOR, **channels, "sparse1d": sparse},

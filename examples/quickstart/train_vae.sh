@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make the quickstart's autoencoder anew: train it on clips of the set, measure its latents, judge what it keeps.
 #   bash examples/quickstart/train_vae.sh
-# Replaces wfvae.pt and the shift and scale in autoencoder.json beside this file. CLIPS, ITERS, RANKS and OUT can be changed.
+# Replaces wfvae.pt and wfvae_statistics.json beside this file. CLIPS, ITERS, RANKS and OUT can be changed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 . tools/environment.sh
@@ -24,4 +24,4 @@ echo "== 2/3 training the autoencoder"
 
 echo "== 3/3 what it keeps"
 "$PYTHON" tools/eval_vae.py "${FILES[@]}" --weights "$HERE/wfvae.pt" --clips 96 --batch-size 8 \
-    --video "$OUT/side_by_side.mp4" --write-statistics "$HERE/autoencoder.json"
+    --video "$OUT/side_by_side.mp4" --write-statistics "$HERE/wfvae_statistics.json"

@@ -3,52 +3,45 @@
 Each names the value, the rule and the fix, with the place in a JSON where there is one.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from mindspeed_mm import logs
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.geometry import LatentGrid
+from mindspeed_mm.config.launch import LaunchConfig
 from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig, TrainModelConfig
-from mindspeed_mm.config.reader import Node, find
-from mindspeed_mm.config.run import LaunchConfig
+from mindspeed_mm.config.optimizer import OptimizerSettings
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.schema import Node, find
 
 _log = logs.get(__name__)
 
 
-def launch_config(flags, denoiser: DenoiserConfig, num_heads: Node) -> LaunchConfig:
+def launch_config(launch: LaunchConfig, denoiser: DenoiserConfig, num_heads: Node) -> LaunchConfig:
     """The layout that the flags ask for; every head belongs to one rank."""
-    if flags.pipeline_model_parallel_size != 1:
-        raise ConfigError(
-            f"--pipeline-model-parallel-size {flags.pipeline_model_parallel_size}: must be 1; the long skips of the U-shaped "
-            "model join its first and last blocks, so it is not cut into stages. Use --tensor-model-parallel-size"
-        )
-    tensor = positive("--tensor-model-parallel-size", flags.tensor_model_parallel_size)
-    context = positive("--context-parallel-size", flags.context_parallel_size)
+    tensor, context = launch.tensor_size, launch.context_size
     if denoiser.num_heads % tensor:
         raise num_heads.error(f"{denoiser.num_heads} heads do not divide by --tensor-model-parallel-size {tensor}")
     if denoiser.num_heads // tensor % context:
         raise num_heads.error(
             f"{denoiser.num_heads // tensor} heads per tensor-parallel rank do not divide by --context-parallel-size {context}"
         )
-    if flags.sequence_parallel and tensor == 1:
+    if launch.sequence_parallel and tensor == 1:
         _log.info("--sequence-parallel has no effect with --tensor-model-parallel-size 1")
-    return LaunchConfig(
-        device=flags.device,
-        mindspeed=flags.mindspeed,
-        tensor_size=tensor,
-        context_size=context,
-        sequence_parallel=flags.sequence_parallel and tensor > 1,
-        timeout_minutes=flags.distributed_timeout_minutes,
-    )
+    return dataclasses.replace(launch, sequence_parallel=launch.sequence_parallel and tensor > 1)
 
 
 def processes(given: int | None) -> int:
     """Number of ranks: as given, else torchrun's."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if given is None else given
+    if given is not None:
+        return given
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"WORLD_SIZE {text!r} of the environment: must be a number of processes; torchrun sets it")
+    return int(text)
 
 
 def data_ranks(launch: LaunchConfig, world_size: int | None) -> int:
@@ -65,17 +58,29 @@ def data_ranks(launch: LaunchConfig, world_size: int | None) -> int:
 
 def check_batches(micro: int, total: int, data_size: int, data: DataConfig, data_node: Node) -> None:
     """Batch sizes that the data ranks and the loader can share out."""
-    positive("--micro-batch-size", micro)
-    if total < 1 or total % (micro * data_size):
-        raise ConfigError(
-            f"--global-batch-size {total} is not a multiple of --micro-batch-size {micro} x {data_size} data-parallel ranks"
-        )
+    check_total(micro, total, data_size)
     for path, size in {
         "dataloader_param.batch_size": data.dataloader_param.batch_size,
         "dataloader_param.collate_param.batch_size": data.dataloader_param.collate_param.batch_size,
     }.items():
         if size not in (1, micro):  # 1 is what the published files say whatever the flag
             raise find(data_node, path).error(f"{size}, but --micro-batch-size is {micro}")
+
+
+def check_total(micro: int, total: int, data_size: int) -> None:
+    """Raise if the data ranks cannot share out a global batch in whole micro-batches."""
+    if total % (micro * data_size):
+        raise ConfigError(
+            f"--global-batch-size {total} is not a multiple of --micro-batch-size {micro} x {data_size} data-parallel ranks"
+        )
+
+
+def decay_iters(optimizer: OptimizerSettings, train_iters: int) -> int:
+    """Length of the decay of the learning rate, by default the run's; longer than the warm-up."""
+    iterations = optimizer.lr_decay_iters or train_iters
+    if optimizer.lr_warmup_iters >= iterations:
+        raise ConfigError(f"--lr-warmup-iters {optimizer.lr_warmup_iters}: must be below --lr-decay-iters {iterations}")
+    return iterations
 
 
 def check_networks(ae: AutoencoderConfig, denoiser: DenoiserConfig, place: Callable[[str], Node]) -> None:
@@ -186,22 +191,16 @@ def _check_features(model: TrainModelConfig, data: DataConfig, data_node: Node) 
         )
 
 
-def check_sample_files(model: SampleModelConfig, node: Node, flags) -> None:
-    """Every file that sampling reads is there."""
+def check_sample_files(model: SampleModelConfig, node: Node, load: str | None) -> None:
+    """Every file that sampling reads is there. load: a checkpoint directory, instead of predictor.from_pretrained."""
     names = ("ae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     files = {path: _weights_of(model, path) for path in names}
-    if flags.load is None:
+    if load is None:
         files["predictor"] = model.predictor.from_pretrained
         if model.predictor.from_pretrained is None:
             raise find(node, "predictor.from_pretrained").error(
                 "is missing; name the merged weights here, or a Megatron directory with --load"
             )
-    elif not Path(flags.load).is_dir():
-        raise ConfigError(f"--load {flags.load}: no such directory")
-    if flags.ema and flags.load is None:
-        raise ConfigError(
-            "--ema: only with --load; merged EMA weights (model_ema.pt) are named by predictor.from_pretrained"
-        )
     if model.ae.from_pretrained is None:
         raise find(node, "ae.from_pretrained").error("is missing; sampling needs the weights of the autoencoder")
     _check_paths(files, node)
@@ -219,19 +218,5 @@ def _check_paths(files: dict[str, str | None], node: Node) -> None:
 
 
 def _must_exist(file: str, place: Node) -> None:
-    if not Path(file).exists():
+    if not os.path.exists(file):
         raise place.error(f"{file}: no such file or directory")
-
-
-def fraction(flag: str, value: float) -> float:
-    """A share between 0 and 1."""
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{flag} {value}: must be from 0 to 1")
-    return value
-
-
-def positive(flag: str, value: int) -> int:
-    """A number of at least 1."""
-    if value < 1:
-        raise ConfigError(f"{flag} {value}: must be at least 1")
-    return value

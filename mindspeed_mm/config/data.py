@@ -4,8 +4,8 @@ import dataclasses
 from typing import ClassVar
 
 from mindspeed_mm.config.model import TokenizerConfig
-from mindspeed_mm.config.reader import Node, did_you_mean, option
 from mindspeed_mm.config.transforms import CenterCropResizeVideo, read_transforms
+from mindspeed_mm.schema import Node, did_you_mean, option
 
 VIDEO_READERS = ("decoder", "pyav", "decord", "torchcodec")
 # Names of published configs whose own readers are not needed here: torchvision's is gone, MindSpeed-MM's is decord.

@@ -7,7 +7,7 @@ that class's defaults. Errors keep the path under which a value was written.
 import dataclasses
 
 from mindspeed_mm.config.model_dialects import unpacked
-from mindspeed_mm.config.reader import Node, node_from_python
+from mindspeed_mm.schema import Node, node_from_python
 
 # Defaults of MindSpeed-MM's video processor where they differ from Open-Sora Plan's.
 _DEFAULTS = {"vae_scale_factor": [4, 8, 8], "hw_stride": 32, "hw_aspect_thr": 1.5}

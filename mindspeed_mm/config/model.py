@@ -7,7 +7,7 @@ leaves out means what it meant there.
 import dataclasses
 from typing import ClassVar
 
-from mindspeed_mm.config.reader import option
+from mindspeed_mm.schema import option
 
 DTYPES = ("fp32", "bf16", "fp16")
 _OBSOLETE_LOADER = {

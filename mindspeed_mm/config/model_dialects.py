@@ -4,10 +4,12 @@ Ours is Open-Sora Plan's. A file may mix both. Errors keep the path under which 
 """
 
 import dataclasses
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig
-from mindspeed_mm.config.reader import Node, build, read_json
+from mindspeed_mm.schema import Node, build, read_json
 
 # Values that have another name there: block -> key -> theirs -> ours.
 _VALUES = {
@@ -38,7 +40,30 @@ def predictor_node(node: Node) -> Node:
 
 def ae_node(node: Node) -> Node:
     """An `ae` block (`AutoencoderConfig`) in our dialect."""
-    return _renamed(node, _VALUES["ae"])
+    return _with_statistics(_renamed(node, _VALUES["ae"]))
+
+
+def statistics(shift: Sequence[float], scale: Sequence[float]) -> dict[str, list[float]]:
+    """Content of the file that `ae.statistics` names: mean and 1 / deviation of each latent channel, six digits."""
+    return {name: [float(f"{x:.6g}") for x in vector] for name, vector in (("shift", shift), ("scale", scale))}
+
+
+def _with_statistics(node: Node) -> Node:
+    """`statistics`: a file -> the `shift` and `scale` that it holds."""
+    if not isinstance(node.value, dict) or "statistics" not in node.value:
+        return node
+    value = dict(node.value)
+    named = value.pop("statistics")
+    if not isinstance(named.value, str) or not os.path.isfile(named.value):
+        raise named.error(f"{named.plain()}: no such file; tools/eval_vae.py --write-statistics makes it")
+    found = read_json(named.value)
+    if not isinstance(found.value, dict) or set(found.value) != {"shift", "scale"}:
+        raise found.error("expected an object with shift and scale, as tools/eval_vae.py --write-statistics writes it")
+    for name, vector in found.value.items():
+        if name in value:
+            raise value[name].error(f"{named.path} gives it already; give one of them")
+        value[name] = vector
+    return dataclasses.replace(node, value=value)
 
 
 def network_config(path: str | Path, block: str = "predictor") -> DenoiserConfig | AutoencoderConfig:

@@ -1,29 +1,18 @@
-"""Config of a training run: what the launch flags say, typed. `resolve.py` fills it and checks it against the JSONs."""
-
-from __future__ import annotations
+"""Config of a training run: its flags, and what they become together with the JSONs (`resolve.py`)."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+import os
 
 from mindspeed_mm.config.data import DataConfig
+from mindspeed_mm.config.launch import LaunchConfig
 from mindspeed_mm.config.model import TrainModelConfig
+from mindspeed_mm.config.optimizer import OptimizerSettings
+from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.config.tool import ToolConfig
+from mindspeed_mm.schema import flag, group, switches
 
-if TYPE_CHECKING:  # sample.py imports this module
-    from mindspeed_mm.config.sample import SampleModelConfig
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class LaunchConfig:
-    """Where the process runs and how the ranks share the work."""
-
-    device: str = "auto"
-    mindspeed: str = "auto"
-    tensor_size: int = 1
-    context_size: int = 1
-    sequence_parallel: bool = False
-    guidance_parallel: bool = False  # sampling: the two halves of guidance on two ranks
-    timeout_minutes: float = 10.0
+_REPORTS, _DATA, _BATCHES = "reports", "data", "batches"
+_RECOMPUTATION = "recomputation: whole blocks, or only the feed-forwards of blocks"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,98 +25,198 @@ class PrecisionConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class OptimizerSettings:
-    """AdamW (1711.05101) on fp32 main weights, its learning rate, clipping and EMA."""
-
-    lr: float = 1e-5
-    min_lr: float = 0.0
-    lr_decay_style: str = "constant"
-    lr_decay_iters: int = 1
-    lr_warmup_iters: int = 0
-    lr_warmup_init: float = 0.0
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    clip_grad: float = 1.0  # largest gradient norm; 0 for no limit
-    clip_grad_ema_decay: float | None = None  # adaptive clipping instead, if given
-    max_skipped_steps: int = 5  # that many skipped steps in a row end the run
-    use_distributed_optimizer: bool = False
-    overlap_grad_reduce: bool = False
-    overlap_param_gather: bool = False
-    grad_reduce_in_fp32: bool = True
-    use_ema: bool = False
-    ema_decay: float = 0.9999
-    loss_scale: float | None = None  # fp16: constant scale; None: dynamic
-    initial_loss_scale: float = 2.0**32
-    min_loss_scale: float = 1.0
-    loss_scale_window: int = 1000
-    hysteresis: int = 2
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointConfig:
     """What is saved and loaded, where and when."""
 
-    save: str | None = None
-    load: str | None = None
-    save_interval: int = 1000
-    format: str = "torch"  # "torch": Megatron's layout; "torch_dist": megatron-core's dist_checkpointing
-    in_background: bool = False
-    keep_last: int | None = None  # checkpoints to keep; None: all
-    keep_every: int | None = None  # iterations that are multiples of this are kept for good
-    save_optimizer: bool = True
-    save_rng: bool = True
-    load_optimizer: bool = True
-    load_rng: bool = True
+    save: str | None = flag(None, "--save", metavar="DIR", help="write checkpoints here")
+    load: str | None = flag(None, "--load", metavar="DIR", help="continue from here if it holds a checkpoint")
+    save_interval: int = flag(1000, "--save-interval", at_least=1, unit="steps", help="between checkpoints")
+    format: str = flag(
+        "torch", "--ckpt-format", choices=("torch", "torch_dist"), help="Megatron's layout, or dist_checkpointing"
+    )
+    in_background: bool = flag(False, "--async-save", help="write in the background, while training goes on")
+    keep_last: int | None = flag(None, "--keep-last-n", at_least=1, help="delete older checkpoints; default: keep all")
+    keep_every: int | None = flag(
+        None, "--keep-every-n", at_least=1, unit="steps", help="never delete iterations that this divides"
+    )
+    save_optimizer: bool = flag(True, "--no-save-optim", help="leave the optimizer's state out")
+    save_rng: bool = flag(True, "--no-save-rng", help="leave the states of random number generators out")
+    load_optimizer: bool = flag(True, "--no-load-optim", help="begin with a fresh optimizer")
+    load_rng: bool = flag(True, "--no-load-rng", help="begin with fresh random number generators")
+
+    def problems(self):
+        if self.in_background and self.format != "torch":
+            yield "in_background", f"only with --ckpt-format torch, not {self.format}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
-    """Loss on a held-out list, and videos, while training; either is off without its list."""
+    """Loss on a held-out list, and videos, while training; either is off without its file."""
 
-    interval: int = 1000
-    iterations: int = 10  # micro-batches of each data rank
-    data_path: str | None = None  # a data.txt
-    sample_interval: int = 1000
-    sample_model: SampleModelConfig | None = None  # the inference JSON of --mm-sample
+    interval: int = flag(1000, "--eval-interval", at_least=1, unit="steps", help="between evaluations")
+    iterations: int = flag(10, "--eval-iters", at_least=1, help="micro-batches of each data rank")
+    data_path: str | None = flag(
+        None, "--eval-data", metavar="DATA.TXT", help="held-out list; without it nothing is evaluated"
+    )
+    sample_interval: int = flag(1000, "--sample-interval", at_least=1, unit="steps", help="between samples")
+    sample_file: str | None = flag(
+        None,
+        "--mm-sample",
+        metavar="JSON",
+        help="inference JSON: what to sample, from EMA weights; without it nothing is",
+    )
+    sample_model: SampleModelConfig | None = None  # the content of sample_file
+
+    def problems(self):
+        for name, file in (("data_path", self.data_path), ("sample_file", self.sample_file)):
+            if file is not None and not os.path.isfile(file):
+                yield name, f"{file}: no such file"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ReportConfig:
     """Where the numbers of a run go, beside the log and metrics.jsonl in the checkpoint directory."""
 
-    log_interval: int = 100
-    tensorboard_dir: str | None = None
-    tensorboard_interval: int = 1
-    wandb_project: str | None = None
-    wandb_name: str | None = None
-    wandb_dir: str | None = None
-    peak_tflops: float | None = None  # of one device, for MFU; None: by the device's name
-    hang_minutes: float = 15.0  # without progress, before every rank prints its stack and the process ends
+    log_interval: int = flag(100, "--log-interval", at_least=1, unit="steps", help="between lines of the log")
+    tensorboard_dir: str | None = flag(
+        None, "--tensorboard-dir", metavar="DIR", help="write TensorBoard events (needs the package)"
+    )
+    tensorboard_interval: int = flag(1, "--tensorboard-log-interval", at_least=1, unit="steps", help="between events")
+    wandb_project: str | None = flag(
+        None, "--wandb-project", metavar="NAME", help="report to Weights & Biases (needs the package and a login)"
+    )
+    wandb_name: str | None = flag(None, "--wandb-exp-name", metavar="NAME", help="name of the run there")
+    wandb_dir: str | None = flag(None, "--wandb-save-dir", metavar="DIR", help="its local files")
+    peak_tflops: float | None = flag(
+        None, "--peak-tflops", above=0, unit="TFLOP/s", help="of one device, for MFU; default: by its name"
+    )
+    hang_minutes: float = flag(
+        15.0,
+        "--hang-timeout-minutes",
+        above=0,
+        at_most=525_600,
+        unit="minutes",
+        help="without a step, before every rank prints its stack and the run ends",
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class RunConfig:
-    """Everything that decides a training run."""
+class RecomputeConfig:
+    """Which activations are computed again in the backward pass."""
 
-    launch: LaunchConfig
+    granularity: str | None = flag(
+        None, "--recompute-granularity", choices=("full", "selective"), help="full: whole blocks"
+    )
+    method: str | None = flag(None, "--recompute-method", choices=("block", "uniform"), help="block: the first ones")
+    num_layers: int = flag(0, "--recompute-num-layers", at_least=0, help="the first N blocks, whole")
+    selective: bool = flag(False, "--selective_recom", help="feed-forwards only")
+    num_feed_forwards: int = flag(32, "--recom_ffn_layers", at_least=0, help="those of the first N blocks")
+
+    def problems(self):
+        if self.granularity == "selective":
+            yield "granularity", "selective: use --selective_recom --recom_ffn_layers N"
+        if self.method == "uniform":
+            yield "method", "uniform: only block is supported"
+        if self.num_layers and self.granularity != "full":
+            yield "num_layers", f"{self.num_layers}: needs --recompute-granularity full --recompute-method block"
+        if self.num_layers and self.selective:
+            yield (
+                "selective",
+                f"excludes --recompute-num-layers {self.num_layers}: recompute feed-forwards or whole blocks, not both",
+            )
+
+    @property
+    def feed_forwards(self) -> int:
+        """Number of blocks whose feed-forward is recomputed."""
+        return self.num_feed_forwards if self.selective else 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RunFlags:
+    """The flags of `pretrain_opensoraplan.py`."""
+
+    mm_model: str = flag("", "--mm-model", required=True, metavar="JSON", help="the networks and their weights")
+    mm_data: str = flag("", "--mm-data", required=True, metavar="JSON", help="data.json: lists, filters, loader")
+    seed: int = flag(1234, "--seed", at_least=0, at_most=2**63 - 1, help="seed of all random numbers")
+    launch: LaunchConfig = group(LaunchConfig, "device and layout", without=("guidance_parallel",))
+    micro_batch_size: int = flag(
+        1, "--micro-batch-size", at_least=1, section=_BATCHES, help="samples of a rank at a time"
+    )
+    global_batch_size: int = flag(
+        0, "--global-batch-size", at_least=1, section=_BATCHES, help="samples of a step; default: one micro-batch each"
+    )
+    train_iters: int = flag(
+        1, "--train-iters", required=True, at_least=1, unit="steps", section=_BATCHES, help="of the run"
+    )
+    num_workers: int | None = flag(
+        None,
+        "--num-workers",
+        at_least=0,
+        at_most=1024,
+        section=_BATCHES,
+        help="processes that decode; default: the data JSON's",
+    )
+    probe: bool = flag(
+        False, "--probe", section=_DATA, help="take size, fps and length that the lists leave out from the files"
+    )
+    max_bad_fraction: float = flag(
+        0.5,
+        "--max-bad-fraction",
+        at_least=0,
+        at_most=1,
+        section=_DATA,
+        help="share of the files tried that may be bad; more end the run",
+    )
+    data_ledger: str | None = flag(
+        None,
+        "--data-ledger",
+        metavar="DIR",
+        section=_DATA,
+        help="lists of dropped rows and of bad files; default: --save/data",
+    )
+    dtype: str = switches(
+        "fp32",
+        {
+            "--bf16": ("bf16", "bf16 weights, fp32 main weights"),
+            "--fp16": ("fp16", "fp16 weights, fp32 main weights, loss scaling"),
+        },
+        section="precision",
+    )
+    custom_precision: bool = flag(
+        False,
+        "--model_custom_precision",
+        section="precision",
+        help="precision per component, from the JSON (ae.dtype, weight_dtype)",
+    )
+    optimizer: OptimizerSettings = group(OptimizerSettings, "optimizer", required=("lr",))
+    checkpoint: CheckpointConfig = group(CheckpointConfig, "checkpoints")
+    evaluation: EvaluationConfig = group(EvaluationConfig, "evaluation while training")
+    mm_tool: str | None = flag(
+        None, "--mm-tool", metavar="JSON", section=_REPORTS, help="tools.json: the profiler's settings"
+    )
+    report: ReportConfig = group(ReportConfig, _REPORTS)
+    recompute: RecomputeConfig = group(RecomputeConfig, _RECOMPUTATION)
+    compile: bool = flag(False, "--compile", section="speed", help="torch.compile the denoiser's blocks (CUDA, CPU)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ExtractionFlags(RunFlags):
+    """The flags of `tools/extract_features.py`: a training run's, of which those that features do not depend on may be
+    left out."""
+
+    train_iters: int = flag(
+        1, "--train-iters", at_least=1, unit="steps", section=_BATCHES, help="of the run; no effect here"
+    )
+    optimizer: OptimizerSettings = group(OptimizerSettings, "optimizer")
+    only: str | None = flag(None, "--only", choices=("video", "text"), help="one of the two parts; default: both")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig(RunFlags):
+    """Everything that decides a training run: the flags, with what follows from them and from the JSONs."""
+
     precision: PrecisionConfig
-    optimizer: OptimizerSettings
-    checkpoint: CheckpointConfig
     model: TrainModelConfig
     data: DataConfig
-    micro_batch_size: int = 1
-    global_batch_size: int = 1
-    train_iters: int = 1
-    seed: int = 1234
-    evaluation: EvaluationConfig = EvaluationConfig()
-    report: ReportConfig = ReportConfig()
     tools: ToolConfig = ToolConfig()
-    probe: bool = False  # open the files that the list says too little about
-    max_bad_fraction: float = 0.5  # of the files tried; more bad ones end the run
-    data_ledger: str | None = None  # folder for what was dropped and what was bad; None: the log only
-    recompute_blocks: int = 0
-    recompute_feed_forwards: int = 0
-    compile: bool = False  # torch.compile the denoiser's blocks
-    flags: tuple[tuple[str, object], ...] = ()  # argv as parsed, kept in the checkpoint as Megatron's `args`
+    flags: tuple[tuple[str, object], ...] = ()  # as given, kept in the checkpoint as Megatron's `args`

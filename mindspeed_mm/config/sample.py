@@ -1,9 +1,11 @@
 """Config of a sampling job: the inference JSON, the lines of a prompts file and the flags of `inference.py`."""
 
 import dataclasses
+import os
 from typing import ClassVar
 
 from mindspeed_mm.config.geometry import LatentGrid
+from mindspeed_mm.config.launch import LaunchConfig
 from mindspeed_mm.config.model import (
     DTYPES,
     AutoencoderConfig,
@@ -12,8 +14,7 @@ from mindspeed_mm.config.model import (
     TextEncoderConfig,
     TokenizerConfig,
 )
-from mindspeed_mm.config.reader import check, option
-from mindspeed_mm.config.run import LaunchConfig
+from mindspeed_mm.schema import check, flag, group, option, switches
 
 TEMPLATES = ("v1.2", "v1.3", "v1.5")
 
@@ -123,14 +124,84 @@ GUIDANCE_MODES = ("auto", "batched", "sequential")
 class SamplingOptions:
     """How the work is done. `step_cache` changes the video, the others do not."""
 
-    guidance_mode: str = option("auto", choices=GUIDANCE_MODES)  # both halves in one batch, or one after the other
-    offload: bool = False  # components that are not at work wait in the host's memory
-    compile: bool = False  # torch.compile the denoiser's blocks
-    step_cache: int = 1  # run the denoiser's inner stages at every n-th step only; 1: at every step
+    guidance_mode: str = flag(
+        "auto",
+        "--cfg-mode",
+        choices=GUIDANCE_MODES,
+        help="both halves of guidance in one batch, or one after the other; default: by the device's memory",
+    )
+    offload: bool = flag(False, "--offload", help="components that are not at work wait in the host's memory")
+    compile: bool = flag(False, "--compile", help="torch.compile the denoiser's blocks (CUDA, CPU)")
+    step_cache: int = flag(
+        1,
+        "--step-cache",
+        at_least=1,
+        help="run the denoiser's inner stages at every N-th step only: faster, and another video; 1 runs them at every step",
+    )
+
+
+_OUTPUT = "weights and output"
+_WEIGHTS = {"--bf16": ("bf16", "instead of the JSON's weight_dtype"), "--fp16": ("fp16", "the same in fp16")}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SampleFlags:
+    """The flags of both programs that sample."""
+
+    mm_model: str = flag("", "--mm-model", required=True, metavar="JSON", help="inference JSON: networks and settings")
+    seed: int = flag(1234, "--seed", at_least=0, at_most=2**63 - 1, help="seed of all random numbers")
+    launch: LaunchConfig = group(LaunchConfig, "device and layout")
+    load: str | None = flag(
+        None,
+        "--load",
+        metavar="DIR",
+        section=_OUTPUT,
+        help="a Megatron checkpoint directory, instead of predictor.from_pretrained",
+    )
+    use_ema: bool = flag(False, "--ema", section=_OUTPUT, help="with --load: the EMA weights")
+    save_path: str | None = flag(
+        None, "--save-path", metavar="DIR", section=_OUTPUT, help="instead of the JSON's save_path"
+    )
+    weight_dtype: str | None = switches(None, _WEIGHTS, section=_OUTPUT)
+    options: SamplingOptions = group(SamplingOptions, "speed and memory")
 
     def problems(self):
-        if self.step_cache < 1:
-            yield "step_cache", f"{self.step_cache}: must be at least 1 (every step is computed)"
+        if self.load is not None and not os.path.isdir(self.load):
+            yield "load", f"{self.load}: no such directory"
+        if self.use_ema and self.load is None:
+            yield (
+                "use_ema",
+                "only with --load; merged EMA weights (model_ema.pt) are named by predictor.from_pretrained",
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class JobFlags(SampleFlags):
+    """The flags of `inference.py`."""
+
+    prompt: str | None = flag(
+        None,
+        "--prompt",
+        metavar="TEXT|FILE",
+        section="the job",
+        may_be_empty=True,
+        help="instead of the JSON's prompt; .txt: a prompt per line; .jsonl: an object per line with prompt and, as it "
+        "likes, negative_prompt, seed, input_size, guidance_scale, guidance_rescale, num_inference_steps",
+    )
+    micro_batch_size: int | None = flag(
+        None, "--micro-batch-size", at_least=1, section="the job", help="prompts sampled together; default: the JSON's"
+    )
+    resume: bool = flag(False, "--resume", section="the job", help="skip samples that are there with the same settings")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ServeFlags(SampleFlags):
+    """The flags of `python -m mindspeed_mm.serve`."""
+
+    launch: LaunchConfig = group(LaunchConfig, "device and layout", without=("guidance_parallel",))
+    host: str = flag("127.0.0.1", "--host", metavar="ADDRESS", section="the page", help="where to listen")
+    port: int = flag(7860, "--port", at_least=0, at_most=2**16 - 1, section="the page", help="0: any free port")
+    max_queue: int = flag(16, "--max-queue", at_least=1, section="the page", help="requests that may wait")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,6 +222,6 @@ class ServeConfig:
     """A web page: what it samples with, and where it listens."""
 
     sample: SampleConfig
-    host: str = "127.0.0.1"
-    port: int = 7860  # 0: any free one
-    max_queue: int = 16  # requests that may wait
+    host: str
+    port: int
+    max_queue: int

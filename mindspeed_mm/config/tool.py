@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
-from mindspeed_mm.config.reader import option
+from mindspeed_mm.schema import option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from mindspeed_mm.config.reader import Node, build, did_you_mean, option
+from mindspeed_mm.schema import Node, build, did_you_mean, option
 
 _INTERPOLATIONS = ("bicubic", "bilinear")
 

@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from mindspeed_mm.checkpoint.released import weights_of
 from mindspeed_mm.config import model_dialects
-from mindspeed_mm.config.reader import build, check, node_from_python, read_json
 from mindspeed_mm.config.sample import PromptConfig, SampleModelConfig, SamplingOptions
 from mindspeed_mm.diffusion import schedule
 from mindspeed_mm.errors import ConfigError, SamplingError
@@ -26,6 +25,7 @@ from mindspeed_mm.sampling.denoise import Step, activation_bytes, decide_mode, s
 from mindspeed_mm.sampling.requests import Request
 from mindspeed_mm.sampling.residence import Residence
 from mindspeed_mm.sampling.text import PromptEncoder
+from mindspeed_mm.schema import build, check, node_from_python, read_json
 from mindspeed_mm.types import TORCH_DTYPES, TextFeatures
 from mindspeed_mm.weights import folder as pretrained_folder
 from mindspeed_mm.weights import load_autoencoder, load_denoiser

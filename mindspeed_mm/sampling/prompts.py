@@ -3,10 +3,10 @@
 import dataclasses
 from pathlib import Path
 
-from mindspeed_mm.config.reader import build, read_json_lines, read_text
 from mindspeed_mm.config.sample import PromptConfig
 from mindspeed_mm.data.captions import preprocess as clean_twice
 from mindspeed_mm.errors import DataError
+from mindspeed_mm.schema import build, read_json_lines, read_text
 
 _LIMIT = 1000  # prompts of a file that are used, as the original
 

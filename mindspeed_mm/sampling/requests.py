@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 
 from mindspeed_mm.config import checks
-from mindspeed_mm.config.reader import Node
 from mindspeed_mm.config.run import LaunchConfig
 from mindspeed_mm.config.sample import PromptConfig, SampleModelConfig
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.sampling.prompts import Prompt, compose
+from mindspeed_mm.schema import Node
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

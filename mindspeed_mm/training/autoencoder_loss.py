@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from mindspeed_mm.config.autoencoder import AutoencoderLossConfig
+from mindspeed_mm.config.autoencoder import DISTANCES, AutoencoderLossConfig
 from mindspeed_mm.models.wfvae.model import WFVAE
 
 LEVELS = ("l1", "l2")  # of the subbands below the first, as the networks call them
@@ -48,7 +48,7 @@ class AutoencoderObjective(nn.Module):
     def _distance(self, one: Tensor, other: Tensor) -> Tensor:
         """Sum of the absolute differences, or of their squares."""
         difference = one.float() - other.float()
-        return difference.abs().sum() if self.config.distance == "l1" else difference.square().sum()
+        return DISTANCES[self.config.distance](difference)
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:

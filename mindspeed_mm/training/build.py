@@ -108,8 +108,8 @@ def _denoiser(config: RunConfig, parallel: ParallelContext, device: torch.device
         device=device,
         dtype=config.precision.denoiser,
         seed=None if predictor.from_pretrained else config.seed,
-        recompute_blocks=config.recompute_blocks,
-        recompute_feed_forwards=config.recompute_feed_forwards,
+        recompute_blocks=config.recompute.num_layers,
+        recompute_feed_forwards=config.recompute.feed_forwards,
     )
     if predictor.from_pretrained:
         load_denoiser(network, predictor.from_pretrained)

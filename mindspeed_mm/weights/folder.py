@@ -18,9 +18,9 @@ from mindspeed_mm.checkpoint.plan import Plan
 from mindspeed_mm.checkpoint.reshard import Weights
 from mindspeed_mm.config import model_dialects
 from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig
-from mindspeed_mm.config.reader import Node, build, read_json
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.schema import Node, build, read_json
 
 _log = logs.get(__name__)
 CONFIG, PIPELINE, VAE, STEM = "config.json", "model_index.json", "vae", "diffusion_pytorch_model"

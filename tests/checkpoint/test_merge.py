@@ -11,11 +11,11 @@ from safetensors import safe_open
 
 from mindspeed_mm.checkpoint import layout
 from mindspeed_mm.config.model import DenoiserConfig
-from mindspeed_mm.config.reader import build, node_from_python
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.partition import partition_dims
+from mindspeed_mm.schema import build, node_from_python
 from mindspeed_mm.weights import load_denoiser, merge_checkpoint, partition
 
 CASE = "predictor/a_base_4x16_div"

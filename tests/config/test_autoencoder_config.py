@@ -31,11 +31,11 @@ def test_a_run_needs_the_ae_block_only_and_counts_its_batch_by_ranks(files):
     ("flags", "message"),
     [
         (["--micro-batch-size", "2", "--global-batch-size", "3"], "not a multiple"),
-        (["--lr", "1e-4", "--min-lr", "1e-3"], "must not exceed"),
-        (["--lr-warmup-iters", "7"], "reach --train-iters"),
+        (["--lr", "1e-4", "--min-lr", "1e-3"], "must be at least --min-lr 0.001"),
+        (["--lr-warmup-iters", "7"], "must be below --lr-decay-iters 7"),
         (["--ema-decay", "1"], "ema-decay"),
         (["--weights", "nowhere.pt"], "nowhere.pt: no such file"),
-        (["--trian-iters", "3"], "unrecognized"),
+        (["--trian-iters", "3"], "--trian-iters: unknown flag; did you mean '--train-iters'"),
     ],
 )
 def test_impossible_flags_are_refused(files, flags, message):

@@ -7,9 +7,9 @@ import pytest
 
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.model import TrainModelConfig
-from mindspeed_mm.config.reader import build, node_from_python, read_json
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.schema import build, node_from_python, read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {

@@ -12,12 +12,12 @@ from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.data_dialects import data_node
 from mindspeed_mm.config.model import TrainModelConfig
 from mindspeed_mm.config.model_dialects import model_node, sample_node
-from mindspeed_mm.config.reader import build, read_json
 from mindspeed_mm.config.resolve import run_config, sample_config, serve_config
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.data.lists.filters import filter_rows
 from mindspeed_mm.data.lists.rows import Row
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.schema import build, read_json
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "published" / "mm26"
 PREPROCESS = "dataset_param.preprocess_parameters"

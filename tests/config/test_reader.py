@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from mindspeed_mm.config.reader import Node, build, node_from_python, option, read_json
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.schema import Node, build, node_from_python, option, read_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def test_numbers_keep_their_kind_and_strings_their_escapes(tmp_path):
         ('{"name" "x"}', "some.json:1 name: expected ':', found '\"x\"'"),
         ('{"name": "x"', "some.json:1 (top level): expected ',', found 'end of file'"),
         ('{"name": "x"} 3', "some.json:1 unexpected '3' after the end"),
-        ("{\n'name': 1}", "some.json:2 unexpected text \"'name': 1}\""),
+        ("{\n'name': 1}", 'some.json:2 (top level): expected a "key", found "\'name\'"'),
         ("[]", "(top level): expected an object, found a list"),
     ],
 )

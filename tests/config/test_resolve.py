@@ -52,7 +52,7 @@ def test_the_published_flags_mean_what_they_say(folder, caplog):
     assert config.optimizer.use_ema
     assert config.optimizer.clip_grad_ema_decay == 0.99
     assert config.optimizer.eps == 1e-15
-    assert (config.recompute_blocks, config.recompute_feed_forwards) == (0, 32)
+    assert (config.recompute.num_layers, config.recompute.feed_forwards) == (0, 32)
     assert config.seed == 1024
     lines = [record.getMessage() for record in caplog.records if "flags without effect" in record.getMessage()]
     assert len(lines) == 1
@@ -101,17 +101,17 @@ def test_the_default_global_batch_is_one_micro_batch_of_each_data_rank(folder):
         ("--bf16 --fp16", "--bf16 and --fp16: give one of them"),
         ("--learning-rate 3", "--learning-rate: unknown flag"),
         ("--clip-gradd 3", "--clip-gradd: unknown flag; did you mean '--clip-grad'?"),
-        ("--clip_grad_ema_decay 1.5", "--clip_grad_ema_decay 1.5: must be between 0 and 1"),
+        ("--clip_grad_ema_decay 1.5", "--clip_grad_ema_decay 1.5: must be above 0 and below 1"),
         ("--min-lr 1", "must be at least --min-lr 1.0"),
         ("--overlap-param-gather", "--overlap-param-gather: needs --use-distributed-optimizer"),
         ("--recompute-granularity selective", "use --selective_recom"),
         ("--recompute-num-layers 2", "needs --recompute-granularity full"),
         (
             "--recompute-granularity full --recompute-method block --recompute-num-layers 2 --selective_recom",
-            "--selective_recom excludes --recompute-num-layers 2",
+            "--selective_recom: excludes --recompute-num-layers 2",
         ),
         ("--train-iters 0", "--train-iters 0: must be at least 1"),
-        ("--micro-batch-size two", "argument --micro-batch-size: invalid int value"),
+        ("--micro-batch-size two", "--micro-batch-size two: expected a whole number"),
         ("--mm-tool nothing.json", "nothing.json: no such file"),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mindspeed_mm.config.data import DataConfig
-from mindspeed_mm.config.reader import build, node_from_python
+from mindspeed_mm.schema import build, node_from_python
 from mindspeed_mm.types import TokenIds
 
 _BITS, _BLOCK = 8, 16  # a frame shows its number as black and white squares of 16 px in its first row of squares

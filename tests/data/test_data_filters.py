@@ -7,10 +7,10 @@ import pytest
 from data_helpers import row
 
 from mindspeed_mm.config.data import PreprocessConfig
-from mindspeed_mm.config.reader import build, node_from_python
 from mindspeed_mm.data.lists.filters import filter_rows
 from mindspeed_mm.data.lists.rows import read_annotation
 from mindspeed_mm.errors import DataError
+from mindspeed_mm.schema import build, node_from_python
 
 
 def preprocess(**values) -> PreprocessConfig:

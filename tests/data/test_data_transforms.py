@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mindspeed_mm.config.reader import node_from_python
 from mindspeed_mm.config.transforms import read_transforms
 from mindspeed_mm.data.resize import BandCache, Resizer
 from mindspeed_mm.data.transforms import build_pipeline, resize
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.schema import node_from_python
 
 
 def pipeline(*steps):

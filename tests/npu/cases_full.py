@@ -11,7 +11,6 @@ from simulation.trace import Trace
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mindspeed_mm.config.model import DenoiserConfig, DiffusionConfig, TrainModelConfig
-from mindspeed_mm.config.reader import build, read_json
 from mindspeed_mm.config.run import OptimizerSettings
 from mindspeed_mm.models.build import build_autoencoder, build_denoiser
 from mindspeed_mm.models.sparse_ummdit import attention as joint_attention
@@ -24,6 +23,7 @@ from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.engine import Engine
 from mindspeed_mm.parallel.megatron import parallel_state
 from mindspeed_mm.platforms.npu import NpuPlatform
+from mindspeed_mm.schema import build, read_json
 from mindspeed_mm.training.encoders import Encoded
 from mindspeed_mm.training.step import TrainStep
 from mindspeed_mm.training.task import FlowMatchingTask

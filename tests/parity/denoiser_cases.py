@@ -8,11 +8,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mindspeed_mm.config.model import DenoiserConfig
-from mindspeed_mm.config.reader import build, node_from_python
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.partition import partition_dims, shard
+from mindspeed_mm.schema import build, node_from_python
 from mindspeed_mm.types import TextFeatures
 
 OUTPUT, GRADIENT = 2e-5, 1e-4

@@ -41,9 +41,9 @@ def tables(queue) -> None:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     from mindspeed_mm.config.model import DenoiserConfig
-    from mindspeed_mm.config.reader import build, node_from_python
     from mindspeed_mm.models.build import build_denoiser
     from mindspeed_mm.parallel.context import ParallelContext
+    from mindspeed_mm.schema import build, node_from_python
 
     config = build(DenoiserConfig, node_from_python(V1_5, "predictor"))
     result = {}

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from mindspeed_mm.config.model import AutoencoderConfig
-from mindspeed_mm.config.reader import build, node_from_python
 from mindspeed_mm.models.wfvae import WFVAE
+from mindspeed_mm.schema import build, node_from_python
 
 
 def load_case(golden, name):

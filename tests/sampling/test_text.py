@@ -8,11 +8,11 @@ import torch
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderModel
 
 from mindspeed_mm.config.geometry import LatentGrid
-from mindspeed_mm.config.reader import build, read_json
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.errors import ConfigError, SamplingError
 from mindspeed_mm.sampling.residence import Residence
 from mindspeed_mm.sampling.text import PromptEncoder
+from mindspeed_mm.schema import build, read_json
 
 
 @pytest.fixture(scope="module")

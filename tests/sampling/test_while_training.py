@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from ranks import run_ranks
 
-from mindspeed_mm.config.reader import build, read_json
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.models.build import build_autoencoder, build_denoiser
 from mindspeed_mm.models.text.encoders import TextEncoders
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.sampling.while_training import TrainingSamples
+from mindspeed_mm.schema import build, read_json
 from mindspeed_mm.weights import load_autoencoder, load_denoiser
 
 

@@ -12,10 +12,10 @@ from ranks import run_ranks
 from mindspeed_mm import launch
 from mindspeed_mm.config.autoencoder import AutoencoderLossConfig, evaluation_config, training_config
 from mindspeed_mm.config.model import AutoencoderConfig
-from mindspeed_mm.config.reader import build, node_from_python
 from mindspeed_mm.models.build import build_autoencoder
 from mindspeed_mm.models.wfvae.chunks import Chunk
 from mindspeed_mm.sampling.writer import write_video
+from mindspeed_mm.schema import build, node_from_python
 from mindspeed_mm.training.autoencoder_loss import AutoencoderObjective, kl_divergence
 
 STEPS = 6

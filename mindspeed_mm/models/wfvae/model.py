@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from mindspeed_mm import logs
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.model import AutoencoderConfig
-from mindspeed_mm.config.reader import check
 from mindspeed_mm.models.wfvae import tiles
 from mindspeed_mm.models.wfvae.chunks import Chunk, Span, encode_spans, streamed_spans, without_a_single_frame
 from mindspeed_mm.models.wfvae.decoder import Decoder
 from mindspeed_mm.models.wfvae.encoder import Encoder
 from mindspeed_mm.models.wfvae.layers import VIDEO_CHANNELS
+from mindspeed_mm.schema import check
 
 _LOG = logs.get(__name__)
 _LOGVAR_RANGE = (-30.0, 20.0)

@@ -8,9 +8,9 @@ import torch
 from small_vae import TINY, TINY_4, TINY_8, make_vae, random_latents, random_video, whole
 
 from mindspeed_mm.config.model import AutoencoderConfig
-from mindspeed_mm.config.reader import build, node_from_python
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.models.wfvae import WFVAE
+from mindspeed_mm.schema import build, node_from_python
 
 # ------------------------------------------------------------------------------------------------- names and building
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from small_vae import TINY_8
 
-from mindspeed_mm.config.reader import check
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.models.build import build_autoencoder
 from mindspeed_mm.models.wfvae import tiles
+from mindspeed_mm.schema import check
 
 CONFIG = dataclasses.replace(TINY_8, decoder_num_resblocks=2, scale=None, shift=None)
 

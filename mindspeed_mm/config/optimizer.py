@@ -1,0 +1,72 @@
+"""AdamW, its learning rate, clipping and averages: flags of every program that trains."""
+
+import dataclasses
+
+from mindspeed_mm.schema import flag, switches
+
+# Schedules of megatron-core's OptimizerParamScheduler, which refuses any other name.
+LR_DECAY_STYLES = ("constant", "linear", "cosine", "inverse-square-root")
+_FP32_MOST = 1e38
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerSettings:
+    """AdamW (1711.05101) on fp32 main weights, its learning rate, clipping and EMA."""
+
+    lr: float = flag(1e-5, "--lr", above=0, at_most=1e3, help="learning rate of AdamW")
+    min_lr: float = flag(0.0, "--min-lr", at_least=0, help="where the decay ends")
+    lr_decay_style: str = flag("constant", "--lr-decay-style", choices=LR_DECAY_STYLES, help="after the warm-up")
+    lr_decay_iters: int = flag(
+        0, "--lr-decay-iters", at_least=1, unit="steps", help="length of the decay; default: --train-iters"
+    )
+    lr_warmup_iters: int = flag(0, "--lr-warmup-iters", at_least=0, unit="steps", help="linear rise to --lr")
+    lr_warmup_init: float = flag(0.0, "--lr-warmup-init", at_least=0, help="where the rise begins")
+    weight_decay: float = flag(0.01, "--weight-decay", at_least=0, at_most=1e3, help="decoupled, as AdamW has it")
+    beta1: float = flag(0.9, "--adam-beta1", at_least=0, below=1, help="decay of the first moment")
+    beta2: float = flag(0.999, "--adam-beta2", at_least=0, below=1, help="decay of the second moment")
+    # The optimizer computes in fp32: a smaller eps is 0 there, and 0 / 0 is NaN.
+    eps: float = flag(1e-8, "--adam-eps", at_least=1e-30, at_most=1, help="added to the root of the second moment")
+    clip_grad: float = flag(1.0, "--clip-grad", at_least=0, help="largest gradient norm; 0: no limit")
+    clip_grad_ema_decay: float | None = flag(
+        None, "--clip_grad_ema_decay", above=0, below=1, help="adaptive gradient clipping with this decay, instead"
+    )
+    max_skipped_steps: int = flag(
+        5, "--max-skipped-steps", at_least=1, unit="steps", help="skipped in a row, before the run stops"
+    )
+    use_distributed_optimizer: bool = flag(
+        False, "--use-distributed-optimizer", help="share optimizer state over data ranks"
+    )
+    overlap_grad_reduce: bool = flag(False, "--overlap-grad-reduce", help="exchange gradients during the backward pass")
+    overlap_param_gather: bool = flag(
+        False, "--overlap-param-gather", help="gather weights during the next forward pass"
+    )
+    grad_reduce_in_fp32: bool = switches(
+        True, {"--accumulate-allreduce-grads-in-fp32": (True, "sum gradients in fp32; without --fp16 always so")}
+    )
+    selection: str = flag(
+        "fused_torch_adamw",
+        "--optimizer-selection",
+        choices=("fused_ema_adamw", "fused_torch_adamw", "fused_adamw"),
+        help="all are AdamW; fused_ema_adamw keeps an EMA of the weights, as --use-ema",
+    )
+    use_ema: bool = flag(False, "--use-ema", help="keep an EMA of the weights")
+    ema_decay: float = flag(
+        0.9999, "--ema-decay", at_least=0, below=1, help="decay of the EMA of the weights after its warm-up"
+    )
+    loss_scale: float | None = flag(None, "--loss-scale", above=0, at_most=_FP32_MOST, help="fp16: constant loss scale")
+    initial_loss_scale: float = flag(
+        2.0**32, "--initial-loss-scale", above=0, at_most=_FP32_MOST, help="fp16: the first loss scale"
+    )
+    min_loss_scale: float = flag(1.0, "--min-loss-scale", above=0, at_most=_FP32_MOST, help="fp16: the least")
+    loss_scale_window: int = flag(
+        1000, "--loss-scale-window", at_least=1, unit="steps", help="fp16: without overflow, before the scale doubles"
+    )
+    hysteresis: int = flag(2, "--hysteresis", at_least=1, help="fp16: overflows before the scale halves")
+
+    def problems(self):
+        if self.min_lr > self.lr or self.lr_warmup_init > self.lr:
+            yield "lr", f"{self.lr}: must be at least --min-lr {self.min_lr} and --lr-warmup-init {self.lr_warmup_init}"
+        if self.overlap_param_gather and not (self.use_distributed_optimizer and self.overlap_grad_reduce):
+            yield "overlap_param_gather", "needs --use-distributed-optimizer and --overlap-grad-reduce"
+        if self.min_loss_scale > self.initial_loss_scale:
+            yield "min_loss_scale", f"{self.min_loss_scale}: is above --initial-loss-scale {self.initial_loss_scale}"
