@@ -13,7 +13,6 @@ from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.data import probe
 from mindspeed_mm.data.dataset import fixed_draws
 from mindspeed_mm.data.lists.filters import Clip, FilterResult, filter_rows
-from mindspeed_mm.data.lists.rows import read_list
 from mindspeed_mm.data.sampler import GroupedSampler
 from mindspeed_mm.data.video import VideoSource
 from mindspeed_mm.data.workers import Announce, WorkerPool
@@ -91,9 +90,7 @@ def check_list(
     """
     dataset = config.dataset_param
     source = dataset.basic_parameters.data_path
-    rows = read_list(source)
-    if probe_files:
-        rows = probe.complete(rows, probe.probe(probe.incomplete(rows), f"{source}.probe.json"))
+    rows = probe.listed(source, probe_files)
     result = filter_rows(rows, dataset.preprocess_parameters, global_batch_size, source)
     options = config.dataloader_param
     sampler = GroupedSampler(

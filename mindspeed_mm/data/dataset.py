@@ -12,10 +12,10 @@ from torch import Tensor
 
 from mindspeed_mm import logs
 from mindspeed_mm.config.data import DatasetConfig
-from mindspeed_mm.data import captions
+from mindspeed_mm.data import captions, probe
 from mindspeed_mm.data.ledger import Substitution
 from mindspeed_mm.data.lists.filters import Clip, FilterResult, filter_rows
-from mindspeed_mm.data.lists.rows import Row, read_list
+from mindspeed_mm.data.lists.rows import Row
 from mindspeed_mm.data.tokens import Tokenizer, load_tokenizer
 from mindspeed_mm.data.video import Allocate, VideoSource
 from mindspeed_mm.errors import DataError
@@ -158,7 +158,7 @@ def filtered_list(
     global_batch_size: for the rule rare_shape (see `filter_rows`). rows: those of the list, if they are read already.
     """
     source = config.basic_parameters.data_path
-    result = filter_rows(rows or read_list(source), config.preprocess_parameters, global_batch_size, source)
+    result = filter_rows(rows or probe.listed(source), config.preprocess_parameters, global_batch_size, source)
     for line in result.lines():
         log.info(line)
     return result

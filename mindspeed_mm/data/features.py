@@ -9,7 +9,6 @@ key the one in the shard with the last name counts.
 import collections
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mindspeed_mm import atomic
+from mindspeed_mm.data import media
 from mindspeed_mm.errors import DataError
 
 VIDEO, TEXT = "video", "text"
@@ -39,7 +39,7 @@ class Stamp(NamedTuple):
     @classmethod
     def of(cls, path: str) -> "Stamp":
         try:
-            status = os.stat(path)
+            status = media.stat(path)
         except OSError:
             return cls(0, 0)
         return cls(status.st_size, status.st_mtime_ns)

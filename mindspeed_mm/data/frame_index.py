@@ -8,13 +8,13 @@ videos, and in every epoch again, it is worth keeping. Indexes are kept in memor
 import collections
 import dataclasses
 import hashlib
-import os
 from pathlib import Path
 
 import av
 import numpy as np
 
 from mindspeed_mm import atomic
+from mindspeed_mm.data import media
 
 # Containers whose packets say when a frame is shown (in .avi they do not), and
 _TIMED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
@@ -64,7 +64,7 @@ class FrameIndexes:
 
     def find(self, path: str, container: av.container.InputContainer, stream, last: int) -> FrameIndex:
         """The index of an open file, good for frames up to `last`. What is missing is read from the file's packets."""
-        status = os.stat(path)
+        status = media.stat(path)
         key = (path, status.st_size, status.st_mtime_ns)
         index = self._kept.pop(key, None) or self._load(key)
         if index is None or not (index.whole or last < index.sure):

@@ -8,13 +8,15 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from mindspeed_mm import atomic, logs
+from mindspeed_mm.data import media
 from mindspeed_mm.data.lists.rows import Row
+from mindspeed_mm.data.lists.sources import read_list
 from mindspeed_mm.data.readers import probe_video, read_image
 from mindspeed_mm.data.workers import Announce, WorkerPool
 from mindspeed_mm.errors import DataError
@@ -36,9 +38,24 @@ class Facts:
     fault: str | None = None
 
 
-def incomplete(rows: Iterable[Row]) -> tuple[str, ...]:
-    """The files of rows that lack a fact, each once."""
-    return tuple(dict.fromkeys(row.path for row in rows if _lacks(row)))
+def listed(data_path: str, everything: bool = False, share: Callable[[Callable], Mapping] = lambda make: make()):
+    """The rows of a list. What rows leave out is taken from their files: with `everything` (--probe) wherever a row does, else
+    only for sources of which no row says enough, such as a folder of clips.
+
+    share: calls what it is given in one process, and gives the result to all.
+    """
+    rows = read_list(data_path)
+    paths = incomplete(rows, everything)
+    if not paths:
+        return rows
+    if not everything:
+        log.info(f"data: no row of its list says size and length of {len(paths)} files; they are taken from the files")
+    return complete(rows, share(lambda: probe(paths, f"{str(data_path).rstrip('/')}.probe.json")))
+
+
+def incomplete(rows: Iterable[Row], everything: bool = True) -> tuple[str, ...]:
+    """The files of rows that lack a fact, each once; without `everything` only those whose source says too little."""
+    return tuple(dict.fromkeys(row.path for row in rows if row.lacks_facts and (everything or row.bare)))
 
 
 def probe(paths: Sequence[str], cache: str | Path | None = None, processes: int | None = None, timeout_s: float = 60.0):
@@ -77,12 +94,7 @@ def probe(paths: Sequence[str], cache: str | Path | None = None, processes: int 
 
 def complete(rows: Iterable[Row], facts: Mapping[str, Facts]) -> tuple[Row, ...]:
     """The rows with what they lack; what an annotation says is left alone. A row of a bad file carries its `fault`."""
-    return tuple(_completed(row, facts[row.path]) if _lacks(row) and row.path in facts else row for row in rows)
-
-
-def _lacks(row: Row) -> bool:
-    size = row.height is None or row.width is None
-    return (size and row.kind != "unknown") or (row.kind == "video" and (row.fps is None or row.num_frames is None))
+    return tuple(_completed(row, facts[row.path]) if row.lacks_facts and row.path in facts else row for row in rows)
 
 
 def _completed(row: Row, facts: Facts) -> Row:
@@ -94,11 +106,11 @@ def _completed(row: Row, facts: Facts) -> Row:
         width = len(range(width)[row.crop[0] : row.crop[1]])
     if row.height is not None and row.width is not None:
         height, width = row.height, row.width
+    row = row.timed(facts.fps if row.fps is None else row.fps)
     frames = row.num_frames
     if frames is None and facts.num_frames is not None:
         frames = max(0, facts.num_frames - row.start)
-    fps = facts.fps if row.fps is None else row.fps
-    return dataclasses.replace(row, height=height, width=width, num_frames=frames, fps=fps)
+    return dataclasses.replace(row, height=height, width=width, num_frames=frames)
 
 
 def _probe_one(task: tuple[str, str | None], announce: Announce) -> Facts:
@@ -119,7 +131,7 @@ def _probe_one(task: tuple[str, str | None], announce: Announce) -> Facts:
 def _stamp(path: str) -> tuple[int, int]:
     """(size, date) of a file; zeros if it is not there."""
     try:
-        status = os.stat(path)
+        status = media.stat(path)
     except OSError:
         return 0, 0
     return status.st_size, status.st_mtime_ns

@@ -13,6 +13,7 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps
 
+from mindspeed_mm.data import media
 from mindspeed_mm.data.frame_index import FrameIndexes
 from mindspeed_mm.data.rgb import Planes, RgbConverter, split
 from mindspeed_mm.errors import DataError
@@ -68,13 +69,13 @@ class PyavReader:
     def frames(self, path: str, indices: Sequence[int]) -> Iterator[tuple[Places, Planes]]:
         wanted = _Wanted(path, indices, self._rgb)
         try:
-            with av.open(path, metadata_errors="ignore") as container:
+            with av.open(media.for_ffmpeg(path), metadata_errors="ignore") as container:
                 if _stream(container) is None:
                     raise DataError(f"{path}: holds no video stream")
                 seeks = wanted.first > _SKIP
                 yield from self._after_seek(container, wanted) if seeks else _from_start(container, wanted)
             if not wanted.complete:  # the seek did not lead to all frames
-                with av.open(path, metadata_errors="ignore") as container:
+                with av.open(media.for_ffmpeg(path), metadata_errors="ignore") as container:
                     yield from _from_start(container, wanted)
         except _NOT_READABLE as error:
             raise DataError(f"{path}: cannot be decoded: {_reason(error)}") from None
@@ -161,7 +162,7 @@ def _decode(container):
 def probe_video(path: str) -> tuple[int, int, float, int]:
     """(height, width, frames per second, number of frames) of a file; the first frame is decoded, the others counted."""
     try:
-        with av.open(path, metadata_errors="ignore") as container:
+        with av.open(media.for_ffmpeg(path), metadata_errors="ignore") as container:
             stream = _stream(container)
             if stream is None:
                 raise DataError(f"{path}: holds no video stream")
@@ -198,7 +199,7 @@ class DecordReader:
     def frames(self, path: str, indices: Sequence[int]) -> Iterator[tuple[Places, Planes]]:
         decord = _import_decord()
         try:
-            reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
+            reader = decord.VideoReader(_source(path), ctx=decord.cpu(0), num_threads=1)
             count = len(reader)
             clip = reader.get_batch([int(index) for index in indices]).asnumpy() if max(indices) < count else None
         except Exception as error:  # decord raises classes of its own; the file is at fault either way
@@ -218,7 +219,9 @@ class TorchcodecReader:
     def frames(self, path: str, indices: Sequence[int]) -> Iterator[tuple[Places, Planes]]:
         decoders = _import_torchcodec()
         try:
-            decoder = decoders.VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+            decoder = decoders.VideoDecoder(
+                _source(path), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact"
+            )
             count = len(decoder)
             wanted = [int(index) for index in indices]
             clip = decoder.get_frames_at(wanted).data.numpy() if max(wanted) < count else None
@@ -249,6 +252,11 @@ def _import_torchcodec():
     return decoders
 
 
+def _source(path: str):
+    """A file's name, or the bytes of a member of a tar."""
+    return path if media.place(path)[2] is None else media.open_bytes(path)
+
+
 def _past_the_end(path: str, count: int, index: int) -> DataError:
     return DataError(f"{path}: has {count} frames; frame {index} was asked for (see cut, num_frames and fps)")
 
@@ -259,7 +267,7 @@ def _past_the_end(path: str, count: int, index: int) -> DataError:
 def read_image(path: str) -> np.ndarray:
     """An image as a video of one frame [1,H,W,3], turned as its EXIF orientation says."""
     try:
-        with Image.open(path) as image:
+        with Image.open(media.open_bytes(path)) as image:
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))[None]
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: broken PNG
         raise DataError(f"{path}: cannot be read as an image: {_reason(error)}") from None

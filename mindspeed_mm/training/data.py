@@ -13,7 +13,7 @@ from mindspeed_mm.data.dataset import ClipDataset, filtered_list, load_tokens
 from mindspeed_mm.data.features import TEXT, VIDEO, check_settings
 from mindspeed_mm.data.ledger import Ledger
 from mindspeed_mm.data.lists.filters import Clip
-from mindspeed_mm.data.lists.rows import Row, read_list
+from mindspeed_mm.data.lists.rows import Row
 from mindspeed_mm.data.loader import Loader, build_loader
 from mindspeed_mm.data.stored import StoredTexts, StoredVideos, check_texts, check_videos
 from mindspeed_mm.data.video import VideoSource
@@ -120,15 +120,12 @@ class RunData:
         return None
 
     def rows(self, data: DataConfig) -> tuple[Row, ...]:
-        """The list of a config; with --probe the first rank opens the files that it says too little about."""
-        source = data.dataset_param.basic_parameters.data_path
-        rows = read_list(source)
-        if not self.config.probe:
-            return rows
-        facts = None
-        if self.parallel.is_first:
-            facts = probe.probe(probe.incomplete(rows), f"{source}.probe.json")
-        return probe.complete(rows, self.hosts.from_first(facts))
+        """The list of a config; the first rank opens the files that it says too little about."""
+
+        def share(make):
+            return self.hosts.from_first(make() if self.parallel.is_first else None)
+
+        return probe.listed(data.dataset_param.basic_parameters.data_path, self.config.probe, share)
 
 
 def held_out_data(data: DataConfig, data_path: str) -> DataConfig:

@@ -122,6 +122,8 @@ def test_long_and_slow_clips_are_used_as_there(folder):
     clips = load_data(folder).dataset_param.preprocess_parameters
     assert keys_of(clips, (64, 128), num_frames=9000) == {(64, 128): "9x32x64"}
     assert keys_of(clips, (64, 128), num_frames=30, fps=6.0) == {(64, 128): "9x32x64"}  # each frame twice
+    assert "too_long" in keys_of(clips, (64, 128), num_frames=2**31 - 1)  # a mistake, not a clip
+    assert "too_long" in keys_of(clips, (64, 128), num_frames=1000, fps=1e-9)
 
 
 def test_what_the_file_leaves_out_has_the_defaults_of_its_processor(folder):

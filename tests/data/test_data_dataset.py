@@ -13,7 +13,7 @@ from PIL import Image
 
 from mindspeed_mm.data.dataset import ClipDataset, Tokens, build_dataset
 from mindspeed_mm.data.lists.filters import filter_rows
-from mindspeed_mm.data.lists.rows import read_list
+from mindspeed_mm.data.lists.sources import read_list
 from mindspeed_mm.data.video import VideoSource
 from mindspeed_mm.errors import ConfigError, DataError
 

@@ -10,7 +10,7 @@ from data_helpers import data_config, row, write_list
 from mindspeed_mm.data import captions, features, stored
 from mindspeed_mm.data.features import Entry, PartReader, PartWriter, Stamp, digest
 from mindspeed_mm.data.lists.filters import filter_rows
-from mindspeed_mm.data.lists.rows import read_list
+from mindspeed_mm.data.lists.sources import read_list
 from mindspeed_mm.errors import DataError
 
 

@@ -8,7 +8,7 @@ from data_helpers import row
 
 from mindspeed_mm.config.data import PreprocessConfig
 from mindspeed_mm.data.lists.filters import filter_rows
-from mindspeed_mm.data.lists.rows import read_annotation
+from mindspeed_mm.data.lists.sources import read_annotation
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.schema import build, node_from_python
 

@@ -18,7 +18,7 @@ from mindspeed_mm.data import loader as loaders
 from mindspeed_mm.data.collate import collate
 from mindspeed_mm.data.dataset import ClipDataset, Tokens
 from mindspeed_mm.data.lists.filters import filter_rows
-from mindspeed_mm.data.lists.rows import read_list
+from mindspeed_mm.data.lists.sources import read_list
 from mindspeed_mm.data.loader import Loader, build_loader
 from mindspeed_mm.data.sampler import GroupedSampler, Position
 from mindspeed_mm.data.video import VideoSource

@@ -11,7 +11,7 @@ from test_data_filters import SMALL_SIZE, preprocess
 
 from mindspeed_mm.data import probe
 from mindspeed_mm.data.lists.filters import filter_rows
-from mindspeed_mm.data.lists.rows import read_list
+from mindspeed_mm.data.lists.sources import read_list
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_size_rate_and_length_come_from_the_files(bare, tmp_path):
         (50, 70, None, None),
     ]
     assert [row.fault.split(": ")[1] for row in rows[3:6]] == ["cannot be decoded"] * 3
-    assert (rows[6].height, rows[6].width, rows[6].num_frames) == (60, 112, 21)  # cut and cropped
+    assert (rows[6].height, rows[6].width, rows[6].num_frames) == (60, 112, 10)  # cut and cropped
 
 
 def test_what_an_annotation_says_is_left_alone(tmp_path):

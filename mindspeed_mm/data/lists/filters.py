@@ -19,6 +19,9 @@ from mindspeed_mm.errors import DataError
 
 DEFAULT_FPS = 24.0  # of rows that do not say, as in the original
 _EXAMPLES = 3
+_MOST_FRAMES = (
+    10_000_000  # at train_fps, 115 hours at 24: more is a mistake, and its frame numbers would fill the memory
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -216,6 +219,8 @@ def _bad_fps(row: Row, config: PreprocessConfig) -> bool:
 
 
 def _too_long(row: Row, config: PreprocessConfig) -> bool:
+    if row.num_frames / frames.frame_step(_fps(row), config.train_fps) > _MOST_FRAMES:
+        return True
     return not config.keeps_every_speed and frames.too_long(row.num_frames, _fps(row), config)
 
 

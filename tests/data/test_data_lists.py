@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mindspeed_mm.data.lists.rows import read_annotation, read_list
+from mindspeed_mm.data.lists.sources import read_annotation, read_list
 from mindspeed_mm.errors import DataError
 
 
@@ -19,8 +19,8 @@ def write(path, content):
 def test_rows_of_all_sources_come_in_order_with_their_folder(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    write(tmp_path / "one.json", [{"path": "1.mp4"}, {"path": "/elsewhere/2.mp4"}])
-    write(tmp_path / "two.jsonl", '{"path": "3.JPG"}\n\n{"path": "4.webm"}\n')
+    write(tmp_path / "one.json", [{"path": "1.mp4", "cap": "a"}, {"path": "/elsewhere/2.mp4"}])
+    write(tmp_path / "two.jsonl", '{"path": "3.JPG", "cap": "b"}\n\n{"path": "4.webm"}\n')
     data = write(
         tmp_path / "data.txt", f"{tmp_path}/a,{tmp_path}/one.json\n\n  {tmp_path}/b , {tmp_path}/two.jsonl \r\n"
     )
@@ -147,7 +147,7 @@ def test_relative_names_are_looked_for_in_the_working_directory_then_beside_the_
     lists, work = tmp_path / "lists", tmp_path / "work"
     for folder in (lists / "videos", work / "videos"):
         folder.mkdir(parents=True)
-        write(folder.parent / "rows.json", [{"path": f"of_{folder.parent.name}.mp4"}])
+        write(folder.parent / "rows.json", [{"path": f"of_{folder.parent.name}.mp4", "cap": "a"}])
     data = write(lists / "data.txt", "videos,rows.json\n")
     monkeypatch.chdir(work)
     assert [row.path for row in read_list(data)] == ["videos/of_work.mp4"]
@@ -159,7 +159,7 @@ def test_relative_names_are_looked_for_in_the_working_directory_then_beside_the_
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("only_a_folder\n", "data.txt:1: expected `folder,annotation file`, found 1 fields"),
+        ("only_a_folder\n", "data.txt:1: 'only_a_folder' is neither a folder nor `folder,annotation file`"),
         ("\n.,a.json,third\n", "data.txt:2: expected `folder,annotation file`, found 3 fields"),
         (".,missing.json\n", "data.txt:1: annotation file missing.json does not exist"),
         ("nowhere,good.json\n", "data.txt:1: folder nowhere does not exist"),
@@ -167,7 +167,7 @@ def test_relative_names_are_looked_for_in_the_working_directory_then_beside_the_
     ],
 )
 def test_a_bad_list_is_an_error_with_file_and_line(tmp_path, content, message):
-    write(tmp_path / "good.json", [{"path": "x.mp4"}])
+    write(tmp_path / "good.json", [{"path": "x.mp4", "cap": "a"}])
     with pytest.raises(DataError, match=re.escape(message)):
         read_list(write(tmp_path / "data.txt", content))
 
@@ -177,27 +177,42 @@ def test_a_bad_list_is_an_error_with_file_and_line(tmp_path, content, message):
     [
         ("a.json", '[{"path": "x.mp4"},\n {"path": }]', "a.json:2: not valid JSON"),
         ("a.jsonl", '{"path": "x.mp4"}\n{"path"\n', "a.jsonl:2: not valid JSON"),
-        ("a.json", {"path": "x.mp4"}, "a.json: expected an array of objects, found dict"),
-        ("a.json", [{"path": "x.mp4"}, {"cap": "no path"}], "a.json row 2: key 'path' must be the name of a file"),
+        ("a.json", "7", "a.json: expected an array of objects, found int"),
+        (
+            "a.json",
+            {"version": 1},
+            "a.json: expected an array of objects, or one under a key such as 'data'; found an object with the keys 'version'",
+        ),
+        (
+            "a.json",
+            [{"path": "x.mp4"}, {"url": "u"}],
+            "a.json row 2: no key names the file; found 'url'; wanted one of 'path', 'file_name'",
+        ),
+        ("a.json", [{"path": 7}], "a.json row 1: key 'path' must be the name of a file, found 7"),
+        ("a.json", [{"path": "a\0.mp4"}], "a.json row 1: path 'a\\x00.mp4' cannot be the name of a file"),
         (
             "a.jsonl",
-            '{"path": "x.mp4"}\n{"path": "y.mp4", "num_frames": "9"}',
+            '{"path": "x.mp4"}\n{"path": "y.mp4", "num_frames": "nine"}',
             "a.jsonl:2: num_frames must be a number",
         ),
         ("a.json", [{"path": "x.mp4", "num_frames": 9.5}], "a.json row 1: num_frames must be a whole number"),
         ("a.json", [{"path": "x.mp4", "cap": {"en": "x"}}], "a.json row 1: cap must be a text or a list of texts"),
         ("a.json", [{"path": "x.mp4", "cut": [-3, 9]}], "a.json row 1: cut[0] is -3"),
-        ("a.json", [{"path": "x.mp4", "resolution": "480p"}], "a.json row 1: resolution must be {height, width}"),
+        (
+            "a.json",
+            [{"path": "x.mp4", "resolution": "480p"}],
+            "a.json row 1: resolution must be {height, width}, [height, width] or a text such as '1280x720'",
+        ),
         ("a.pkl", "", "pandas.read_pickle"),
-        ("a.parquat", "", "annotation files end in .json, .jsonl, .parquet, .csv"),
-        ("a.csv", "", "a.csv:1: the first line must name the columns, 'path' among them; found None"),
+        ("a.parquat", "", "annotation files end in .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .tar"),
+        ("a.csv", "", "a.csv:1: no key names the file (the first line names the columns); found no keys"),
         (
             "a.csv",
-            "file,cap\n",
-            "a.csv:1: the first line must name the columns, 'path' among them; found ['file', 'cap']",
+            "url,cap\n",
+            "a.csv:1: no key names the file (the first line names the columns); found 'url', 'cap'; wanted one of 'path'",
         ),
         ("a.csv", "path,fps\nx.mp4,24\ny.mp4\n", "a.csv:3: expected 2 cells, as the first line has"),
-        ("a.csv", "path,fps\nx.mp4,fast\n", "a.csv:2: fps 'fast' is neither a number nor JSON"),
+        ("a.csv", "path,fps\nx.mp4,fast\n", "a.csv:2: fps must be a number, found 'fast'"),
         ("a.csv", 'path,cap\nx.mp4,"open\n', "a.csv:2: not valid CSV: unexpected end of data"),
         ("a.parquet", "no", "a.parquet: not a readable parquet file"),
     ],

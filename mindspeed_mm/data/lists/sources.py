@@ -1,0 +1,137 @@
+"""What `data_path` names -> rows: data.txt with a source per line, or one source itself.
+
+A line is `folder,annotation file`; or a source alone: an annotation file, a tar shard (`shards/{000000..000009}.tar` and
+`shards/*.tar` name several) or a folder. Blank lines and lines that begin with # are left out. A relative name is looked for in
+the working directory first, as the published scripts do, and then beside data.txt.
+"""
+
+import dataclasses
+import glob
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from mindspeed_mm.data.lists import folders
+from mindspeed_mm.data.lists.fields import read_row
+from mindspeed_mm.data.lists.formats import format_of, read_entries, read_text
+from mindspeed_mm.data.lists.keys import fact_of, no_key
+from mindspeed_mm.data.lists.rows import Row
+from mindspeed_mm.errors import DataError
+
+_RANGE = re.compile(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}")
+_MOST_SHARDS = 1_000_000
+
+
+def read_list(data_path: str | Path) -> tuple[Row, ...]:
+    """The rows of all sources, in order. DataError names the file and the line or row that is wrong."""
+    path = Path(data_path)
+    if path.is_dir() or format_of(path) is not None or path.suffix.lower() in (".pkl", ".pickle", ".gz"):
+        if not path.exists():
+            raise DataError(f"{path}: no such file (dataset_param.basic_parameters.data_path)")
+        return _source(None, path)
+    rows: list[Row] = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip() and not line.strip().startswith("#"):
+            rows.extend(_line(path, number, line.strip()))
+    if not rows:
+        raise DataError(f"{path}: names no clips; a line is `folder,annotation file`")
+    return tuple(rows)
+
+
+def read_annotation(path: str | Path, folder: str | Path = "") -> tuple[Row, ...]:
+    """The rows of one annotation file, their paths below `folder`; see `formats.FORMATS`."""
+    path = Path(path)
+    base = Path() if path.suffix.lower() == ".tar" else Path(folder)
+    return tuple(read_row(entry, base, place) for place, entry in read_entries(path))
+
+
+def _line(data_path: Path, number: int, line: str) -> Iterator[Row]:
+    parts = [part.strip() for part in line.split(",")]
+    where = f"{data_path}:{number}"
+    if len(parts) > 2 or not any(parts):
+        raise DataError(
+            f"{where}: expected `folder,annotation file`, found {len(parts)} fields in {line!r} "
+            "(a comma cannot be part of a path here)"
+        )
+    folder, name = parts if len(parts) == 2 and parts[1] else (None, parts[0])
+    for annotation in _named(data_path, where, name, folder):
+        stated = None if not folder else _beside(data_path, folder)
+        if stated is None:
+            yield from _source(None, annotation)
+            continue
+        found = _source(stated, annotation)
+        if not stated.is_dir() and any(not Path(row.path).is_absolute() for row in found):
+            raise DataError(f"{where}: folder {folder} does not exist")
+        yield from found
+
+
+def _named(data_path: Path, where: str, name: str, folder: str | None) -> list[Path]:
+    """The files or folders that a name stands for; DataError if there is none."""
+    names = list(_spread(name, where))
+    found = []
+    for one in names:
+        path = _beside(data_path, one)
+        if not path.exists() and folder:
+            path = _beside(data_path, os.path.join(folder, one))
+        if any(mark in one for mark in "*?[") and not path.exists():
+            matches = sorted(glob.glob(one)) or sorted(glob.glob(os.path.join(glob.escape(str(data_path.parent)), one)))
+            found += [Path(match) for match in matches]
+        elif path.exists():
+            found.append(path)
+        elif folder is None and "," not in name and format_of(path) is None and not path.suffix:
+            raise DataError(f"{where}: {name!r} is neither a folder nor `folder,annotation file`")
+        else:
+            raise DataError(f"{where}: annotation file {one} does not exist")
+    if not found:
+        raise DataError(f"{where}: no file matches {name}")
+    return found
+
+
+def _spread(name: str, where: str) -> Iterator[str]:
+    """`a{000..002}.tar` -> three names, with the digits that the first number has."""
+    found = _RANGE.search(name)
+    if found is None:
+        yield name
+        return
+    first, last = int(found[1]), int(found[2])
+    if not first <= last < first + _MOST_SHARDS:
+        raise DataError(f"{where}: {found[0]}: the second number must not be below the first, nor a million above it")
+    for number in range(first, last + 1):
+        yield f"{name[: found.start()]}{number:0{len(found[1])}}{name[found.end() :]}"
+
+
+def _beside(data_path: Path, name: str) -> Path:
+    """`name` as it stands if that exists (or is absolute), else beside data.txt if that exists, else as it stands."""
+    stated, beside = Path(name), data_path.parent / name
+    return beside if not stated.exists() and beside.exists() else stated
+
+
+def _source(folder: Path | None, path: Path) -> tuple[Row, ...]:
+    """The rows of an annotation file or a folder. folder: of the clips; None: the working directory or the file's own."""
+    if path.is_dir():
+        inner = folders.annotation_in(path)
+        if inner is not None:
+            return _source(path, inner)
+        if shards := folders.shards_in(path):
+            return tuple(row for shard in shards for row in _source(None, shard))
+        return _finished(path, [read_row(entry, Path(), place) for place, entry in folders.read_folder(path)], ())
+    entries = list(read_entries(path))
+    if not entries:
+        return ()
+    base = Path() if path.suffix.lower() == ".tar" else folder
+    rows = [read_row(entry, base or Path(), place) for place, entry in entries]
+    if base is None and not Path(rows[0].path).exists():  # not where the program runs: beside the annotation
+        rows = [read_row(entry, path.parent, place) for place, entry in entries]
+    return _finished(path, rows, entries)
+
+
+def _finished(path: Path, rows: list[Row], entries) -> tuple[Row, ...]:
+    """The rows of a source, which must say something about captions; marked where none says enough about the clips."""
+    if not any(row.captions for row in rows):
+        keys = {str(key) for _, entry in entries for key in entry}
+        if keys and not any(fact_of(key) == "cap" for key in keys):
+            raise no_key(str(path), "cap", "the caption", sorted(keys))
+    if all(row.unusable for row in rows if row.kind != "unknown"):
+        rows = [dataclasses.replace(row, bare=True) for row in rows]
+    return tuple(rows)

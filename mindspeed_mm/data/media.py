@@ -1,0 +1,47 @@
+"""Where the bytes of a clip lie: in a file of its own, or in a part of an uncompressed tar.
+
+A path such as `shards/000000.tar@1536+20480/clip.mp4` is the member `clip.mp4`: 20,480 bytes from byte 1,536 of the tar. It
+says everything, so that any process reads the member in place, and lists, ledgers and caches hold it as they hold files.
+"""
+
+import io
+import os
+import re
+from typing import BinaryIO
+
+_MEMBER = re.compile(r"(?s)(.*\.tar)@(\d{1,18})\+(\d{1,18})/.+")
+
+
+def member_path(tar: str, start: int, size: int, name: str) -> str:
+    """The path of a member whose bytes are [start, start + size) of a tar."""
+    return f"{tar}@{start}+{size}/{name}"
+
+
+def place(path: str) -> tuple[str, int, int | None]:
+    """(file, first byte, number of bytes or None for the whole file)."""
+    found = _MEMBER.fullmatch(path)
+    return (found[1], int(found[2]), int(found[3])) if found else (path, 0, None)
+
+
+def stat(path: str) -> os.stat_result:
+    """Of the file that holds the bytes. OSError if it is not there."""
+    return os.stat(place(path)[0])
+
+
+def for_ffmpeg(path: str) -> str:
+    """What FFmpeg opens."""
+    file, start, size = place(path)
+    return path if size is None else f"subfile,,start,{start},end,{start + size},,:{file}"
+
+
+def open_bytes(path: str) -> BinaryIO:
+    """A readable file of exactly these bytes. OSError if they are not there."""
+    file, start, size = place(path)
+    if size is None:
+        return open(file, "rb")
+    with open(file, "rb") as stream:
+        stream.seek(start)
+        content = stream.read(size)
+    if len(content) < size:
+        raise OSError(f"{file} ends {size - len(content)} bytes before the end of its member")
+    return io.BytesIO(content)
