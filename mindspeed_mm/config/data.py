@@ -53,37 +53,39 @@ class PipelineConfig:
 class PreprocessConfig:
     """`preprocess_parameters`: which clips are used, which of their frames, and at what size."""
 
-    num_frames: int = 16
-    frame_interval: int = 1  # only lengthens the window of the temporal crop
-    max_height: int = 480  # sample size with force_resolution
-    max_width: int = 640
-    max_hxw: int | None = None  # pixel budget without force_resolution
-    min_hxw: int | None = None  # clips with fewer pixels are dropped; default max_hxw // 4
+    num_frames: int = option(16, at_least=1, at_most=2**20)
+    frame_interval: int = option(1, at_least=1, at_most=2**20)  # only lengthens the window of the temporal crop
+    max_height: int = option(480, at_least=1, at_most=2**16)  # sample size with force_resolution
+    max_width: int = option(640, at_least=1, at_most=2**16)
+    max_hxw: int | None = option(None, at_least=1)  # pixel budget without force_resolution
+    min_hxw: int | None = option(None, at_least=0)  # clips with fewer pixels are dropped; default max_hxw // 4
     force_resolution: bool = True
     force_5_ratio: bool = False
     video_processor_type: str | None = option(None, choices=("OpensoraplanVideoProcessor",))  # see `keeps_every_speed`
-    hw_aspect_thr: float | None = None  # MindSpeed-MM's aspect rule, instead of the next two: see `aspect_limits`
-    max_h_div_w_ratio: float = 2.0
-    min_h_div_w_ratio: float = 0.5
-    hw_stride: int = 16
-    ae_stride_t: int = 8
-    vae_scale_factor: tuple[int, int, int] | None = None  # time, height, width; only checked against the autoencoder
-    sp_size: int = 1  # the number of latent frames must be divisible by it
-    train_fps: float = 24.0
-    speed_factor: float = 1.0
-    too_long_factor: float = 5.0
-    drop_short_ratio: float = 1.0
-    min_num_frames: int = 29
-    seed: int = 42  # of the drop_short draw
-    cfg: float = 0.1  # probability of dropping a caption
+    # MindSpeed-MM's aspect rule, instead of the next two: see `aspect_limits`
+    hw_aspect_thr: float | None = option(None, at_least=1, at_most=1e6)
+    max_h_div_w_ratio: float = option(2.0, above=0, at_most=1e12)
+    min_h_div_w_ratio: float = option(0.5, at_least=0, at_most=1e6)
+    hw_stride: int = option(16, at_least=1, at_most=2**16)
+    ae_stride_t: int = option(8, at_least=1, at_most=64)
+    # time, height, width; only checked against the autoencoder
+    vae_scale_factor: tuple[int, int, int] | None = option(None, at_least=1, at_most=64)
+    sp_size: int = option(1, at_least=1, at_most=2**16)  # the number of latent frames must be divisible by it
+    train_fps: float = option(24.0, above=0, at_most=1e4)
+    speed_factor: float = option(1.0, above=0, at_most=1e6)
+    too_long_factor: float = option(5.0, above=0, at_most=1e12)
+    drop_short_ratio: float = option(1.0, at_least=0, at_most=1)
+    min_num_frames: int = option(29, at_least=1, at_most=2**20)
+    seed: int = option(42, at_least=0, at_most=2**32 - 1)  # of the drop_short draw
+    cfg: float = option(0.1, at_least=0, at_most=1)  # probability of dropping a caption
     use_aesthetic: bool = False
     video_reader_type: str = option("decoder", read=_read_video_reader)
     frame_index_folder: str | None = None  # where frame indexes are kept from run to run; None: in memory only
     image_reader_type: str = option("Image", choices=("Image",))
-    timeout: float = 600.0  # seconds for one clip; then its process is killed and the clip is a bad sample
-    fixed_crops: int = (
-        0  # temporal crops (and flips) of a clip: 0, new ones in every epoch; n, always the same n in turn
-    )
+    # seconds for one clip; then its process is killed and the clip is a bad sample
+    timeout: float = option(600.0, above=0, at_most=1e6)
+    # temporal crops (and flips) of a clip: 0, new ones in every epoch; n, always the same n in turn
+    fixed_crops: int = option(0, at_least=0, at_most=10_000)
     train_pipeline: PipelineConfig = PipelineConfig()
 
     ACCEPTED: ClassVar[dict[str, str]] = {
@@ -134,19 +136,11 @@ class PreprocessConfig:
                 "min_num_frames",
                 f"{self.min_num_frames} is more than num_frames {self.num_frames}: every clip would be dropped",
             )
-        for name in ("num_frames", "frame_interval", "hw_stride", "ae_stride_t", "sp_size", "min_num_frames"):
-            if getattr(self, name) < 1:
-                yield name, f"{getattr(self, name)}: must be at least 1"
-        if self.hw_aspect_thr is not None and self.hw_aspect_thr < 1:
-            yield "hw_aspect_thr", f"{self.hw_aspect_thr}: must be at least 1, for example 2.0"
-        if self.fixed_crops < 0:
-            yield "fixed_crops", f"{self.fixed_crops}: must be 0 (new crops in every epoch) or more"
-        for name in ("cfg", "drop_short_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                yield name, f"{getattr(self, name)} is not a probability"
-        for name in ("train_fps", "speed_factor", "too_long_factor", "timeout"):
-            if getattr(self, name) <= 0:
-                yield name, f"{getattr(self, name)}: must be positive"
+        if self.min_h_div_w_ratio > self.max_h_div_w_ratio:
+            yield (
+                "min_h_div_w_ratio",
+                f"{self.min_h_div_w_ratio} is more than max_h_div_w_ratio {self.max_h_div_w_ratio}: every clip would be dropped",
+            )
         if self.force_resolution:
             for kind in ("video", "image"):
                 for transform in getattr(self.train_pipeline, kind):
@@ -173,7 +167,7 @@ class DatasetConfig:
     use_text_processer: bool = True
     enable_text_preprocessing: bool = option(True, aliases=("enable_text_preprocess",))
     use_clean_caption: bool = True
-    model_max_length: int = 120
+    model_max_length: int = option(120, at_least=1, at_most=2**20)
     tokenizer_config: TokenizerConfig
     tokenizer_config_2: TokenizerConfig | None = None
 
@@ -186,8 +180,6 @@ class DatasetConfig:
     def problems(self):
         if not self.use_text_processer:
             yield "use_text_processer", "false: captions must be tokenized; use true"
-        if self.model_max_length < 1:
-            yield "model_max_length", f"{self.model_max_length}: must be at least 1"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,15 +187,15 @@ class CollateConfig:
     """`collate_param`: how samples become a batch."""
 
     model_name: str = option("GroupLength", choices=("GroupLength", "open_sora_plan"))  # one thing, two names
-    batch_size: int = 1
+    batch_size: int = option(1, at_least=1)
     group_data: bool = False
-    max_height: int = 480  # target size without group_data
-    max_width: int = 640
-    num_frames: int = 13
-    ae_stride: int = 8
-    ae_stride_t: int = 4
-    patch_size: int = 2
-    patch_size_t: int = 1
+    max_height: int = option(480, at_least=1, at_most=2**16)  # target size without group_data
+    max_width: int = option(640, at_least=1, at_most=2**16)
+    num_frames: int = option(13, at_least=1, at_most=2**20)
+    ae_stride: int = option(8, at_least=1, at_most=64)
+    ae_stride_t: int = option(4, at_least=1, at_most=64)
+    patch_size: int = option(2, at_least=1, at_most=64)
+    patch_size_t: int = option(1, at_least=1, at_most=64)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,8 +204,8 @@ class LoaderConfig:
 
     dataloader_mode: str = option("sampler", choices=("sampler",))
     sampler_type: str = option("LengthGroupedSampler", choices=("LengthGroupedSampler",))
-    batch_size: int = 1
-    num_workers: int = 0
+    batch_size: int = option(1, at_least=1)
+    num_workers: int = option(0, at_least=0, at_most=1024)
     shuffle: bool = True  # without group_data; grouped batches are always shuffled
     drop_last: bool = True
     pin_memory: bool = False

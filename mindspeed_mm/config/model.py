@@ -21,33 +21,35 @@ class DenoiserConfig:
     """`predictor`: SparseUMMDiT, the U-shaped sparse multimodal DiT of the v1.5 report, section 3."""
 
     model_id: str = option("SparseUMMDiT", choices=("SparseUMMDiT",))
-    num_layers: tuple[int, ...] = (2, 4, 8, 4, 2)  # blocks per stage; an odd number of stages, even numbers of blocks
-    sparse_n: tuple[int, ...] = (1, 4, 16, 4, 1)  # Skiparse sparsity k per stage
+    # blocks per stage; an odd number of stages, even numbers of blocks
+    num_layers: tuple[int, ...] = option((2, 4, 8, 4, 2), at_least=2, at_most=1024)
+    sparse_n: tuple[int, ...] = option((1, 4, 16, 4, 1), at_least=1, at_most=4096)  # Skiparse sparsity k per stage
     sparse1d: bool = False  # false: dense attention, `sparse_n` is ignored
     double_ff: bool = False  # true: the text has a feed-forward layer of its own
-    num_heads: int = 16
-    head_dim: int = 88  # a multiple of 16: RoPE splits it 4:6:6 over t, h, w
-    in_channels: int
-    out_channels: int | None = None  # None: as in_channels
-    patch_size: int = 2
-    patch_size_t: int = 1
-    timestep_embed_dim: int = 512
-    caption_channels: int  # width of the T5 features
-    pooled_projection_dim: int = 1024  # width of the pooled CLIP features
+    num_heads: int = option(16, at_least=1, at_most=4096)
+    head_dim: int = option(88, at_least=16, at_most=4096)  # a multiple of 16: RoPE splits it 4:6:6 over t, h, w
+    in_channels: int = option(at_least=1, at_most=2**20)
+    out_channels: int | None = option(None, at_least=1, at_most=2**20)  # None: as in_channels
+    patch_size: int = option(2, at_least=1, at_most=64)
+    patch_size_t: int = option(1, at_least=1, at_most=64)
+    timestep_embed_dim: int = option(512, at_least=2, at_most=2**20)
+    caption_channels: int = option(at_least=1, at_most=2**20)  # width of the T5 features
+    pooled_projection_dim: int = option(1024, at_least=1, at_most=2**20)  # width of the pooled CLIP features
     skip_connection: bool = False  # long skips from the first half of the stages to the second
     skip_connection_zero_init: bool = True  # skips start as the identity, without a norm
     attention_bias: bool = True
     activation_fn: str = option("gelu-approximate", choices=("gelu", "gelu-approximate"))
-    dropout: float = 0.0
+    dropout: float = option(0.0, at_least=0, below=1)
     norm_cls: str = option("layer_norm", choices=("layer_norm", "rms_norm"))
-    norm_eps: float = 1e-6
-    interpolation_scale_t: float = 1.0  # RoPE positions are divided by these
-    interpolation_scale_h: float = 1.0
-    interpolation_scale_w: float = 1.0
+    norm_eps: float = option(1e-6, at_least=0, at_most=1)
+    interpolation_scale_t: float = option(1.0, above=0, at_most=1e6)  # RoPE positions are divided by these
+    interpolation_scale_h: float = option(1.0, above=0, at_most=1e6)
+    interpolation_scale_w: float = option(1.0, above=0, at_most=1e6)
     explicit_uniform_rope: bool = False  # training draws a RoPE offset so that all of sample_size_* is seen
-    sample_size_t: int | None = None  # largest extents in tokens, for explicit_uniform_rope
-    sample_size_h: int | None = None
-    sample_size_w: int | None = None
+    # largest extents in tokens, for explicit_uniform_rope
+    sample_size_t: int | None = option(None, at_least=1, at_most=2**20)
+    sample_size_h: int | None = option(None, at_least=1, at_most=2**20)
+    sample_size_w: int | None = option(None, at_least=1, at_most=2**20)
     from_pretrained: str | None = None
 
     ACCEPTED: ClassVar[dict[str, str]] = {
@@ -80,7 +82,7 @@ class DenoiserConfig:
                 "num_layers",
                 f"{list(self.num_layers)} has {stages} stages; a U shape needs an odd number, at least 3",
             )
-        if any(n < 2 or n % 2 for n in self.num_layers):
+        if any(n % 2 for n in self.num_layers):
             yield (
                 "num_layers",
                 f"{list(self.num_layers)}: each stage needs an even number of blocks (single, then group skip)",
@@ -90,20 +92,12 @@ class DenoiserConfig:
                 "sparse_n",
                 f"{list(self.sparse_n)} has {len(self.sparse_n)} entries for {stages} stages of num_layers",
             )
-        if any(n < 1 for n in self.sparse_n):
-            yield "sparse_n", f"{list(self.sparse_n)}: sparsities are at least 1"
-        if self.num_heads < 1:
-            yield "num_heads", f"{self.num_heads}: need at least one head"
-        if self.head_dim < 16 or self.head_dim % 16:
+        if self.head_dim % 16:
             yield "head_dim", f"{self.head_dim} is not a multiple of 16 (RoPE splits it 4:6:6 over t, h, w)"
         if self.patch_size_t != 1:
             yield "patch_size_t", f"{self.patch_size_t}: the original runs with 1 only"
-        if self.patch_size < 1:
-            yield "patch_size", f"{self.patch_size}: must be at least 1"
-        if self.timestep_embed_dim < 2 or self.timestep_embed_dim % 2:
+        if self.timestep_embed_dim % 2:
             yield "timestep_embed_dim", f"{self.timestep_embed_dim}: must be even (sines and cosines)"
-        if not 0 <= self.dropout < 1:
-            yield "dropout", f"{self.dropout} is not in [0, 1)"
         if self.explicit_uniform_rope and None in (self.sample_size_t, self.sample_size_h, self.sample_size_w):
             yield "explicit_uniform_rope", "needs sample_size_t, sample_size_h and sample_size_w, in tokens"
 
@@ -119,15 +113,15 @@ class AutoencoderConfig:
     """`ae`: WFVAE (WF-VAE, 2411.17459). v1.5 compresses 8x8x8: both levels halve time and space."""
 
     model_id: str = option("wfvae", choices=("wfvae",))
-    base_channels: int = 128
-    latent_dim: int = 8
-    encoder_num_resblocks: int = 2
-    encoder_energy_flow_hidden_size: int = 64
-    decoder_num_resblocks: int = 2
-    decoder_energy_flow_hidden_size: int = 128
-    connect_res_layer_num: int = 2
+    base_channels: int = option(128, at_least=1, at_most=2**16)
+    latent_dim: int = option(8, at_least=1, at_most=2**16)
+    encoder_num_resblocks: int = option(2, at_least=1, at_most=1024)
+    encoder_energy_flow_hidden_size: int = option(64, at_least=1, at_most=2**16)
+    decoder_num_resblocks: int = option(2, at_least=1, at_most=1024)
+    decoder_energy_flow_hidden_size: int = option(128, at_least=1, at_most=2**16)
+    connect_res_layer_num: int = option(2, at_least=0, at_most=1024)
     use_attention: bool = True
-    dropout: float = 0.0
+    dropout: float = option(0.0, at_least=0, below=1)
     norm_type: str = option("groupnorm", choices=("groupnorm", "layernorm"))
     t_interpolation: str = option("nearest", choices=("nearest", "trilinear"))
     l1_downsample_block: str = option("Downsample", aliases=("l1_dowmsample_block",), choices=_DOWNSAMPLES)
@@ -140,13 +134,15 @@ class AutoencoderConfig:
     l1_upsample_wavelet: str = option("InverseHaarWaveletTransform2D", choices=_INVERSE_WAVELETS)
     l2_upsample_block: str = option("Spatial2xTime2x3DUpsample", choices=_UPSAMPLES[1:])
     l2_upsample_wavelet: str = option("InverseHaarWaveletTransform3D", choices=_INVERSE_WAVELETS[1:])
-    scale: tuple[float, ...] | None = None  # latent = (z - shift) * scale, per channel
-    shift: tuple[float, ...] | None = None
-    vae_scale_factor: tuple[int, int, int] | None = None  # only checked against the blocks: see `strides`
+    # latent = (z - shift) * scale, per channel
+    scale: tuple[float, ...] | None = option(None, at_least=-1e6, at_most=1e6)
+    shift: tuple[float, ...] | None = option(None, at_least=-1e6, at_most=1e6)
+    # only checked against the blocks: see `strides`
+    vae_scale_factor: tuple[int, int, int] | None = option(None, at_least=1, at_most=64)
     use_tiling: bool = False  # encode and decode in temporal chunks; exact with layernorm
     use_spatial_tiling: bool = False  # decode in overlapping tiles too; not exact, memory no longer grows with the size
-    spatial_tile: int = 384  # height and width of a tile, in pixels
-    spatial_tile_overlap: int = 96  # least overlap of neighbours, in pixels
+    spatial_tile: int = option(384, at_least=1, at_most=2**20)  # height and width of a tile, in pixels
+    spatial_tile_overlap: int = option(96, at_least=1, at_most=2**20)  # least overlap of neighbours, in pixels
     dtype: str = option("fp32", choices=DTYPES)
     from_pretrained: str | None = None
 
@@ -180,9 +176,6 @@ class AutoencoderConfig:
                 "vae_scale_factor",
                 f"{list(self.vae_scale_factor)}, but these blocks compress by {list(self.strides)}",
             )
-        for name in ("encoder_num_resblocks", "decoder_num_resblocks"):
-            if getattr(self, name) < 1:
-                yield name, f"{getattr(self, name)}: need at least 1; the blocks change the number of channels"
         for name in ("scale", "shift"):
             vector = getattr(self, name)
             if vector is not None and len(vector) != self.latent_dim:
@@ -196,7 +189,7 @@ class AutoencoderConfig:
             yield "use_spatial_tiling", "is far off with norm_type groupnorm (statistics per tile); use false"
         unit = self.strides[1]
         for name in ("spatial_tile", "spatial_tile_overlap"):
-            if getattr(self, name) < unit or getattr(self, name) % unit:
+            if getattr(self, name) % unit:
                 yield name, f"{getattr(self, name)}: must be a multiple of {unit} pixels"
         if 2 * self.spatial_tile_overlap > self.spatial_tile:
             yield (
@@ -235,7 +228,8 @@ class TokenizerConfig:
 
     autotokenizer_name: str = option("AutoTokenizer", choices=("AutoTokenizer", "T5Tokenizer", "CLIPTokenizer"))
     from_pretrained: str
-    model_max_length: int | None = None  # None: 512 for the first tokenizer, the folder's own (77) for the second
+    # None: 512 for the first tokenizer, the folder's own (77) for the second
+    model_max_length: int | None = option(None, at_least=1, at_most=2**20)
 
     ACCEPTED: ClassVar[dict[str, str]] = _OBSOLETE_LOADER
 
@@ -249,37 +243,29 @@ class DiffusionConfig:
 
     model_id: str = option("OpenSoraPlan", choices=("OpenSoraPlan",))
     weighting_scheme: str = option("logit_normal", choices=WEIGHTING_SCHEMES)
-    logit_mean: float = 0.0
-    logit_std: float = 1.0
-    mode_scale: float = 1.29
-    sigma_eps: float = 0.0  # sigmas are kept at or above this
-    shift: float = 1.0
+    logit_mean: float = option(0.0, at_least=-100, at_most=100)
+    logit_std: float = option(1.0, at_least=0, at_most=100)
+    mode_scale: float = option(1.29, at_least=-100, at_most=100)
+    sigma_eps: float = option(0.0, at_least=0, at_most=1e-2)  # sigmas are kept at or above this
+    shift: float = option(1.0, above=0, at_most=1e6)
     use_dynamic_shifting: bool = False  # shift grows with the latent's height x width
-    num_inference_steps: int | None = None
-    guidance_scale: float = 4.5
-    guidance_rescale: float = 0.7
+    num_inference_steps: int | None = option(None, at_least=1, at_most=100_000)
+    guidance_scale: float = option(4.5, at_least=-1e4, at_most=1e4)
+    guidance_rescale: float = option(0.7, at_least=0, at_most=1)
     use_linear_quadratic_schedule: bool = False
 
     ACCEPTED: ClassVar[dict[str, str]] = {"device": "the device is chosen once, by --device"}
 
     def problems(self):
-        if not 0 <= self.sigma_eps <= 1e-2:
-            yield "sigma_eps", f"{self.sigma_eps} is not in [0, 0.01]"
-        if self.shift <= 0:
-            yield "shift", f"{self.shift}: must be positive"
-        if self.num_inference_steps is not None and self.num_inference_steps < 1:
-            yield "num_inference_steps", f"{self.num_inference_steps}: need at least 1 step"
         if self.use_linear_quadratic_schedule and (self.num_inference_steps or 0) % 2:
             yield "num_inference_steps", f"{self.num_inference_steps}: a linear-quadratic schedule needs an even number"
-        if not 0 <= self.guidance_rescale <= 1:
-            yield "guidance_rescale", f"{self.guidance_rescale} is not in [0, 1]"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptiveClipPatch:
     """`patch.adaptive_clip_grad_norm`: what --clip_grad_ema_decay says elsewhere."""
 
-    clip_grad_ema_decay: float = 0.99
+    clip_grad_ema_decay: float = option(0.99, above=0, below=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -300,7 +286,7 @@ class TrainModelConfig:
     predictor: DenoiserConfig
     diffusion: DiffusionConfig
     weight_dtype: str = option("bf16", choices=DTYPES)  # text encoders and denoiser, with --model_custom_precision
-    frames: int | None = None  # only checked against num_frames of data.json
+    frames: int | None = option(None, at_least=1)  # only checked against num_frames of data.json
     allow_tf32: bool = False
     allow_internal_format: bool = False  # NPU: private memory formats
     load_video_features: bool = False

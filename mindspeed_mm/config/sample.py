@@ -23,7 +23,7 @@ TEMPLATES = ("v1.2", "v1.3", "v1.5")
 class PipelineConfig:
     """`pipeline_config`."""
 
-    input_size: tuple[int, int, int]  # frames, height, width of the video
+    input_size: tuple[int, int, int] = option(at_least=1, at_most=2**20)  # frames, height, width of the video
     version: str = "v1.5"  # of the prompt template; others than v1.2, v1.3, v1.5 leave the prompt as it is
     use_attention_mask: bool = True
     model_type: str = option("t2v", choices=("t2v",))
@@ -50,10 +50,10 @@ class SampleModelConfig:
     use_prompt_template: bool = True
     use_prompt_preprocess: bool = True
     clean_caption: bool = True
-    num_samples_per_prompt: int = 1
-    micro_batch_size: int = 1
-    fps: int = 24
-    frame_interval: int = 1
+    num_samples_per_prompt: int = option(1, at_least=1, at_most=100_000)
+    micro_batch_size: int = option(1, at_least=1, at_most=2**16)
+    fps: int = option(24, at_least=1, at_most=10_000)
+    frame_interval: int = option(1, at_least=1, at_most=10_000)
     save_path: str = "./opensoraplan_samples"
     weight_dtype: str = option("fp16", choices=DTYPES)  # text encoders and denoiser
 
@@ -93,10 +93,7 @@ class SampleModelConfig:
         )
 
     def problems(self):
-        for name in ("num_samples_per_prompt", "micro_batch_size", "fps", "frame_interval"):
-            if getattr(self, name) < 1:
-                yield name, f"{getattr(self, name)}: must be at least 1"
-        if 0 < self.fps < self.frame_interval:
+        if self.fps < self.frame_interval:
             yield "fps", f"{self.fps} with frame_interval {self.frame_interval}: less than one frame a second"
         if self.text_encoder_2 is None or self.tokenizer_2 is None:
             yield "text_encoder_2", "is missing (with tokenizer_2); v1.5 needs pooled CLIP features"
@@ -110,11 +107,13 @@ class PromptConfig:
 
     prompt: str
     negative_prompt: str | None = option(None, aliases=("negative",))
-    seed: int | None = None  # of this line's samples, whatever its place in the file
-    input_size: tuple[int, int, int] | None = option(None, aliases=("size",))  # frames, height, width
-    guidance_scale: float | None = option(None, aliases=("guidance",))
-    guidance_rescale: float | None = None
-    num_inference_steps: int | None = option(None, aliases=("steps",))
+    # of this line's samples, whatever its place in the file
+    seed: int | None = option(None, at_least=0, at_most=2**63 - 1)
+    # frames, height, width
+    input_size: tuple[int, int, int] | None = option(None, aliases=("size",), at_least=1, at_most=2**20)
+    guidance_scale: float | None = option(None, aliases=("guidance",), at_least=-1e4, at_most=1e4)
+    guidance_rescale: float | None = option(None, at_least=0, at_most=1)
+    num_inference_steps: int | None = option(None, aliases=("steps",), at_least=1, at_most=100_000)
 
 
 GUIDANCE_MODES = ("auto", "batched", "sequential")

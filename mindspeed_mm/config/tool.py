@@ -11,8 +11,8 @@ class StaticProfile:
     """`static_param`: profile the steps start_step <= step < end_step, counted from 1."""
 
     save_path: str = "./profiling"  # Chrome/TensorBoard traces are written here
-    start_step: int = 10
-    end_step: int = 11
+    start_step: int = option(10, at_least=1)
+    end_step: int = option(11, at_least=1)
     with_stack: bool = False
     with_memory: bool = False
     record_shapes: bool = False
@@ -41,7 +41,7 @@ class ProfileConfig:
 
     enable: bool = False
     profile_type: str = option("static", choices=("static", "dynamic"))
-    ranks: tuple[int, ...] = (0,)  # [-1]: all
+    ranks: tuple[int, ...] = option((0,), at_least=-1)  # [-1]: all
     static_param: StaticProfile = StaticProfile()
     dynamic_param: DynamicProfile = DynamicProfile()
 

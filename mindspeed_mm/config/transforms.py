@@ -26,8 +26,8 @@ class AutoencoderNorm:
 class Normalize:
     """`norm_fun`: (x - mean) / std per channel."""
 
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    mean: tuple[float, ...] = option((0.5, 0.5, 0.5), at_least=-1e6, at_most=1e6)
+    std: tuple[float, ...] = option((0.5, 0.5, 0.5), above=0, at_most=1e6)
     inplace: bool = False
 
 
@@ -35,14 +35,14 @@ class Normalize:
 class RandomHorizontalFlipVideo:
     """Mirror the whole clip with probability p."""
 
-    p: float = 0.5
+    p: float = option(0.5, at_least=0, at_most=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class CenterCropResizeVideo:
     """Crop to the aspect ratio of `size`, then resize to it."""
 
-    size: tuple[int, int]  # height, width
+    size: tuple[int, int] = option(at_least=1, at_most=2**16)  # height, width
     top_crop: bool = False
     interpolation_mode: str = option("bilinear", choices=_INTERPOLATIONS)
 
@@ -51,7 +51,7 @@ class CenterCropResizeVideo:
 class LongSideResizeVideo:
     """Resize to fit inside `size`, keeping the aspect ratio."""
 
-    size: tuple[int, int]
+    size: tuple[int, int] = option(at_least=1, at_most=2**16)
     skip_low_resolution: bool = False
     interpolation_mode: str = option("bilinear", choices=_INTERPOLATIONS)
 
@@ -60,9 +60,9 @@ class LongSideResizeVideo:
 class MaxHWStrideResizeVideo:
     """Resize to at most `max_hxw` pixels, optionally towards one of five aspect ratios."""
 
-    max_hxw: int
+    max_hxw: int = option(at_least=1)
     force_5_ratio: bool = True
-    hw_stride: int = 16
+    hw_stride: int = option(16, at_least=1, at_most=2**16)
     interpolation_mode: str = option("bilinear", choices=_INTERPOLATIONS)
 
 
@@ -70,7 +70,7 @@ class MaxHWStrideResizeVideo:
 class MaxHWResizeVideo:
     """As MaxHWStrideResizeVideo with force_5_ratio and stride 16."""
 
-    max_hxw: int
+    max_hxw: int = option(at_least=1)
     interpolation_mode: str = option("bilinear", choices=_INTERPOLATIONS)
 
 
@@ -78,7 +78,7 @@ class MaxHWResizeVideo:
 class SpatialStrideCropVideo:
     """Crop the centre to multiples of `stride`, optionally to one of five aspect ratios."""
 
-    stride: int
+    stride: int = option(at_least=1, at_most=2**16)
     force_5_ratio: bool = True
 
 

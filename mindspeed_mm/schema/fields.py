@@ -64,12 +64,17 @@ class Facts:
     def range(self) -> str:
         """The range in words; empty if there is none."""
         if self.at_least is not None and self.at_most is not None:
-            return f"from {self.at_least} to {self.at_most}"
-        low = f"at least {self.at_least}" if self.at_least is not None else ""
-        low = f"above {self.above}" if self.above is not None else low
-        high = f"at most {self.at_most}" if self.at_most is not None else ""
-        high = f"below {self.below}" if self.below is not None else high
+            return f"from {_shown(self.at_least)} to {_shown(self.at_most)}"
+        low = f"at least {_shown(self.at_least)}" if self.at_least is not None else ""
+        low = f"above {_shown(self.above)}" if self.above is not None else low
+        high = f"at most {_shown(self.at_most)}" if self.at_most is not None else ""
+        high = f"below {_shown(self.below)}" if self.below is not None else high
         return f"{low} and {high}" if low and high else low or high
+
+
+def _shown(limit: float) -> str:
+    """A limit as people write it: 1000, not 1000.0."""
+    return str(int(limit)) if limit == int(limit) and abs(limit) < 1e9 else str(limit)
 
 
 def option(

@@ -1,15 +1,20 @@
 """Every config that this repository ships loads, and one wrong key in each section is refused with its path."""
 
+import dataclasses
 import re
+import typing
 from pathlib import Path
 
 import pytest
 
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.model import TrainModelConfig
-from mindspeed_mm.config.sample import SampleModelConfig
+from mindspeed_mm.config.sample import PromptConfig, SampleModelConfig
+from mindspeed_mm.config.tool import ToolConfig
+from mindspeed_mm.config.transforms import TRANSFORMS
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.schema import build, node_from_python, read_json
+from mindspeed_mm.schema import Node, build, node_from_python, read_json
+from mindspeed_mm.schema.fields import facts_of
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {
@@ -71,3 +76,47 @@ def test_the_published_files_say_what_they_say():
     sample = build(SampleModelConfig, read_json(ROOT / "examples/opensoraplan1.5/inference_t2v_model1_5.json"))
     assert sample.latent_grid.shape(1, 32) == (1, 32, 16, 72, 128)
     assert sample.diffusion.shift == 7.0
+
+
+def config_classes(cls):
+    """A config and all configs inside it."""
+    yield cls
+    for hint in typing.get_type_hints(cls).values():
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part) and part is not Node:
+                yield from config_classes(part)
+
+
+def test_every_number_of_a_config_has_a_range():
+    classes = {
+        cls
+        for kind in (TrainModelConfig, DataConfig, SampleModelConfig, PromptConfig, ToolConfig)
+        for cls in config_classes(kind)
+    }
+    assert len(classes) > 15
+    for cls in classes | set(TRANSFORMS.values()):
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            plain = {hints[field.name], *typing.get_args(hints[field.name])}
+            plain |= {item for part in plain for item in typing.get_args(part)}
+            if {int, float} & plain:
+                assert facts_of(field).range(), f"{cls.__name__}.{field.name}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("ae_stride_t", 0, "0: must be from 1 to 64"),
+        ("num_frames", -1, "-1: must be from 1 to 1048576"),
+        ("train_fps", float("nan"), "must be finite"),
+        ("speed_factor", 0, "0: must be above 0"),
+        ("max_hxw", 2**31, "must be at most 2147483647"),
+        ("cfg", 1.5, "1.5: must be from 0 to 1"),
+        ("max_height", 10**30, "must be from 1 to 65536"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_where_it_stands(key, value, message):
+    plain = read_json(ROOT / "examples/opensoraplan1.5/data.json").plain()
+    plain["dataset_param"]["preprocess_parameters"][key] = value
+    with pytest.raises(ConfigError, match=rf"preprocess_parameters\.{key}: .*{re.escape(message)}"):
+        build(DataConfig, node_from_python(plain, ""))

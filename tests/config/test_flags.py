@@ -90,7 +90,7 @@ def test_every_flag_has_a_name_of_its_own_and_says_what_it_is():
 
 
 def test_negative_numbers_and_exponents_reach_the_flag_they_follow():
-    assert refusal(RunFlags, "--lr", "-1e-5") == "--lr -1e-5: must be above 0 and at most 1000.0"
+    assert refusal(RunFlags, "--lr", "-1e-5") == "--lr -1e-5: must be above 0 and at most 1000"
     argv = ["--mm-model", "m", "--mm-data", "d", "--lr", "1e-5", "--train-iters", "1"]
     assert parse(RunFlags, argv).values.optimizer.lr == 1e-5
     assert "expected one argument" in refusal(RunFlags, "--lr", "--min-lr", "1")

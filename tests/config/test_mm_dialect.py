@@ -139,7 +139,7 @@ def test_what_the_file_leaves_out_has_the_defaults_of_its_processor(folder):
     "key, value, message",
     [
         (f"{PREPROCESS}.video_processor_type", "FluxProcessor", "'FluxProcessor' is not one of"),
-        (f"{PREPROCESS}.hw_aspect_thr", 0.5, "hw_aspect_thr: 0.5: must be at least 1"),
+        (f"{PREPROCESS}.hw_aspect_thr", 0.5, "hw_aspect_thr: 0.5: must be from 1 to 1000000"),
         (f"{PREPROCESS}.max_h_div_w_ratio", 1.0, "max_h_div_w_ratio: hw_aspect_thr limits the aspect ratio already"),
         (f"{PREPROCESS}.vae_scale_factor", [4, 8, 8], "the autoencoder compresses time by 8"),
         (f"{PREPROCESS}.vae_scale_factor", [8, 8, 16], "the autoencoder compresses by [8, 8, 8]"),

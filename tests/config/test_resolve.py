@@ -168,7 +168,7 @@ def test_processes_that_do_not_fit_the_layout(folder):
         ("data", "dataset_param.preprocess_parameters.max_height", 40, r"force_resolution with max_height"),
         ("data", "dataset_param.enable_text_preproces", True, r"did you mean 'enable_text_preprocess'"),
         ("data", "dataloader_param.batch_size", 3, r"dataloader_param.batch_size: 3, but --micro-batch-size is 1"),
-        ("data", "dataset_param.preprocess_parameters.cfg", 1.5, r"cfg: 1.5 is not a probability"),
+        ("data", "dataset_param.preprocess_parameters.cfg", 1.5, r"cfg: 1.5: must be from 0 to 1"),
     ],
 )
 def test_impossible_files_name_the_file_and_the_key(folder, file, key, value, message):
