@@ -38,9 +38,13 @@ class SamplingError(MMError):
 
 @contextlib.contextmanager
 def said_in_one_line() -> Iterator[None]:
-    """For the main function of a tool: an error of ours ends the program with one line on stderr and exit code 1."""
+    """For the main function of a tool: an error of ours ends the program with one line on stderr and exit code 1, and
+    Ctrl-C with 130."""
     try:
         yield
     except MMError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("Ctrl-C: ended", file=sys.stderr)
+        sys.exit(130)

@@ -6,6 +6,7 @@ import datetime
 import functools
 import json
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -13,42 +14,44 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from mindspeed_mm import atomic, logs
+from mindspeed_mm import atomic, logs, stopping
 from mindspeed_mm.checkpoint import layout
 from mindspeed_mm.config import autoencoder, model_dialects, resolve
 from mindspeed_mm.config.launch import LaunchConfig
 from mindspeed_mm.config.run import CheckpointConfig, RunConfig
 from mindspeed_mm.errors import MMError
+from mindspeed_mm.stopping import Reason, StopRequest
 
 _log = logs.get(__name__)
 
 
 def pretrain() -> None:
     """The main program of `pretrain_opensoraplan.py`."""
-    _run(_pretrain)
+    _run(functools.partial(_run_stoppable, _pretrain))
 
 
 def inference() -> None:
     """The main program of `inference.py`."""
-    _run(_inference)
+    _run(functools.partial(_run_at_once, _inference))
 
 
 def train_autoencoder() -> None:
     """The main program of `tools/train_wfvae.py`."""
-    _run(_train_autoencoder)
+    _run(functools.partial(_run_stoppable, _train_autoencoder))
 
 
 def evaluate_autoencoder() -> None:
     """The main program of `tools/eval_vae.py`."""
-    _run(_evaluate_autoencoder)
+    _run(functools.partial(_run_at_once, _evaluate_autoencoder))
 
 
 def extract_features() -> None:
     """The main program of `tools/extract_features.py`."""
-    _run(_extract_features)
+    _run(functools.partial(_run_at_once, _extract_features))
 
 
 def _extract_features() -> None:
+    signal.signal(signal.SIGTERM, stopping.unwind)  # what is encoded is written on the way out
     config, only = resolve.extraction_config(sys.argv[1:])
     launch = dataclasses.replace(config.launch, tensor_size=1, context_size=1, sequence_parallel=False)
     platform, parallel = start(launch, config.model.allow_tf32, config.model.allow_internal_format)
@@ -65,18 +68,19 @@ def _extract_features() -> None:
 
 def serve() -> None:
     """The main program of `python -m mindspeed_mm.serve`."""
-    _run(_serve)
+    _run(functools.partial(_run_at_once, _serve))
 
 
-def _pretrain() -> None:
+def _pretrain(request: StopRequest) -> Reason | None:
     config = resolve.run_config(sys.argv[1:])
     config = dataclasses.replace(config, checkpoint=_after_restart(config.checkpoint))
     platform, parallel = start(config.launch, config.model.allow_tf32, config.model.allow_internal_format)
     from mindspeed_mm.training.build import build_trainer
 
     build_sampler = functools.partial(_sampler, config) if config.evaluation.sample_model is not None else None
-    build_trainer(config, platform, parallel, build_sampler).fit()
+    ending = build_trainer(config, platform, parallel, build_sampler).fit(request)
     parallel.stop()
+    return ending
 
 
 def _sampler(config: RunConfig, engine, ema, encoders) -> Callable[[int], None]:
@@ -122,13 +126,14 @@ def _inference() -> None:
     parallel.stop()
 
 
-def _train_autoencoder() -> None:
+def _train_autoencoder(request: StopRequest) -> Reason | None:
     config = autoencoder.training_config(sys.argv[1:])
     platform, parallel = start(config.launch)
     from mindspeed_mm.training.autoencoder import AutoencoderTrainer
 
-    AutoencoderTrainer(config, platform, parallel).fit()
+    ending = AutoencoderTrainer(config, platform, parallel).fit(request)
     parallel.stop()
+    return ending
 
 
 def _evaluate_autoencoder() -> None:
@@ -202,27 +207,62 @@ def _meeting_place(timeout_minutes: float):
     return dist.PrefixStore(f"start_{_restarts()}", store), rank, world_size
 
 
+def _run_stoppable(program: Callable[[StopRequest], Reason | None]) -> None:
+    """Run a program that finishes its step and saves when it is asked to end; the exit code is then the reason's."""
+    with StopRequest(says=_rank() == 0) as request:  # from here on, so that no signal is lost while weights are read
+        ending = program(request)
+    if ending is not None:
+        stopping.ignore(stopping.SCHEDULERS)  # it is ending, and with the right exit code
+        sys.exit(ending.exit_code)
+
+
+def _run_at_once(program: Callable[[], None]) -> None:
+    """Run a program that has nothing to finish: a signal ends it."""
+    stopping.let_signals_in()
+    program()
+
+
 def _run(program: Callable[[], None]) -> None:
-    """Run a program; an error of ours is one line, and like any other it ends with exit code 1.
+    """Run a program; an error of ours is one line, and like any other it ends with exit code 1; Ctrl-C with 130.
 
     At once: an orderly exit would wait for ranks that wait for this one.
     """
-    logs.setup(int(os.environ.get("RANK", "0")))
+    logs.setup(_rank())
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        stopping.die_with_parent()  # a launcher; nothing else would end this rank, or take its exit code
     # Megatron-core's ways, of which a user of ours can change nothing.
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed\..*` is deprecated")
+    try:
+        _run_to_an_exit_code(program)
+    except KeyboardInterrupt:  # also while another error is being printed: this rank's peers may be gone by now
+        if _rank() == 0:
+            print("Ctrl-C: ended", file=sys.stderr)
+        _end(stopping.INTERRUPTED)
+    except stopping.Unwound as error:
+        _end(error.exit_code)
+
+
+def _run_to_an_exit_code(program: Callable[[], None]) -> None:
     try:
         program()
     except MMError as error:
         if _first_to_say(str(error)):
             print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(1)
+        _end(1)
     except Exception:
         traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
+        _end(1)
+
+
+def _end(exit_code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
 
 
 def _first_to_say(message: str) -> bool:
@@ -230,7 +270,7 @@ def _first_to_say(message: str) -> bool:
     import torch.distributed as dist
 
     if not dist.is_initialized():  # the flags and the JSONs, which all ranks read alike
-        return os.environ.get("RANK", "0") == "0"
+        return _rank() == 0
     try:
         from mindspeed_mm.parallel.context import ParallelContext
 

@@ -13,6 +13,7 @@ FLOORS = {
     "errors": 0,
     "logs": 0,
     "atomic": 0,  # files that are whole or not there
+    "stopping": 0,  # how a run is asked to end
     "types": 0,
     "version": 0,
     "schema": 1,  # how a file or a flag becomes a value

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.data_dialects import data_node
 from mindspeed_mm.data.check import check_list, draw_shapes
-from mindspeed_mm.errors import MMError
+from mindspeed_mm.errors import said_in_one_line
 from mindspeed_mm.schema import build, read_json
 
 
@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("--max-dropped-fraction", type=float, default=1.0, metavar="X", help="more is exit code 1")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write check.json and shapes.png there")
     options = parser.parse_args()
-    try:
+    with said_in_one_line():
         found = check_list(
             build(DataConfig, data_node(read_json(options.mm_data))),
             global_batch_size=options.global_batch_size,
@@ -41,9 +41,6 @@ def main() -> int:
             processes=options.num_workers,
             probe_files=options.probe,
         )
-    except MMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     print("\n".join(found.lines()))
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)

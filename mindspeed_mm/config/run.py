@@ -101,6 +101,31 @@ class ReportConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ExitConfig:
+    """When a process of a run ends before the last step: it saves, its exit code is 0, and the next start goes on."""
+
+    interval: int | None = flag(
+        None, "--exit-interval", at_least=1, unit="steps", help="end after iterations that this divides"
+    )
+    minutes: float | None = flag(
+        None, "--exit-duration-in-mins", above=0, at_most=525_600, unit="minutes", help="end after so long"
+    )
+    signal_ahead_s: float = flag(
+        0.0,
+        "--signal-ahead",
+        at_least=0,
+        at_most=86_400,
+        unit="seconds",
+        help="by which SIGUSR1 comes before the job's end: train on for half of them, then save; default: save at once",
+    )
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether the process ends early without a signal."""
+        return self.interval is not None or self.minutes is not None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RecomputeConfig:
     """Which activations are computed again in the backward pass."""
 
@@ -195,6 +220,7 @@ class RunFlags:
         None, "--mm-tool", metavar="JSON", section=_REPORTS, help="tools.json: the profiler's settings"
     )
     report: ReportConfig = group(ReportConfig, _REPORTS)
+    exit: ExitConfig = group(ExitConfig, "ending early: saves, exit code 0; the next start goes on")
     recompute: RecomputeConfig = group(RecomputeConfig, _RECOMPUTATION)
     compile: bool = flag(False, "--compile", section="speed", help="torch.compile the denoiser's blocks (CUDA, CPU)")
 

@@ -7,8 +7,8 @@ worker says what it is at, and since when, in memory that the main process reads
 import collections
 import dataclasses
 import multiprocessing
+import multiprocessing.util
 import os
-import signal
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +18,8 @@ import torch
 import torch.multiprocessing  # teaches pipes to send tensors as shared memory
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+
+from mindspeed_mm import stopping
 
 Announce = Callable[[int], None]
 
@@ -57,6 +59,8 @@ class WorkerPool:
         self._ahead = _PREFETCH * count
         make = (multiprocessing.get_context(start_method), work, lost, timeout_s)
         self._workers = [_Worker(*make) for _ in range(max(1, count))]
+        # Before multiprocessing's own, which would send workers a SIGTERM and wait for them.
+        multiprocessing.util.Finalize(self, _stop, args=(self._workers,), exitpriority=1)
 
     def run(self, tasks: Iterable) -> Iterator:
         """Results in the order of the tasks; an exception of `work` is raised here as a RuntimeError with its text."""
@@ -82,8 +86,7 @@ class WorkerPool:
             yield result
 
     def close(self) -> None:
-        for worker in self._workers:
-            worker.stop()
+        _stop(self._workers)
 
 
 class _Worker:
@@ -179,9 +182,16 @@ class _Worker:
         self._start()
 
 
+def _stop(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.stop()
+
+
 def _serve(work, pipe, at) -> None:
+    # What ends the main process in an orderly way must not end its workers before, as if their clips were bad.
+    stopping.ignore()
+    stopping.die_with_parent()
     torch.set_num_threads(1)  # parallelism comes from the number of workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
     parent = os.getppid()
     while True:
         if not pipe.poll(2):

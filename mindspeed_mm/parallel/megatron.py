@@ -6,6 +6,7 @@ Its import warns about Transformer Engine and Apex, which we do not need; those 
 import logging
 import queue
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -67,7 +68,26 @@ __all__ = [
 def write_in_this_process() -> None:
     """Prepare the next save of dist_checkpointing for a writer that is a thread of this process.
 
-    By itself it starts a process of 400 MB, in case the writer is another one, that hands over its results; it stays for
-    good, also after a rank that is killed.
+    By itself it starts a process of 400 MB, in case the writer is another one, that hands over its results, and forks a
+    process for each file. They would stay after a rank that is killed, and a signal to the whole group would end them.
     """
     filesystem_async._results_queue = queue.Queue()
+    filesystem_async.FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(_write_by_threads)
+
+
+def _write_by_threads(transforms, use_msc, rank, buckets, results) -> None:
+    """What megatron-core's method of this name does by processes: a file for each bucket, all results into the queue."""
+    done, unfinished = queue.Queue(), queue.Queue()
+
+    def write(number: int) -> None:
+        unfinished.put(number)
+        writer = filesystem_async.FileSystemWriterAsync
+        writer.write_preloaded_data(
+            transforms, number, buckets[number], done, unfinished, use_fsync=True, use_msc=use_msc
+        )
+
+    with ThreadPoolExecutor(len(buckets)) as pool:
+        list(pool.map(write, range(len(buckets))))
+    found = dict(done.get() for _ in buckets)
+    failures = [value for value in found.values() if isinstance(value, Exception)]
+    results.put(failures[0] if failures else found)

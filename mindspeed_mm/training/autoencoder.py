@@ -24,10 +24,11 @@ from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.engine import Engine
 from mindspeed_mm.parallel.seeds import derive
 from mindspeed_mm.platforms.base import Platform
+from mindspeed_mm.stopping import Reason, StopRequest
+from mindspeed_mm.training import signals
 from mindspeed_mm.training.autoencoder_loss import AutoencoderObjective
 from mindspeed_mm.training.encoders import per_sample_noise
 from mindspeed_mm.training.saving import Saver
-from mindspeed_mm.training.signals import StopRequest
 from mindspeed_mm.training.state import TrainingState
 from mindspeed_mm.types import TORCH_DTYPES, Batch
 from mindspeed_mm.weights import load_autoencoder
@@ -65,34 +66,43 @@ class AutoencoderTrainer:
         self.saver = Saver(self.state)
         self.micro_batches = config.global_batch_size // (config.micro_batch_size * parallel.data_size)
 
-    def fit(self) -> None:
-        """Train to the end, or until a signal asks to stop; then export."""
+    def fit(self, request: StopRequest | None = None) -> Reason | None:
+        """Train to the end, or until a signal asks to stop; then export. Returns why it ended before, if it did.
+
+        request: what this process is asked by signals; None: they are not heeded.
+        """
+        request = request or StopRequest()
         config, state = self.config, self.state
         self._resume()
         batches = iter(state.loader)
         self.objective.train()
-        steps = range(state.iteration, config.train_iters)
+        first = state.iteration
         every = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file is no terminal
         hidden = not self.parallel.is_first
-        with (
-            StopRequest() as request,
-            tqdm(steps, desc="autoencoder", unit="step", disable=hidden, mininterval=every) as bar,
-        ):
-            for _ in bar:
+        ending = signals.agreed(request.signal())
+        with tqdm(
+            total=config.train_iters, initial=first, desc="autoencoder", unit="step", disable=hidden, mininterval=every
+        ) as bar:
+            while ending is None and state.iteration < config.train_iters:
                 parts, report = self._step(batches)
                 state.iteration += 1
                 state.consumed_samples += config.global_batch_size
+                bar.update()
                 self._log(parts, report)
                 self.optimizer.check()
-                signal = request.agreed()
-                if signal is not None or self._save_is_due():
+                ending = signals.agreed(request.signal())
+                if self._save_is_due():
                     self._save()
-                if signal is not None:
-                    _log.info(f"{signal}: ending at iteration {state.iteration}")
-                    break
+        trained = state.iteration > first
+        if ending is not None:
+            saves = config.checkpoint.save is not None and trained
+            _log.info(signals.announcement(ending, state.iteration, saves, trained))
+            if saves and not self._save_is_due():
+                self._save()
         self.saver.complete()
-        if config.export is not None:
+        if config.export is not None and (trained or ending is None):
             self.export(Path(config.export))
+        return ending
 
     def _step(self, batches) -> tuple[Parts, StepReport]:
         """One update; returns the loss and its parts, means over the global batch."""

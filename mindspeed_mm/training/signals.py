@@ -1,34 +1,35 @@
-"""Stopping a run from outside: SIGTERM and SIGUSR1 ask for a checkpoint and an orderly end."""
-
-import signal
-import types
+"""All ranks end at the same step, whichever of them was asked to."""
 
 import torch
 import torch.distributed as dist
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+from mindspeed_mm.config.run import ExitConfig
+from mindspeed_mm.stopping import REASONS, Reason, StopRequest, place_of
 
 
-class StopRequest:
-    """Remembers that a signal came; the step in progress is finished first."""
+def agreed(wanted: str | None) -> Reason | None:
+    """Why the run is to end now, the same answer on every rank, or None; collective.
 
-    def __init__(self):
-        self._received: int | None = None
-        self._previous: dict[int, object] = {}
+    wanted: name of this rank's reason, if it has one.
+    """
+    place = torch.tensor(place_of(wanted))  # on the CPU: gloo carries it beside the device's own backend
+    dist.all_reduce(place, op=dist.ReduceOp.MIN)
+    return REASONS[place] if place < len(REASONS) else None
 
-    def __enter__(self) -> "StopRequest":
-        self._previous = {number: signal.signal(number, self._remember) for number in _SIGNALS}
-        return self
 
-    def __exit__(self, *error) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+def planned(settings: ExitConfig, request: StopRequest, iteration: int) -> str | None:
+    """Name of the flag by which this process is to end after an iteration, if it is."""
+    if settings.minutes is not None and request.minutes() >= settings.minutes:
+        return "--exit-duration-in-mins"
+    if settings.interval is not None and iteration % settings.interval == 0:
+        return "--exit-interval"
+    return None
 
-    def _remember(self, number: int, frame: types.FrameType | None) -> None:
-        self._received = number
 
-    def agreed(self) -> str | None:
-        """The signal's name if any rank received one; the same answer on every rank; collective, once a step."""
-        number = torch.tensor(self._received or 0)  # on the CPU: gloo carries it beside the device's own backend
-        dist.all_reduce(number, op=dist.ReduceOp.MAX)
-        return signal.Signals(number.item()).name if number else None
+def announcement(reason: Reason, iteration: int, saves: bool, trained: bool) -> str:
+    """The line of the log. trained: whether this process has done a step."""
+    if not trained:
+        return f"{reason.name}: ending before the first step; there is nothing to save"
+    if not saves:
+        return f"{reason.name}: ending at iteration {iteration}; nothing is saved without --save"
+    return f"{reason.name}: saving and ending at iteration {iteration}"

@@ -7,13 +7,13 @@ from mindspeed_mm import logs
 from mindspeed_mm.checkpoint import layout
 from mindspeed_mm.config.run import RunConfig
 from mindspeed_mm.errors import CheckpointError, TrainingDiverged
-from mindspeed_mm.training import metrics
+from mindspeed_mm.stopping import Reason, StopRequest
+from mindspeed_mm.training import metrics, signals
 from mindspeed_mm.training.evaluation import Evaluation
 from mindspeed_mm.training.heartbeat import Heartbeat
 from mindspeed_mm.training.profiling import Profiler
 from mindspeed_mm.training.reports import Reports
 from mindspeed_mm.training.saving import Saver
-from mindspeed_mm.training.signals import StopRequest
 from mindspeed_mm.training.state import TrainingState
 from mindspeed_mm.training.step import StepResult, TrainStep
 from mindspeed_mm.training.watchdog import Watchdog
@@ -43,7 +43,7 @@ class Trainer:
         self.sampler = sampler
         self.parallel = step.engine.parallel
         self.platform = step.engine.platform
-        self.stopping = False  # a signal has asked for the end
+        self.ending: Reason | None = None  # why the run ends before its last step
         self.saver = Saver(state)
         self.reports = Reports(config, self.parallel.is_first)
         pulse = self.parallel.pulse
@@ -51,34 +51,52 @@ class Trainer:
         self.heartbeat = Heartbeat(pulse)
         self.watchdog = Watchdog(pulse, config.report.hang_minutes)
 
-    def fit(self) -> None:
-        """Train to the end, or until a signal asks to stop.
+    def fit(self, request: StopRequest | None = None) -> Reason | None:
+        """Train to the end, or until a signal or an --exit flag asks to stop; returns why, if it was before the end.
 
-        Raises TrainingDiverged when too many steps in a row were skipped, nothing is saved then; RankLost when another
-        process has died.
+        request: what this process is asked by signals; None: they are not heeded. Raises TrainingDiverged when too many
+        steps in a row were skipped, nothing is saved then; RankLost when another process has died.
         """
+        request = request or StopRequest()
+        request.ahead_s = self.config.exit.signal_ahead_s
         with self.heartbeat, self.watchdog:
             self._resume()
-            self._train()
+            self._train(request)
+        return self.ending
 
-    def _train(self) -> None:
+    def _train(self, request: StopRequest) -> None:
         profiler = Profiler(self.config.tools.profile, self.platform, self.parallel.rank, self.state.iteration)
-        with self.reports.open(), profiler, StopRequest() as request:
+        with self.reports.open(), profiler:
             batches = iter(self.state.loader)
             self.step.engine.network.train()
-            while self.state.iteration < self.config.train_iters:
+            first = self.state.iteration
+            self.ending = signals.agreed(request.signal())
+            while self.ending is None and self.state.iteration < self.config.train_iters:
                 self._one_step(batches)
+                self.ending = self._evaluate_unless_ending(request)
                 profiler.step()
-                signal = request.agreed()
-                if signal is not None:
-                    self.stopping = True
-                    _log.info(f"{signal}: saving and ending at iteration {self.state.iteration}")
-                    self.state.loader.ledger.sync()
-                    if self.config.checkpoint.save is not None and not self._save_is_due():
-                        self._save()
-                    break
+            if self.ending is not None:
+                self._end_early(request, trained=self.state.iteration > first)
             self.state.loader.ledger.sync()
             self._note_saved(self.saver.complete)
+
+    def _evaluate_unless_ending(self, request: StopRequest) -> Reason | None:
+        """Evaluate if that is due and no signal has come, which leaves little time; returns why to end now, if so."""
+        ending = signals.agreed(request.signal())
+        if ending is not None:
+            return ending
+        evaluated, settings, iteration = self._evaluate_if_due(), self.config.exit, self.state.iteration
+        if iteration == self.config.train_iters or not (evaluated or settings.is_planned):
+            return None
+        return signals.agreed(request.signal() or signals.planned(settings, request, iteration))
+
+    def _end_early(self, request: StopRequest, trained: bool) -> None:
+        saves = self.config.checkpoint.save is not None and trained
+        if not (request.said and self.ending.name == "Ctrl-C"):
+            _log.info(signals.announcement(self.ending, self.state.iteration, saves, trained))
+        self.state.loader.ledger.sync()
+        if saves and not self._save_is_due():  # else it was saved in the step
+            self._save()
 
     def _one_step(self, batches) -> None:
         watch = metrics.Stopwatch()
@@ -95,7 +113,6 @@ class Trainer:
             self.state.loader.ledger.sync(write_now=self._save_is_due())
         if self._save_is_due():
             self._save()
-        self._evaluate_if_due()
 
     def _stop_if_diverged(self) -> None:
         try:
@@ -139,7 +156,7 @@ class Trainer:
         try:
             iteration = action()
         except CheckpointError as error:
-            if self.stopping or self.state.iteration == self.config.train_iters:
+            if self.ending is not None or self.state.iteration == self.config.train_iters:
                 raise
             _log.error(f"{error}; training goes on, the next save is at its interval")
             return
@@ -148,18 +165,22 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------------ evaluation
 
-    def _evaluate_if_due(self) -> None:
+    def _evaluate_if_due(self) -> bool:
+        """Whether there was something to do, which may have taken long."""
         settings, iteration = self.config.evaluation, self.state.iteration
         last = iteration == self.config.train_iters
-        if self.evaluation is not None and (iteration % settings.interval == 0 or last):
+        evaluates = self.evaluation is not None and (iteration % settings.interval == 0 or last)
+        samples = self.sampler is not None and (iteration % settings.sample_interval == 0 or last)
+        if evaluates:
             found = self.evaluation()
             _log.info(f"iteration {iteration} | " + " | ".join(f"{name}: {value:.6f}" for name, value in found.items()))
             self.reports.values(iteration, found)
             self.watchdog.beat("evaluation", iteration)
-        if self.sampler is not None and (iteration % settings.sample_interval == 0 or last):
+        if samples:
             self.sampler(iteration)
             self.step.engine.network.train()
             self.watchdog.beat("sampling", iteration)
+        return evaluates or samples
 
     # --------------------------------------------------------------------------------------------------------- reports
 

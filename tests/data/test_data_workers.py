@@ -1,13 +1,18 @@
 """The pool of worker processes: order, errors, and what happens to a process that hangs or dies."""
 
+import multiprocessing
 import os
 import signal
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from ranks import forked_from_server
 
 from mindspeed_mm.data.workers import WorkerPool
+from mindspeed_mm.stopping import StopRequest
 
 
 def square(task, announce):
@@ -104,3 +109,56 @@ def test_without_workers_ahead_nothing_is_started_before_it_is_asked_for():
     assert next(found) == 0 and asked == [0]
     assert next(found) == 1 and asked == [0, 1]
     pool.close()
+
+
+def leave_the_pool_open(ending: str, pipe) -> None:
+    """A main process that keeps a run's signal handlers, tells the ids of its busy workers, and ends in some way."""
+    with StopRequest(says=False):
+        found = WorkerPool(sleepy, 2, lost=lost).run([0, 0, 1000, 1000])
+        pipe.send([next(found), next(found)])
+        if ending == "exits":
+            sys.exit(130)
+        if ending == "exits at once":
+            os._exit(130)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleepy(task, announce):
+    """Sleeps for so many seconds, as a decoder that does not come back."""
+    announce(0)
+    time.sleep(task)
+    return os.getpid()
+
+
+def gone(pid: int, within_s: float = 5.0) -> bool:
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True  # dead; in a container nobody may collect it
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize(("ending", "code"), [("exits", 130), ("exits at once", 130), ("is killed", -signal.SIGKILL)])
+def test_workers_that_hang_end_with_the_main_process(ending, code):
+    ours, theirs = multiprocessing.Pipe()
+    process = forked_from_server(leave_the_pool_open, ending, theirs)
+    workers = ours.recv()
+    process.join(timeout=20)
+    assert process.exitcode == code
+    assert len(workers) == 2 and all(gone(pid) for pid in workers)
+
+
+def killed_at_once(task, announce):
+    """Sends itself what a scheduler sends to all processes of a job."""
+    announce(0)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
+        os.kill(os.getpid(), number)
+    return task
+
+
+def test_signals_to_all_processes_of_a_job_end_no_worker_before_its_main_process():
+    assert results([1, 2], killed_at_once) == [1, 2]

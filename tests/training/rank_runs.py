@@ -7,6 +7,7 @@ import torch
 from mindspeed_mm.config.model import DenoiserConfig, DiffusionConfig
 from mindspeed_mm.config.run import (
     CheckpointConfig,
+    ExitConfig,
     LaunchConfig,
     OptimizerSettings,
     PrecisionConfig,
@@ -47,6 +48,7 @@ DENOISER = DenoiserConfig(
 GLOBAL_BATCH = 4
 SEED = 5
 _EVERY_STEP = ReportConfig(log_interval=1)
+_NO_EXITS = ExitConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +182,7 @@ class Run:
             self.state.iteration += 1
         return results
 
-    def trainer(self, train_iters: int, report: ReportConfig = _EVERY_STEP) -> Trainer:
+    def trainer(self, train_iters: int, report: ReportConfig = _EVERY_STEP, exits: ExitConfig = _NO_EXITS) -> Trainer:
         """The whole loop around the step, with what it saves, reports and watches."""
         config = RunConfig(
             launch=LaunchConfig(),
@@ -192,6 +194,7 @@ class Run:
             global_batch_size=GLOBAL_BATCH,
             train_iters=train_iters,
             report=report,
+            exit=exits,
         )
         return Trainer(config, self.step, self.state)
 

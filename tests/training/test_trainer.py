@@ -13,8 +13,9 @@ import pytest
 from rank_runs import Layout, Run
 from ranks import log_lines, run_ranks
 
-from mindspeed_mm.config.run import CheckpointConfig, ReportConfig
+from mindspeed_mm.config.run import CheckpointConfig, ExitConfig, ReportConfig
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.stopping import Reason, StopRequest
 from mindspeed_mm.training.heartbeat import EXIT_CODE
 
 
@@ -38,27 +39,75 @@ class At:
         return self.stream.state_dict()
 
 
-def interrupted(checkpoint: CheckpointConfig, number: int) -> tuple[int, list[str]]:
-    """The last rank gets a signal in its third step."""
+def stopped(checkpoint: CheckpointConfig, number: int, exits: ExitConfig | None = None, step: int = 3):
+    """The last rank gets a signal in a step, or before the first one: iteration, lines, and why the run ended."""
     run = Run(Layout(micro_batch=2), checkpoint)
-    if run.parallel.rank == run.parallel.world_size - 1:
-        run.state.loader = At(run.stream, 3, lambda: os.kill(os.getpid(), number))
+    last = run.parallel.rank == run.parallel.world_size - 1
     before = signal.getsignal(number)
-    with log_lines() as lines:
-        run.trainer(train_iters=50).fit()
+    with log_lines() as lines, StopRequest(says=False) as request:
+        if last and step == 0:
+            os.kill(os.getpid(), number)
+        elif last:
+            run.state.loader = At(run.stream, step, lambda: os.kill(os.getpid(), number))
+        ending = run.trainer(train_iters=50, exits=exits or ExitConfig()).fit(request)
     assert signal.getsignal(number) is before
-    return run.state.iteration, lines
+    return run.state.iteration, lines, ending
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("in_background", [False, True])
-def test_a_signal_to_one_rank_saves_and_ends_all(tmp_path, number, in_background):
-    checkpoint = CheckpointConfig(save=str(tmp_path), in_background=in_background)
-    for iteration, lines in run_ranks(interrupted, 2, checkpoint, number):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_to_one_rank_saves_and_ends_all(tmp_path, number):
+    checkpoint = CheckpointConfig(save=str(tmp_path), in_background=number == signal.SIGTERM)
+    for iteration, lines, ending in run_ranks(stopped, 2, checkpoint, number):
         assert iteration == 3
-        assert f"{signal.Signals(number).name}: saving and ending at iteration 3" in lines
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        assert ending == Reason(name, 130 if number == signal.SIGINT else 0)
+        assert f"{name}: saving and ending at iteration 3" in lines
         assert lines[-1] == f"saved iteration 3 to {tmp_path}"
     assert (tmp_path / "latest_checkpointed_iteration.txt").read_text() == "3"
+
+
+def test_without_save_the_log_claims_no_saving():
+    for iteration, lines, _ in run_ranks(stopped, 2, CheckpointConfig(), signal.SIGTERM):
+        assert iteration == 3
+        assert lines[-1] == "SIGTERM: ending at iteration 3; nothing is saved without --save"
+
+
+def test_a_signal_that_came_while_weights_were_loaded_ends_before_the_first_step(tmp_path):
+    checkpoint = CheckpointConfig(save=str(tmp_path))
+    for iteration, lines, ending in run_ranks(stopped, 2, checkpoint, signal.SIGTERM, None, 0):
+        assert (iteration, ending) == (0, Reason("SIGTERM"))
+        assert lines[-1] == "SIGTERM: ending before the first step; there is nothing to save"
+    assert not (tmp_path / "latest_checkpointed_iteration.txt").exists()
+
+
+def test_sigusr1_ahead_of_the_end_leaves_half_of_the_time_to_training(tmp_path):
+    exits = ExitConfig(signal_ahead_s=2.0)
+    for iteration, lines, ending in run_ranks(stopped, 2, CheckpointConfig(save=str(tmp_path)), signal.SIGUSR1, exits):
+        assert ending == Reason("SIGUSR1") and iteration > 3
+        assert f"SIGUSR1: saving and ending at iteration {iteration}" in lines
+
+
+def ended_by_plan(checkpoint: CheckpointConfig, exits: ExitConfig, train_iters: int) -> list:
+    """Starts of one run until it is complete: iteration and reason of each end."""
+    found = []
+    while not found or found[-1][1] is not None:
+        run = Run(Layout(micro_batch=4), checkpoint)
+        ending = run.trainer(train_iters, exits=exits).fit(StopRequest())
+        found.append((run.state.iteration, ending))
+    return found
+
+
+def test_a_run_that_ends_by_plan_goes_on_at_the_next_start(tmp_path):
+    def settings(name):
+        return CheckpointConfig(save=str(tmp_path / name), load=str(tmp_path / name))
+
+    interval, duration = Reason("--exit-interval"), Reason("--exit-duration-in-mins")
+    (found,) = run_ranks(ended_by_plan, 1, settings("interval"), ExitConfig(interval=2), 5)
+    assert found == [(2, interval), (4, interval), (5, None)]
+    (found,) = run_ranks(ended_by_plan, 1, settings("interval"), ExitConfig(interval=5), 5)
+    assert found == [(5, None)]  # at its last step a run is complete
+    (found,) = run_ranks(ended_by_plan, 1, settings("minutes"), ExitConfig(minutes=1e-9), 3)
+    assert found == [(1, duration), (2, duration), (3, None)]
 
 
 def full_disk_for_a_while(checkpoint: CheckpointConfig, until_step: int):
