@@ -8,7 +8,7 @@ NPUS_PER_NODE=${NPUS_PER_NODE:-${GPUS_PER_NODE:-8}}        # processes on this n
 NNODES=${NNODES:-1}
 NODE_RANK=${NODE_RANK:-0}
 MASTER_ADDR=${MASTER_ADDR:-localhost}
-MASTER_PORT=${MASTER_PORT:-12345}
+MASTER_PORT=${MASTER_PORT:-}                               # one node takes a free one; several meet at 12345
 PYTHON=${PYTHON:-python3}
 LOG_DIR=${LOG_DIR:-logs}
 TIMEOUT_MINUTES=${TIMEOUT_MINUTES:-20}                     # a collective that takes longer ends the run
@@ -53,17 +53,17 @@ if [[ $DEVICE == cpu ]]; then
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}   # ranks share the cores
 fi
 
-# launch SCRIPT FLAGS...: one process per device, the log also in $LOG_DIR
+# launch SCRIPT FLAGS...: one process per device, the log also in $LOG_DIR. The launcher takes the place of this shell, so
+# that signals to it reach the ranks and their exit code is the script's.
 launch() {
-    local name log
+    local name log meet
     name=$(basename "$1" .py)
     mkdir -p "$LOG_DIR"
     log=$LOG_DIR/${name}_$(date +%Y%m%d_%H%M%S)_node${NODE_RANK}.log
-    "$PYTHON" -m torch.distributed.run \
-        --nproc_per_node "$NPUS_PER_NODE" \
-        --nnodes "$NNODES" \
-        --node_rank "$NODE_RANK" \
-        --master_addr "$MASTER_ADDR" \
-        --master_port "$MASTER_PORT" \
-        "$@" 2>&1 | tee "$log"
+    if ((NNODES > 1)) || [[ -n $MASTER_PORT ]]; then
+        meet=(--nnodes "$NNODES" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "${MASTER_PORT:-12345}")
+    else
+        meet=(--nnodes 1 --local-addr localhost)
+    fi
+    exec "$PYTHON" -m mindspeed_mm.torchrun --log-file "$log" --nproc_per_node "$NPUS_PER_NODE" "${meet[@]}" "$@"
 }

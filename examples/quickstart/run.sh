@@ -9,6 +9,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 STARTED=$SECONDS
 . tools/environment.sh
+. examples/quickstart/steps.sh
 
 HERE=examples/quickstart
 OUT=${OUT:-$HERE/out}
@@ -18,24 +19,24 @@ fi
 : "${TRAIN_ITERS:=1200}" "${CLIPS:=960}" "${MBS:=16}" "${SEEN:=16}" "${UNSEEN:=8}" "${STEPS:=20}"
 : "${WEIGHTS:=ema}" "${PREPARE_FLAGS:=}" "${SEED:=1234}"
 export DEVICE=${DEVICE:-cpu} SEED MBS
-export NPUS_PER_NODE=${RANKS:-2} TP=${RANKS:-2} MASTER_PORT=${MASTER_PORT:-29517} LOG_DIR=$OUT/logs
+export NPUS_PER_NODE=${RANKS:-2} TP=${RANKS:-2} LOG_DIR=$OUT/logs
 rm -rf "$OUT"
 mkdir -p "$OUT"
 
 echo "== 1/6 clips, text encoders, configs"
 # shellcheck disable=SC2086 # PREPARE_FLAGS are several words
-"$PYTHON" $HERE/prepare.py --out "$OUT" --clips "$CLIPS" --seen "$SEEN" --unseen "$UNSEEN" --steps "$STEPS" \
+step "$PYTHON" $HERE/prepare.py --out "$OUT" --clips "$CLIPS" --seen "$SEEN" --unseen "$UNSEEN" --steps "$STEPS" \
     --weights "$WEIGHTS" $PREPARE_FLAGS
 echo "the judge on the clips themselves:"
-"$PYTHON" $HERE/score.py "$OUT/data/data.txt"
+step "$PYTHON" $HERE/score.py "$OUT/data/data.txt"
 
 echo "== 2/6 encoding clips and captions once"
-"$PYTHON" tools/extract_features.py --mm-data "$OUT/data.json" --mm-model "$OUT/model.json" --device "$DEVICE" \
+step "$PYTHON" tools/extract_features.py --mm-data "$OUT/data.json" --mm-model "$OUT/model.json" --device "$DEVICE" \
     --model_custom_precision --micro-batch-size "$MBS"
 
 echo "== 3/6 training on $TP ranks, TP=$TP"
-MM_DATA=$OUT/data.json MM_MODEL=$OUT/model.json SAVE=$OUT/checkpoints TRAIN_ITERS=$TRAIN_ITERS LR=3e-3 \
-    SAVE_INTERVAL=$TRAIN_ITERS LOG_INTERVAL=50 RECOM_FFN_LAYERS=0 \
+step env MM_DATA="$OUT/data.json" MM_MODEL="$OUT/model.json" SAVE="$OUT/checkpoints" TRAIN_ITERS="$TRAIN_ITERS" LR=3e-3 \
+    SAVE_INTERVAL="$TRAIN_ITERS" LOG_INTERVAL=50 RECOM_FFN_LAYERS=0 \
     bash examples/opensoraplan1.5/pretrain_opensoraplan1_5.sh \
     --lr-decay-style cosine --lr-decay-iters "$TRAIN_ITERS" --min-lr 0 --ema-decay 0.99
 
@@ -44,12 +45,12 @@ MERGE=()
 if [[ $WEIGHTS == ema ]]; then
     MERGE=(--ema)
 fi
-"$PYTHON" examples/opensoraplan1.5/convert_mm_to_ckpt.py --load_dir "$OUT/checkpoints" --save_dir "$OUT/merged" "${MERGE[@]}"
+step "$PYTHON" examples/opensoraplan1.5/convert_mm_to_ckpt.py --load_dir "$OUT/checkpoints" --save_dir "$OUT/merged" "${MERGE[@]}"
 
 echo "== 5/6 sampling $((SEEN + UNSEEN)) prompts"
-MM_MODEL=$OUT/sample.json bash examples/opensoraplan1.5/inference_t2v_1_5.sh
+step env MM_MODEL="$OUT/sample.json" bash examples/opensoraplan1.5/inference_t2v_1_5.sh
 
 echo "== 6/6 do the videos obey their prompts?"
-"$PYTHON" $HERE/score.py "$OUT/samples" --prompts "$OUT/prompts.txt" --json "$OUT/score.json" --shuffled 50
-"$PYTHON" $HERE/sheet.py "$OUT/samples" "$OUT/score.json" "$OUT/judged.png"
+step "$PYTHON" $HERE/score.py "$OUT/samples" --prompts "$OUT/prompts.txt" --json "$OUT/score.json" --shuffled 50
+step "$PYTHON" $HERE/sheet.py "$OUT/samples" "$OUT/score.json" "$OUT/judged.png"
 echo "done in $((SECONDS - STARTED)) s"

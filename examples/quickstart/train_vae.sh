@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 . tools/environment.sh
+. examples/quickstart/steps.sh
 
 HERE=examples/quickstart
 OUT=${OUT:-$HERE/out/vae}
@@ -13,15 +14,15 @@ FILES=(--mm-model "$HERE/autoencoder.json" --mm-data "$OUT/data.json" --device "
 mkdir -p "$OUT"
 
 echo "== 1/3 clips"
-"$PYTHON" "$HERE/prepare.py" --out "$OUT" --clips "${CLIPS:-960}"
+step "$PYTHON" "$HERE/prepare.py" --out "$OUT" --clips "${CLIPS:-960}"
 
 echo "== 2/3 training the autoencoder"
-"$PYTHON" -m torch.distributed.run --nproc_per_node "${RANKS:-1}" --master_port "${MASTER_PORT:-29518}" \
-    tools/train_wfvae.py "${FILES[@]}" --train-iters "${ITERS:-3000}" --global-batch-size 4 \
+step "$PYTHON" -m mindspeed_mm.torchrun --nproc_per_node "${RANKS:-1}" --local-addr localhost \
+    ${MASTER_PORT:+--master_port "$MASTER_PORT"} tools/train_wfvae.py "${FILES[@]}" --train-iters "${ITERS:-3000}" --global-batch-size 4 \
     --micro-batch-size $((4 / ${RANKS:-1})) --distance l2 --wavelet-weight 0.1 \
     --lr 4e-3 --lr-decay-style cosine --lr-warmup-iters 20 --ema-decay 0.99 \
     --export "$HERE/wfvae.pt" --export-dtype fp16
 
 echo "== 3/3 what it keeps"
-"$PYTHON" tools/eval_vae.py "${FILES[@]}" --weights "$HERE/wfvae.pt" --clips 96 --batch-size 8 \
+step "$PYTHON" tools/eval_vae.py "${FILES[@]}" --weights "$HERE/wfvae.pt" --clips 96 --batch-size 8 \
     --video "$OUT/side_by_side.mp4" --write-statistics "$HERE/wfvae_statistics.json"

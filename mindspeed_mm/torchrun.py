@@ -1,0 +1,183 @@
+"""torchrun for the programs of this package: signals reach the ranks, and the ranks' exit code comes back.
+
+    python -m mindspeed_mm.torchrun [--log-file FILE] TORCHRUN_FLAGS PROGRAM FLAGS
+
+torchrun itself dies of SIGUSR1; after SIGTERM it kills ranks that take longer than 30 s, and then ends with exit code 1 and
+a traceback whatever the ranks did. Here SIGTERM, SIGUSR1, SIGHUP and Ctrl-C are handed on, and the ranks may take as long as
+they need; a second Ctrl-C kills them. The exit code is 0, or that of the first rank that failed. Everything else is
+torchrun's, its flags and its restarts included; after a signal nothing is restarted.
+"""
+
+import collections
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+import types
+
+from mindspeed_mm import stopping
+
+_SAME_PRESS_S = 0.25
+_LAST_LINES_S = 5.0  # for output that is under way; a process that outlives its rank may hold the pipe open
+
+
+class Orders:
+    """The signals that this launcher was sent, and has handed on."""
+
+    def __init__(self):
+        self.given: list[int] = []
+        self.ranks: list[int] = []  # process ids; each is the leader of its process group
+        self.has_started = False
+        self._waiting: collections.deque[int] = collections.deque()
+        self._interrupted: float | None = None
+        self._handled = [
+            number
+            for number in stopping.STOP_SIGNALS
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN  # nohup
+        ]
+
+    def take(self) -> None:
+        """Handle the signals; again after torch has set its own handlers."""
+        for number in stopping.STOP_SIGNALS:
+            signal.signal(number, self._receive if number in self._handled else signal.SIG_IGN)
+
+    def hand_on(self) -> None:
+        """Send to the ranks what has come since the last time."""
+        while self._waiting:
+            number = self._waiting.popleft()
+            for rank in self.ranks:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(rank, number)
+
+    def _receive(self, number: int, frame: types.FrameType | None) -> None:
+        now = time.monotonic()
+        if number == signal.SIGINT and self._interrupted is not None:
+            if now - self._interrupted > _SAME_PRESS_S:
+                self._kill()
+                raise SystemExit(stopping.INTERRUPTED)
+            return
+        if number == signal.SIGINT:
+            self._interrupted = now
+        self.given.append(number)
+        if not self.has_started:  # no rank, so nothing to save and nobody to wait for
+            raise SystemExit(stopping.INTERRUPTED if number == signal.SIGINT else 0)
+        self._waiting.append(number)
+
+    def _kill(self) -> None:
+        for rank in self.ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(rank, signal.SIGKILL)
+
+
+class Copy:
+    """All that this process and the ranks print goes to stdout as before, and into a file; complete when it is closed.
+
+    Unlike `tee`, no signal to a process group ends it before the last line.
+    """
+
+    def __init__(self, path: str):
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
+        self._stdout, self._stderr = os.dup(1), os.dup(2)
+        self._pipe, theirs = os.pipe()
+        for descriptor in (1, 2):
+            os.dup2(theirs, descriptor)
+        os.close(theirs)
+        self._thread = threading.Thread(target=self._copy, name="log", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os.dup2(self._stdout, 1)
+        os.dup2(self._stderr, 2)
+        self._thread.join(_LAST_LINES_S)
+
+    def _copy(self) -> None:
+        wanted = [self._stdout, self._file.fileno()]
+        while piece := os.read(self._pipe, 65536):
+            for descriptor in list(wanted):
+                try:
+                    _write(descriptor, piece)
+                except OSError as error:  # a full disk, or a terminal that is gone; the run goes on
+                    wanted.remove(descriptor)
+                    for other in wanted:
+                        with contextlib.suppress(OSError):
+                            _write(other, f"the log goes on in one place only: {error}\n".encode())
+
+
+def _write(descriptor: int, piece: bytes) -> None:
+    while piece:
+        piece = piece[os.write(descriptor, piece) :]
+
+
+def launch(argv: list[str], orders: Orders) -> int:
+    """Run torchrun's flags and program; returns the exit code."""
+    from torch.distributed import DistNetworkError, run
+    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher import api
+
+    class Agent(LocalElasticAgent):
+        """torchrun's, which also hands signals on."""
+
+        def _start_workers(self, worker_group):
+            orders.has_started = True
+            stopping.hold_signals()  # so that none meets a rank before it has its handlers
+            try:
+                started = super()._start_workers(worker_group)
+                orders.ranks = list(started.values())
+            finally:
+                orders.take()
+                stopping.let_signals_in()
+            return started
+
+        def _monitor_workers(self, worker_group):
+            orders.hand_on()
+            if orders.given:
+                self._remaining_restarts = 0
+            return super()._monitor_workers(worker_group)
+
+    api.LocalElasticAgent = Agent  # torch has no other way to give it an agent
+    arguments = run.parse_args(argv)
+    if hasattr(arguments, "signals_to_handle"):  # newer than torch 2.7
+        arguments.signals_to_handle = "SIGQUIT"
+    try:
+        run.run(arguments)
+    except ChildFailedError as error:
+        return _exit_code(error, said=bool(orders.given))
+    except DistNetworkError as error:
+        reason = str(error).splitlines()[0]
+        print(
+            f"error: the ranks cannot meet: {reason}; without MASTER_PORT, one node takes a free port", file=sys.stderr
+        )
+        return 1
+    return 0
+
+
+def _exit_code(error, said: bool) -> int:
+    """Of the first rank that failed, as a shell gives it. said: there was a signal, so the user knows why."""
+    rank, failure = error.get_first_failure()
+    code = failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
+    if not said:
+        print(f"error: rank {rank} ended with exit code {code}; its own output says why", file=sys.stderr)
+    return code
+
+
+def main(argv: list[str]) -> int:
+    orders = Orders()
+    orders.take()
+    copy = None
+    if argv[:1] == ["--log-file"]:
+        copy, argv = Copy(argv[1]), argv[2:]
+    try:
+        return launch(argv, orders)
+    finally:
+        if copy is not None:
+            copy.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

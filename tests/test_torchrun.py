@@ -1,0 +1,199 @@
+"""Our torchrun and the scripts around it: signals reach the ranks, nothing is left, the exit code and the log are right.
+
+The ranks run a stand-in program without torch; the launcher comes from a server that has imported torch.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ranks import forked_from_server
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PROGRAM = f"""
+import os, signal, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+first = os.environ["RANK"] == "0"
+action = sys.argv[1]
+if action == "early":  # the signal comes while Python starts
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(1)
+if action == "fails":
+    print("port", os.environ["MASTER_PORT"])
+    sys.exit(0 if first else 75)
+from mindspeed_mm import stopping
+stopping.die_with_parent()
+if action == "deaf":
+    stopping.ignore()
+with stopping.StopRequest(says=first) if action != "deaf" else open(os.devnull) as request:
+    print("pid", os.getpid(), flush=True)
+    while action == "deaf" or request.signal() is None:
+        time.sleep(0.05)
+    time.sleep(1)  # it takes longer than anybody waits
+    print("saved for", request.signal(), flush=True)
+sys.exit(130 if request.signal() == "Ctrl-C" else 0)
+"""
+
+
+def launcher(arguments: list[str], output: Path) -> None:
+    from mindspeed_mm import torchrun
+
+    os.setsid()
+    for descriptor in (1, 2):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    sys.exit(torchrun.main(arguments))
+
+
+class Launched:
+    """Two ranks of the stand-in program under the launcher."""
+
+    def __init__(self, folder: Path, action: str, flags: tuple[str, ...] = ()):
+        (folder / "program.py").write_text(PROGRAM)
+        self.log, self.output = folder / "run.log", folder / "output"
+        words = ["--log-file", self.log, "--nproc_per_node", 2, "--local-addr", "localhost", *flags]
+        words += [folder / "program.py", action]
+        self.process = forked_from_server(launcher, [str(word) for word in words], self.output)
+
+    def ranks(self) -> list[int]:
+        """Process ids, once both are ready."""
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            found = [int(line[4:]) for line in self.lines() if line.startswith("pid ")]
+            if len(found) == 2:
+                return found
+            time.sleep(0.05)
+        raise TimeoutError(self.output.read_text())
+
+    def lines(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+    def exit_code(self, timeout_s: float = 30) -> int:
+        self.process.join(timeout_s)
+        return self.process.exitcode
+
+    def send(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+
+def left_of(pids: list[int], within_s: float = 5.0) -> list[int]:
+    """Those that are still running after so long."""
+    until = time.monotonic() + within_s
+    while pids and time.monotonic() < until:
+        pids = [pid for pid in pids if is_running(pid)]
+        time.sleep(0.05)
+    return pids
+
+
+def is_running(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.fixture
+def launched(tmp_path):
+    running: list[Launched] = []
+
+    def launch(action: str, *flags: str) -> Launched:
+        running.append(Launched(tmp_path, action, flags))
+        return running[-1]
+
+    yield launch
+    for run in running:
+        run.process.kill()  # its ranks die with it
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "code"),
+    [(signal.SIGTERM, "SIGTERM", 0), (signal.SIGUSR1, "SIGUSR1", 0), (signal.SIGINT, "Ctrl-C", 130)],
+)
+def test_a_signal_to_the_launchers_group_is_handed_on_and_all_is_waited_for(launched, number, name, code):
+    run = launched("saves", "--max-restarts", "3")
+    ranks = run.ranks()
+    os.killpg(run.process.pid, number)
+    assert run.exit_code() == code
+    lines = run.lines()
+    assert lines.count(f"saved for {name}") == 2
+    assert run.output.read_text().splitlines() == lines
+    assert "Traceback" not in "\n".join(lines)
+    assert left_of(ranks) == []
+
+
+def test_a_signal_that_comes_before_the_ranks_have_their_handlers_is_not_lost(launched):
+    run = launched("early")
+    assert run.exit_code() == 0
+    assert run.lines().count("saved for SIGTERM") == 2
+
+
+def test_a_second_ctrl_c_ends_ranks_that_do_not_listen(launched):
+    run = launched("deaf")
+    ranks = run.ranks()
+    run.send(signal.SIGINT)
+    time.sleep(0.5)
+    assert run.process.is_alive()
+    run.send(signal.SIGINT)
+    assert run.exit_code(10) == 130
+    assert left_of(ranks) == []
+
+
+def test_ranks_die_with_a_launcher_that_is_killed(launched):
+    run = launched("deaf")
+    ranks = run.ranks()
+    run.send(signal.SIGKILL)
+    assert run.exit_code(10) == -signal.SIGKILL
+    assert left_of(ranks) == []
+
+
+def test_the_exit_code_is_that_of_the_rank_that_failed_and_two_runs_have_ports_of_their_own(launched, tmp_path):
+    one = launched("fails")
+    assert one.exit_code() == 75
+    assert "error: rank 1 ended with exit code 75; its own output says why" in one.lines()
+    assert "Traceback" not in one.log.read_text()
+    other = launched("fails")
+    assert other.exit_code() == 75
+    assert len({line for line in one.lines() if line.startswith("port ")}) == 2
+
+
+# ------------------------------------------------------------------------------------------------------------- the scripts
+
+
+STEPS = f"""
+set -euo pipefail
+. {ROOT}/examples/quickstart/steps.sh
+step true
+step bash -c 'trap "echo saved; sleep 0.5; exit $1" TERM; echo pid $$; while :; do sleep 0.05; done' bash "$1"
+echo the next step
+"""
+
+
+def steps(code: int) -> subprocess.Popen:
+    command = ["bash", "-c", STEPS, "bash", str(code)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout.readline().startswith("pid ")
+    return process
+
+
+@pytest.mark.parametrize("code", [0, 75])
+def test_a_script_hands_a_signal_on_and_ends_with_the_code_of_the_step_at_work(code):
+    process = steps(code)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=10)
+    assert (output, process.returncode) == ("saved\n", code)
+
+
+def test_a_step_is_asked_to_end_when_its_script_is_killed():
+    process = steps(0)
+    process.kill()
+    assert process.stdout.read() == "saved\n"
+
+
+def test_a_step_that_fails_ends_the_script():
+    script = STEPS.replace("step true", "step false")
+    result = subprocess.run(["bash", "-c", script, "bash", "0"], capture_output=True, text=True, timeout=10)
+    assert (result.stdout, result.returncode) == ("", 1)
