@@ -34,6 +34,7 @@ FLOORS = {
     "web": 8,
     "launch": 9,
     "serve": 10,
+    "torchrun": 10,
     "__init__": 11,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -36,23 +36,23 @@ def test_a_second_ctrl_c_ends_at_once_and_the_first_is_said_in_one_line():
 def test_ctrl_c_counts_before_the_signals_of_schedulers():
     with StopRequest(says=False) as request:
         assert request.signal() is None
-        os.kill(os.getpid(), signal.SIGUSR1)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGTERM)
         assert request.signal() == "SIGTERM"
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert request.signal() == "Ctrl-C"
 
 
 def test_sigusr1_is_due_after_half_of_the_time_and_sigterm_at_once():
     with StopRequest(says=False) as request:
         request.ahead_s = 0.4
-        os.kill(os.getpid(), signal.SIGUSR1)
+        signal.raise_signal(signal.SIGUSR1)
         assert request.signal() is None
         time.sleep(0.25)
         assert request.signal() == "SIGUSR1"
     with StopRequest(says=False) as request:
         request.ahead_s = 100.0
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert request.signal() == "SIGTERM"
 
 
@@ -68,7 +68,7 @@ def test_nohup_is_kept(monkeypatch):
 def test_a_signal_that_came_before_there_was_a_handler_is_not_lost():
     try:
         stopping.hold_signals()
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         with StopRequest(says=False) as request:
             assert request.signal() == "SIGTERM"
     finally:
@@ -81,7 +81,7 @@ def test_what_is_under_way_is_written_before_a_program_unwinds():
     try:
         with pytest.raises(stopping.Unwound) as found:
             try:
-                os.kill(os.getpid(), signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
                 time.sleep(1)
             except Exception:
                 done.append("swallowed")

@@ -46,9 +46,9 @@ def stopped(checkpoint: CheckpointConfig, number: int, exits: ExitConfig | None 
     before = signal.getsignal(number)
     with log_lines() as lines, StopRequest(says=False) as request:
         if last and step == 0:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         elif last:
-            run.state.loader = At(run.stream, step, lambda: os.kill(os.getpid(), number))
+            run.state.loader = At(run.stream, step, lambda: signal.raise_signal(number))
         ending = run.trainer(train_iters=50, exits=exits or ExitConfig()).fit(request)
     assert signal.getsignal(number) is before
     return run.state.iteration, lines, ending
