@@ -1,6 +1,5 @@
 """What a process does when it is asked to end, with nothing of a run around it."""
 
-import os
 import signal
 import subprocess
 import sys

@@ -1,7 +1,6 @@
 """The loop around the steps: signals, saves that fail, reports, and what happens when nothing moves."""
 
 import json
-import os
 import resource
 import signal
 import subprocess

@@ -1,0 +1,174 @@
+"""What the rows of `faults.py` are made of: a small world, runs in it, and what is left of a run after its end."""
+
+import collections
+import contextlib
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LEFT_S = 60.0  # no process of a run may live so long after the end of what the user started
+START_S = 300.0  # for a run to do its first steps, on a machine that does other things as well
+END_S = 300.0  # for a run to end
+_MARK = "FAULTS_MARK"  # an environment variable, which every process of a run inherits
+_ITERATION = re.compile(r"iteration +(\d+)/\d+ ")
+_SAVED = re.compile(r"saved iteration (\d+)")
+
+
+class Broken(Exception):
+    """A promise that was not kept; the message is what was seen instead."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table. attempt(world, number of the try): raises Broken; returns the seconds until the end, if any."""
+
+    fault: str
+    promised: str
+    attempt: Callable[[Path, int], float | None]
+    most: int = 1000  # tries, for what takes long
+
+    def run(self, world: Path, tries: int) -> list[object]:
+        """Cells of the table."""
+        tries = min(tries, self.most)
+        otherwise: collections.Counter[str] = collections.Counter()
+        seconds = []
+        for number in range(tries):
+            try:
+                took = self.attempt(world, number)
+            except Broken as problem:
+                otherwise[str(problem)] += 1
+            else:
+                seconds += [] if took is None else [took]
+        kept = tries - sum(otherwise.values())
+        seen = "; ".join(
+            [f"{kept} of {tries} as promised", *(f"{count} x {what}" for what, count in otherwise.items())]
+        )
+        return [self.fault, tries, self.promised, seen, f"{max(seconds):.0f}" if seconds else ""]
+
+
+def make_world(world: Path) -> None:
+    """Clips, tiny encoders, JSON files and stored features of the quickstart."""
+    networks = ["--mm-data", world / "data.json", "--mm-model", world / "model.json", "--model_custom_precision"]
+    prepare = [
+        "examples/quickstart/prepare.py",
+        "--out",
+        world,
+        "--clips",
+        16,
+        "--seen",
+        2,
+        "--unseen",
+        1,
+        "--steps",
+        3,
+    ]
+    for program in (prepare, ["tools/extract_features.py", *networks, "--device", "cpu"]):
+        words = [sys.executable, ROOT / program[0], *program[1:]]
+        subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+class Started:
+    """A command in a session of its own, its output in a file, and every process that comes of it."""
+
+    def __init__(self, world: Path, command: list, environment: dict[str, object] | None = None):
+        self.mark = uuid.uuid4().hex
+        self.output = world / f"output_{self.mark}"
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, _MARK: self.mark}
+        variables |= {name: str(value) for name, value in (environment or {}).items()}
+        with self.output.open("wb") as file:
+            self.process = subprocess.Popen(
+                [str(word) for word in command],
+                cwd=ROOT,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> "Started":
+        return self
+
+    def __exit__(self, *error) -> None:
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    def text(self) -> str:
+        return self.output.read_text(errors="replace")
+
+    def wait_for(self, pattern: str, timeout_s: float = START_S) -> None:
+        """Until a line of the output has the pattern."""
+        until = time.monotonic() + timeout_s
+        while not re.search(pattern, self.text()):
+            if self.process.poll() is not None:
+                raise Broken(f"ended with exit code {self.process.returncode} before it was disturbed")
+            if time.monotonic() > until:
+                raise Broken(f"no {pattern!r} in {timeout_s:.0f} s")
+            time.sleep(0.02)
+
+    def iteration(self) -> int:
+        """The last that the output names."""
+        return max((int(found) for found in _ITERATION.findall(self.text())), default=0)
+
+    def saved(self) -> int:
+        return max((int(found) for found in _SAVED.findall(self.text())), default=0)
+
+    def send(self, number: int, to_group: bool = False) -> None:
+        (os.killpg if to_group else os.kill)(self.process.pid, number)
+
+    def processes(self) -> dict[int, int]:
+        """Process id -> parent of all that run, by their environment."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if f"{_MARK}={self.mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    state, parent, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
+                    if state != "Z":
+                        found[int(folder.name)] = int(parent)
+        return found
+
+    def ranks(self) -> list[int]:
+        """Processes of a program that were not forked by another one of it, in the order of their ranks."""
+        ranks = {}
+        for pid in self.processes():
+            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            rank = next((int(item[5:]) for item in variables if item.startswith(b"RANK=")), None)
+            if rank is not None:
+                ranks[pid] = rank
+        parents = self.processes()
+        own = [pid for pid in ranks if parents.get(pid) not in ranks] or [self.process.pid]
+        return sorted(own, key=lambda pid: ranks.get(pid, 0))
+
+    def workers(self) -> list[int]:
+        """Processes that a rank has started."""
+        ranks = self.ranks()
+        return [pid for pid, parent in self.processes().items() if parent in ranks]
+
+    def end(self, timeout_s: float = END_S) -> tuple[int, float]:
+        """Wait for the end: exit code as of a shell, and seconds. Broken if a process of the run lives 60 s longer."""
+        begun = time.monotonic()
+        try:
+            code = self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise Broken(f"still running after {timeout_s:.0f} s") from None
+        took, until = time.monotonic() - begun, time.monotonic() + LEFT_S
+        while left := self.processes():
+            if time.monotonic() > until:
+                raise Broken(f"{len(left)} processes live {LEFT_S:.0f} s after the end")
+            time.sleep(0.1)
+        return code if code >= 0 else 128 - code, took
+
+
+def expect(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise Broken(otherwise)
