@@ -15,7 +15,6 @@ setup(
     long_description=(_HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    package_data={"mindspeed_mm.weights": ["partition.json"]},
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["mindspeed_mm", "mindspeed_mm.*"]),
     install_requires=[

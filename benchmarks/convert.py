@@ -122,16 +122,15 @@ def the_original_way(shards: list[Path], target: Path) -> None:
 
     import torch
 
-    from mindspeed_mm.weights import denoiser_partition
+    from mindspeed_mm.families.sparse_ummdit import split
 
-    dim_of = denoiser_partition()
     # weights_only=False as it does; these files are our own.
     states = [torch.load(path, map_location="cpu", weights_only=False)["model"] for path in shards]
     whole = copy.deepcopy(states[0])
     for name, value in states[0].items():
         if value is None:  # Megatron's `_extra_state`
             continue
-        dim = dim_of(name)
+        dim = split(name)
         whole[name] = states[-1][name] if dim is None else torch.cat([state[name] for state in states], dim)
     target.mkdir()
     torch.save(whole, target / "model.pt")
@@ -144,9 +143,7 @@ def make(root: Path, size: float, count: int) -> None:
     from mindspeed_mm.checkpoint import targets
     from mindspeed_mm.checkpoint.reshard import Weights
     from mindspeed_mm.config.model import DenoiserConfig
-    from mindspeed_mm.models.build import build_denoiser
-    from mindspeed_mm.parallel.context import ParallelContext
-    from mindspeed_mm.weights import denoiser_partition
+    from mindspeed_mm.families import sparse_ummdit
 
     blocks = max(6, round(size / _BLOCK_BYTES / 2) * 2)
     width = min(1.0, math.sqrt(size / (blocks * _BLOCK_BYTES)))  # for sizes that six blocks exceed
@@ -162,13 +159,14 @@ def make(root: Path, size: float, count: int) -> None:
         pooled_projection_dim=1280,
         timestep_embed_dim=1024,
     )
-    network = build_denoiser(config, ParallelContext.current(), device="meta", seed=None)
     random = torch.randn(2**24, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    shapes = {name: tuple(value.shape) for name, value in network.named_parameters()}
+    shapes = {name: parameter.shape for name, parameter in sparse_ummdit.parameters(config).items()}
     # Every parameter is the same few numbers over and over: of no memory, and on the disk as random as any.
     values = {name: _tiled(random, shape) for name, shape in shapes.items()}
-    weights = Weights([values], denoiser_partition(), "random weights")
-    todo = targets.megatron_directory({"model": weights}, root, tensor_size=count, iteration=1)
+    weights = Weights([values], sparse_ummdit.split, "random weights")
+    todo = targets.megatron_directory(
+        {"model": weights}, root, tensor_size=count, dialect=sparse_ummdit.FAMILY.dialect("OSP"), iteration=1
+    )
     targets.execute(todo, {"model": weights}, "writing shards")
     pieces = todo.files[0].pieces
     print(f"bytes={todo.nbytes} tensors={len(pieces)} largest={max(piece.nbytes for piece in pieces)}")

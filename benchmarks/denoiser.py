@@ -15,7 +15,7 @@ from common import clock_of, denoiser, denoiser_config, denoiser_inputs, measure
 from original_way import OriginalWay
 
 from mindspeed_mm.config.model import DenoiserConfig
-from mindspeed_mm.models.sparse_ummdit.flops import forward_flops
+from mindspeed_mm.families.sparse_ummdit import forward_flops
 
 ORIGINAL = "SUV in the original's way"
 

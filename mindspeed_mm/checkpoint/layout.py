@@ -9,6 +9,7 @@ from mindspeed_mm.errors import CheckpointError
 TRACKER = "latest_checkpointed_iteration.txt"
 MODEL_FILE = "model_optim_rng.pt"
 OPTIMIZER_FILE = "distrib_optim.pt"
+EXTRA_STATE = "_extra_state"  # Megatron's linears save this beside their weights; it is None
 _RANK = re.compile(r"mp_rank_(\d{2})(?:_(\d{3}))?")
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from mindspeed_mm import logs
-from mindspeed_mm.checkpoint import dialects, sources
+from mindspeed_mm import families, logs
+from mindspeed_mm.checkpoint import sources
 from mindspeed_mm.checkpoint.progress import Progress
 from mindspeed_mm.checkpoint.reshard import Weights, some
 
@@ -115,19 +115,13 @@ def autoencoder_weights(path: str | Path) -> Weights:
     checkpoint = sources.open_checkpoint(path)
     live_only = os.environ.get("NOT_USE_EMA_MODEL", "0").lower() in ("1", "true", "yes")
     ema = sources.EMA in checkpoint.groups and not live_only
-    return checkpoint.weights(lambda name: None, ema)
+    return checkpoint.weights(ema, lambda name: None)
 
 
-def is_constant(name: str) -> bool:
-    """Whether a tensor of a WFVAE is a Haar filter: the same in every file, and left out of some."""
-    return ".wavelet_transform_" in name or ".inverse_wavelet_transform_" in name
-
-
-def describe_dialect(weights: Weights) -> str:
-    """A sentence for a report: what the names look like."""
-    words = {
-        dialects.OSP: "the names are a SparseUMMDiT's",
-        dialects.WFVAE: "the names are a WFVAE's",
-        dialects.UNKNOWN: f"the names are neither a SparseUMMDiT's nor a WFVAE's, the first are {some(list(weights))}",
-    }
-    return words[dialects.guess(weights)]
+def describe_names(weights: Weights) -> str:
+    """A sentence for a report: which network's names these are."""
+    found = families.of_names(weights)
+    if found:
+        return f"the names are a {found[0].title}'s"
+    titles = " nor ".join(f"a {family.title}'s" for family in families.known())
+    return f"the names are neither {titles}, the first are {some(list(weights))}"

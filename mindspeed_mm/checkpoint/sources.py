@@ -15,10 +15,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mindspeed_mm.checkpoint import dialects, files, layout, safetensors_file, torch_dist_reader
+from mindspeed_mm import families
+from mindspeed_mm.checkpoint import files, layout, safetensors_file, torch_dist_reader
 from mindspeed_mm.checkpoint.mapped import MappedFiles
 from mindspeed_mm.checkpoint.reshard import DimOf, Weights, some
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.families.base import Dialect, Family
 
 MODEL, EMA = "model", "ema_model"  # Megatron's names for the live weights and their average
 _INDEX = ".safetensors.index.json"
@@ -35,7 +37,8 @@ class Checkpoint:
     path: Path
     kind: str  # for people: "Megatron directory", "safetensors file" ...
     groups: dict[str, list[Mapping[str, Tensor]]]
-    dialect: str
+    family: Family | None  # None: no network that we know has these names
+    dialect: Dialect | None
     files: tuple[Path, ...] = ()
     iteration: int | None = None  # None: a release, or a file
     mapped: MappedFiles | None = None
@@ -44,14 +47,27 @@ class Checkpoint:
     def tensor_size(self) -> int:
         return len(next(iter(self.groups.values())))
 
-    def weights(self, dim_of: DimOf, ema: bool = False) -> Weights:
-        """The live weights, or their average with `ema`; of a file that holds one kind only, without `ema`, that one."""
+    def split(self, name: str) -> int | None:
+        """The dimension of a parameter that is split over TP, by the network's family. CheckpointError for a stranger."""
+        family = self.family or next(iter(families.DENOISERS.values()))
+        try:
+            return family.split(name)
+        except KeyError:
+            raise CheckpointError(
+                f"{name}: no parameter of {family.title} has this name; is it another model's checkpoint?"
+            ) from None
+
+    def weights(self, ema: bool = False, dim_of: DimOf | None = None) -> Weights:
+        """The live weights, or their average with `ema`; of a file that holds one kind only, without `ema`, that one.
+
+        dim_of: how they are split over TP, for a network that is at hand; default: as its family says.
+        """
         group = EMA if ema else MODEL
         if group not in self.groups and (ema or len(self.groups) != 1):
             hint = "; it was trained without --use-ema" if ema else ""
             raise CheckpointError(f"{self.path}: holds no {group!r}{hint}")
         shards = self.groups.get(group) or next(iter(self.groups.values()))
-        return Weights(shards, dim_of, str(self.path), self.mapped)
+        return Weights(shards, dim_of or self.split, str(self.path), self.mapped)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -88,7 +104,7 @@ def _open_directory(path: Path) -> Checkpoint:
             f"{', '.join(stem + suffix for stem in _STEMS for suffix in _SUFFIXES)}; there is {some(held) or 'nothing'}"
         )
     opened = {group: open_checkpoint(file) for group, file in found.items()}
-    groups = {group: checkpoint.weights(lambda _: None).shards for group, checkpoint in opened.items()}
+    groups = {group: checkpoint.weights().shards for group, checkpoint in opened.items()}
     kinds = " and ".join(sorted({checkpoint.kind for checkpoint in opened.values()}))
     paths = [file for checkpoint in opened.values() for file in checkpoint.files]
     return _checkpoint(path, f"folder with a {kinds}", groups, paths)
@@ -173,13 +189,14 @@ def _checkpoint(
     paths: list[Path],
     iteration: int | None = None,
 ) -> Checkpoint:
+    family, dialect = families.of_names(next(iter(groups.values()))[0]) or (None, None)
+    to_ours = family.to_ours if family else str
     renamed = {
-        group: [{dialects.to_osp(name): value for name, value in shard.items()} for shard in shards]
+        group: [{to_ours(name): value for name, value in shard.items()} for shard in shards]
         for group, shards in groups.items()
     }
     tensors = [value for shards in renamed.values() for shard in shards for value in shard.values()]
-    dialect = dialects.guess(next(iter(groups.values()))[0])
-    return Checkpoint(path, kind, renamed, dialect, tuple(paths), iteration, MappedFiles(paths, tensors))
+    return Checkpoint(path, kind, renamed, family, dialect, tuple(paths), iteration, MappedFiles(paths, tensors))
 
 
 def _flat(state: object, path: Path) -> dict[str, Tensor]:

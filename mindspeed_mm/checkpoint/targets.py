@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from mindspeed_mm import logs
-from mindspeed_mm.checkpoint import dialects, files, layout, plan, safetensors_file
+from mindspeed_mm import families, logs
+from mindspeed_mm.checkpoint import files, layout, plan, safetensors_file
 from mindspeed_mm.checkpoint.plan import OutputFile, Piece, Plan
 from mindspeed_mm.checkpoint.progress import Progress
 from mindspeed_mm.checkpoint.reshard import Weights
@@ -17,6 +17,7 @@ from mindspeed_mm.checkpoint.safetensors_file import SafetensorsWriter
 from mindspeed_mm.checkpoint.staging import Staging
 from mindspeed_mm.checkpoint.torch_file import TorchFileWriter
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.families.base import Dialect, Unused
 
 _log = logs.get(__name__)
 _CHECKPOINT_VERSION = 3.0  # Megatron's number for this layout
@@ -54,7 +55,7 @@ def megatron_directory(
     root: Path,
     *,
     tensor_size: int,
-    dialect: str = dialects.OSP,
+    dialect: Dialect,
     iteration: int | None = None,
     dtype: str | None = None,
 ) -> Plan:
@@ -74,25 +75,28 @@ def megatron_directory(
     return Plan(tuple(outputs), (tracker,), directory)
 
 
-def with_text_tail(weights: Weights) -> Weights:
-    """The weights with the text tail of the last block, which the original owns where TP > 1.
+def with_unused(weights: Weights) -> Weights:
+    """The weights with the parameters that the original owns and never uses (`Family.unused`).
 
-    What is missing is added as fresh, constant values: its output is never used. Costs no memory.
+    What is missing is added as fresh, constant values. Costs no memory.
     """
-    last = dialects.last_block(weights)
     added = {}
-    for suffix in dialects.TEXT_TAIL:
-        name, like = f"{last}.{suffix}", f"transformer_blocks.0.0.{suffix}"  # all blocks have the same widths
-        if name not in weights and like in weights:
-            value = 1.0 if suffix == "norm2.norm_enc.weight" else 0.0
-            added[name] = torch.tensor(value, dtype=weights.dtype(like)).expand(weights.shards[0][like].shape)
+    for name, fact in _unused(weights).items():
+        if name not in weights and fact.like in weights:
+            value = torch.tensor(fact.value, dtype=weights.dtype(fact.like))
+            added[name] = value.expand(weights.shards[0][fact.like].shape)
     return _edited(weights, lambda shard: {**shard, **added}) if added else weights
 
 
-def without_text_tail(weights: Weights) -> Weights:
-    """The weights without the text tail of the last block; MM owns none at any TP."""
-    tail = dialects.text_tail(dialects.last_block(weights) or "")
-    return _edited(weights, lambda shard: {name: value for name, value in shard.items() if name not in tail})
+def without_unused(weights: Weights) -> Weights:
+    """The weights without the parameters that no result depends on."""
+    unused = _unused(weights)
+    return _edited(weights, lambda shard: {name: value for name, value in shard.items() if name not in unused})
+
+
+def _unused(weights: Weights) -> Mapping[str, Unused]:
+    found = families.of_names(weights)
+    return found[0].unused(weights) if found else {}
 
 
 def execute(todo: Plan, groups: Mapping[str, Weights] | Weights, what: str, progress: bool = True) -> None:
@@ -120,17 +124,17 @@ def execute(todo: Plan, groups: Mapping[str, Weights] | Weights, what: str, prog
         weights.report()
 
 
-def _rank_state(group: str, weights: Weights, rank: int, count: int, dialect: str, dtype: str | None) -> dict:
+def _rank_state(group: str, weights: Weights, rank: int, count: int, dialect: Dialect, dtype: str | None) -> dict:
     """What a TP rank's file holds under `group`."""
     state: dict[str, Piece | None] = {}
     for name in weights:
-        theirs = dialects.to_mm(name) if dialect == dialects.MM else name
+        theirs = dialect.renaming.to_theirs(name)
         wide = plan.cast(weights.dtype(name), dtype)
         state[theirs] = Piece(group, name, rank, count, weights.part_shape(name, count), wide)
         layer, _, kind = name.rpartition(".")
-        if dialect == dialects.OSP and kind == "weight" and weights.dim(name) is not None:
+        if dialect.has_extra_states and kind == "weight" and weights.dim(name) is not None:
             # Megatron's linears expect it; MM's converter drops it.
-            state[f"{layer}.{dialects.EXTRA_STATE}"] = None
+            state[f"{layer}.{layout.EXTRA_STATE}"] = None
     return state
 
 

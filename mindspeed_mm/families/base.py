@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 
 Shape = tuple[int, ...]
+Grid = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,9 +45,20 @@ class Renaming:
 class Dialect:
     """One published spelling of a family's names."""
 
-    name: str  # as reports and `--dialect` say it
+    name: str  # as `--dialect` says it
+    title: str  # as reports say it
     mark: re.Pattern  # matches a name that only this dialect has
     renaming: Renaming
+    has_unused: bool = True  # its files hold the family's `unused` parameters
+    has_extra_states: bool = False  # its files hold Megatron's empty `_extra_state` beside the weights of split linears
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unused:
+    """A parameter that some files hold although no result depends on it; the network never builds it."""
+
+    like: str  # a parameter of the same shape and split
+    value: float  # what a file gets in its place where it must not be missing
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,14 +72,25 @@ class Family:
     split: Callable[[str], int | None]  # name -> dimension that is split over TP; KeyError for an unknown name
     dialects: tuple[Dialect, ...]  # the first one is ours
     describe: Callable[[Iterable[str], Callable[[str], Shape]], dict[str, object]]  # weights -> keys of the config
-    forward_flops: Callable[[object, tuple[int, int, int], int], int] | None = None  # config, (t, h, w) patches, text
-    unused: Callable[[Iterable[str]], set[str]] = lambda names: set()  # names in files that the network never builds
+    extent: Callable[[object, Grid], Grid] | None = None  # config, latent (t, h, w) -> the grid of its video tokens
+    forward_flops: Callable[[object, Grid, int], int] | None = None  # config, grid of tokens, number of text tokens
+    unused: Callable[[Iterable[str]], dict[str, Unused]] = lambda names: {}  # by name, for the network with these names
     may_be_missing: Callable[[str], bool] = lambda name: False  # names that some files leave out
 
     def speaks(self, names: Iterable[str]) -> Dialect | None:
         """The dialect that the names are of, or None if they are another network's."""
         names = list(names)
         return next((dialect for dialect in self.dialects if any(map(dialect.mark.match, names))), None)
+
+    def dialect(self, name: str) -> Dialect:
+        """The dialect of this name; StopIteration where there is none."""
+        return next(dialect for dialect in self.dialects if dialect.name == name)
+
+    def to_ours(self, name: str) -> str:
+        """Our name of a parameter of any dialect."""
+        for dialect in self.dialects:
+            name = dialect.renaming.to_ours(name)
+        return name
 
     def differences(self, described: Mapping[str, object], config: object) -> str:
         """Where a config disagrees with its weights: "num_layers is (2, 4, 2) by the weights, (2, 2, 2) in the config"."""

@@ -8,20 +8,20 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 from mindspeed_mm.config.model import DenoiserConfig
-from mindspeed_mm.families.base import Dialect, Family, Parameter, Renaming, Shape
+from mindspeed_mm.families.base import Dialect, Family, Parameter, Renaming, Shape, Unused
 
 _BLOCK = re.compile(r"transformer_blocks\.(\d+)\.(\d+)\.")
 _NUMBERS = re.compile(r"^(transformer_blocks|skip_norm_linear(?:_enc)?)\.(\d+)(?:\.(\d+)(?=\.[a-z]))?")
 
 # The original's last block owns a text tail when it ran with TP > 1. Its output is never used, and we do not build it.
-TEXT_TAIL = (
-    "attn1.to_add_out.weight",
-    "attn1.to_add_out.bias",
-    "norm2.norm_enc.weight",
-    "norm2.norm_enc.bias",
-    "ff_enc.net.0.proj.weight",
-    "ff_enc.net.2.weight",
-)
+TEXT_TAIL = {
+    "attn1.to_add_out.weight": 0.0,
+    "attn1.to_add_out.bias": 0.0,
+    "norm2.norm_enc.weight": 1.0,
+    "norm2.norm_enc.bias": 0.0,
+    "ff_enc.net.0.proj.weight": 0.0,
+    "ff_enc.net.2.weight": 0.0,
+}
 
 # ---------------------------------------------------------------------------------------------------------- parameters
 
@@ -141,13 +141,13 @@ _MM = {
 }
 
 
-def text_tail(names: Iterable[str]) -> set[str]:
-    """Names of the text tail of the last block among a denoiser's names."""
+def text_tail(names: Iterable[str]) -> dict[str, Unused]:
+    """The text tail of the last block among a denoiser's names. All blocks have the same widths."""
     blocks = [(int(match[1]), int(match[2])) for name in names if (match := _BLOCK.match(name))]
     if not blocks:
-        return set()
-    stage, block = max(blocks)
-    return {f"transformer_blocks.{stage}.{block}.{name}" for name in TEXT_TAIL}
+        return {}
+    prefix = "transformer_blocks.{}.{}".format(*max(blocks))
+    return {f"{prefix}.{name}": Unused(f"transformer_blocks.0.0.{name}", value) for name, value in TEXT_TAIL.items()}
 
 
 # ----------------------------------------------------------------------------------------------- what weights say of it
@@ -195,6 +195,12 @@ def _blocks(names: set[str]) -> tuple[int, ...]:
 # ----------------------------------------------------------------------------------------------------------- arithmetic
 
 
+def extent(config: DenoiserConfig, latent: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The grid of video tokens (t, h, w) of a latent with t frames of h x w."""
+    t, h, w = latent
+    return t, h // config.patch_size, w // config.patch_size
+
+
 def forward_flops(config: DenoiserConfig, extent: tuple[int, int, int], text_tokens: int) -> int:
     """Floating-point operations of one sample's forward pass; extent: (t, h, w) in patches.
 
@@ -237,10 +243,23 @@ FAMILY = Family(
     parameters=parameters,
     split=split,
     dialects=(
-        Dialect("OSP", re.compile(r"transformer_blocks\.\d+\.\d+\.attn1\.to_[qkv]\."), Renaming({})),
-        Dialect("MM", re.compile(r"transformer_blocks\.\d+\.\d+\.attn1\.proj_[qkv]\."), Renaming(_MM)),
+        Dialect(
+            "OSP",
+            "Open-Sora Plan (OSP)",
+            re.compile(r"transformer_blocks\.\d+\.\d+\.attn1\.to_[qkv]\."),
+            Renaming({}),
+            has_extra_states=True,
+        ),
+        Dialect(
+            "MM",
+            "MindSpeed-MM (MM)",
+            re.compile(r"transformer_blocks\.\d+\.\d+\.attn1\.proj_[qkv]\."),
+            Renaming(_MM),
+            has_unused=False,
+        ),
     ),
     describe=describe,
+    extent=extent,
     forward_flops=forward_flops,
     unused=text_tail,
 )

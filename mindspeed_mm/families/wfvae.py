@@ -164,6 +164,7 @@ FAMILY = Family(
         # MindSpeed-MM's class misspells one attribute; its published weights, converted from the original's, do not.
         Dialect(
             "WFVAE",
+            "WFVAE",
             re.compile(r"encoder\.(wavelet_trans?form_in|conv_in|down[12])\."),
             Renaming({"encoder.wavelet_transform_in.*.conv.weight": "encoder.wavelet_tranform_in.*.conv.weight"}),
         ),

@@ -4,8 +4,7 @@ import dataclasses
 import math
 import time
 
-from mindspeed_mm.config.model import DenoiserConfig
-from mindspeed_mm.models.sparse_ummdit.flops import training_flops
+from mindspeed_mm.families.base import Family
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,13 +95,13 @@ class Work:
     tokens: int = 0
     flops: int = 0
 
-    def add(self, latent_shape, text_tokens: int, config: DenoiserConfig) -> None:
-        """Count a micro-batch with latents of this shape [B,C,T,H,W]."""
-        batch, _, t, h, w = latent_shape
-        extent = (t, h // config.patch_size, w // config.patch_size)
+    def add(self, latent_shape, text_tokens: int, config: object, family: Family) -> None:
+        """Count a micro-batch with latents of this shape [B,C,T,H,W], for a denoiser of the family with this config."""
+        batch, _, *latent = latent_shape
+        extent = family.extent(config, tuple(latent))
         self.samples += batch
         self.tokens += batch * math.prod(extent)
-        self.flops += batch * training_flops(config, extent, text_tokens)
+        self.flops += batch * 3 * family.forward_flops(config, extent, text_tokens)  # backward takes twice as many
 
 
 class Stopwatch:

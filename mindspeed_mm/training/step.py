@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
+from mindspeed_mm import families
 from mindspeed_mm.optim.step import OptimizerStep, StepReport
 from mindspeed_mm.parallel.engine import Engine
 from mindspeed_mm.training.encoders import Encoded, FrozenEncoders
@@ -46,6 +47,7 @@ class TrainStep:
         self.task = task
         self.optimizer = optimizer
         self.micro_batches = micro_batches
+        self.family = families.of_config(task.denoiser)
 
     def __call__(self, batches: Iterator[Batch]) -> StepResult:
         self.engine.start_step()
@@ -58,7 +60,7 @@ class TrainStep:
             sample = self.encoders(batch)
             # Tokens that no sample has as real are not computed with; counted, they would flatter the MFU.
             text_tokens = int(sample.text.keep.any(0).sum())
-            work.add(sample.latents.shape, text_tokens, self.task.denoiser)
+            work.add(sample.latents.shape, text_tokens, self.task.denoiser, self.family)
             with self.engine.micro_batch(last=index == self.micro_batches - 1):
                 losses.append((self._forward_backward(sample), sample.paths))
         report = self.optimizer()

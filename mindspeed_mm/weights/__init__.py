@@ -8,7 +8,6 @@ import importlib
 _HOMES = {
     "describe": "inspect",
     "convert_autoencoder": "convert",
-    "denoiser_partition": "partition",
     "load_autoencoder": "load",
     "load_denoiser": "load",
     "merge_checkpoint": "convert",

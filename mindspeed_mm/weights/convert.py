@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from mindspeed_mm import logs
-from mindspeed_mm.checkpoint import dialects, released, sources, targets
+from mindspeed_mm import families, logs
+from mindspeed_mm.checkpoint import released, sources, targets
 from mindspeed_mm.checkpoint.plan import Plan, human
-from mindspeed_mm.checkpoint.reshard import DimOf, Weights
+from mindspeed_mm.checkpoint.reshard import Weights
 from mindspeed_mm.errors import CheckpointError
-from mindspeed_mm.weights.partition import denoiser_partition
+from mindspeed_mm.families.base import Dialect
 
 _log = logs.get(__name__)
 
@@ -38,7 +38,7 @@ def split_checkpoint(
     save_dir: str | Path,
     tensor_size: int,
     *,
-    dialect: str = dialects.OSP,
+    dialect: str = "OSP",
     text_tail: str = "keep",
     dtype: str | None = None,
     dry_run: bool = False,
@@ -51,18 +51,17 @@ def split_checkpoint(
     if tensor_size < 1:
         raise CheckpointError(f"TP {tensor_size}: must be at least 1")
     checkpoint = sources.open_checkpoint(source)
-    dim_of = denoiser_partition()
-    groups = {}
-    for group in checkpoint.groups:
-        weights = _denoiser_weights(checkpoint, dim_of, ema=group == sources.EMA)
-        groups[group] = _with_tail(weights, "drop" if dialect == dialects.MM else text_tail)
+    groups = {group: _denoiser_weights(checkpoint, ema=group == sources.EMA) for group in checkpoint.groups}
+    spelling = _dialect(checkpoint, dialect)
+    tail = text_tail if spelling.has_unused else "drop"
+    groups = {group: _with_tail(weights, tail) for group, weights in groups.items()}
     if sources.MODEL not in groups:  # only an average: in the new directory it is what one continues from
         groups = {sources.MODEL: groups[sources.EMA]}
     todo = targets.megatron_directory(
         groups,
         Path(save_dir),
         tensor_size=tensor_size,
-        dialect=dialect,
+        dialect=spelling,
         iteration=checkpoint.iteration,
         dtype=dtype,
     )
@@ -72,7 +71,7 @@ def split_checkpoint(
 
 def whole_denoiser(source: str | Path, ema: bool = False) -> Weights:
     """A denoiser's weights at `source`, to be read part by part; a name of another model is an error."""
-    return _denoiser_weights(sources.open_checkpoint(source), denoiser_partition(), ema)
+    return _denoiser_weights(sources.open_checkpoint(source), ema)
 
 
 def convert_autoencoder(
@@ -84,21 +83,30 @@ def convert_autoencoder(
     if format not in (targets.SAFETENSORS, targets.TORCH):
         raise CheckpointError(f"{target}: must end in .safetensors or .pt")
     weights = released.autoencoder_weights(source)
-    if dialects.guess(weights) != dialects.WFVAE:
-        raise CheckpointError(f"{source}: holds no WFVAE: {released.describe_dialect(weights)}")
+    found = families.of_names(weights)
+    if found is None or found[0] not in families.AUTOENCODERS.values():
+        raise CheckpointError(f"{source}: holds no WFVAE: {released.describe_names(weights)}")
     todo = targets.flat_file(weights, target.with_suffix(""), format=format, dtype=dtype)
     return _run(todo, weights, f"converting {source}", dry_run)
 
 
-def _denoiser_weights(checkpoint: sources.Checkpoint, dim_of: DimOf, ema: bool) -> Weights:
-    weights = checkpoint.weights(dim_of, ema)
+def _denoiser_weights(checkpoint: sources.Checkpoint, ema: bool) -> Weights:
+    weights = checkpoint.weights(ema)
     for name in weights:
-        dim_of(name)  # raises for a name of another model
+        checkpoint.split(name)  # raises for a name of another model
     return weights
 
 
+def _dialect(checkpoint: sources.Checkpoint, name: str) -> Dialect:
+    """The dialect of this name of the network that the checkpoint holds."""
+    known = {dialect.name: dialect for dialect in checkpoint.family.dialects}
+    if name not in known:
+        raise CheckpointError(f"dialect {name!r}: {checkpoint.family.title} has {', '.join(known)}")
+    return known[name]
+
+
 def _with_tail(weights: Weights, text_tail: str) -> Weights:
-    edits = {"keep": lambda same: same, "drop": targets.without_text_tail, "write": targets.with_text_tail}
+    edits = {"keep": lambda same: same, "drop": targets.without_unused, "write": targets.with_unused}
     if text_tail not in edits:
         raise CheckpointError(f"text tail {text_tail!r}: must be one of {', '.join(edits)}")
     return edits[text_tail](weights)

@@ -93,7 +93,7 @@ def from_config(
     return write(
         folder,
         config,
-        targets.without_text_tail(whole_denoiser(source, ema)),
+        targets.without_unused(whole_denoiser(source, ema)),
         released.autoencoder_weights(config.ae.from_pretrained),
         dtype=dtype,
         largest=largest,

@@ -2,16 +2,17 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
-from mindspeed_mm.checkpoint import architecture, dialects, plan, released, sources
+from mindspeed_mm import families
+from mindspeed_mm.checkpoint import plan, released, sources
 from mindspeed_mm.checkpoint.progress import Progress
 from mindspeed_mm.checkpoint.reshard import Weights
 from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig
-from mindspeed_mm.weights.partition import denoiser_partition
+from mindspeed_mm.families.base import Family
 
 
 def describe(
@@ -25,25 +26,25 @@ def describe(
     ranks = f", {checkpoint.tensor_size} TP ranks" if checkpoint.tensor_size > 1 else ""
     when = "" if checkpoint.iteration is None else f", iteration {checkpoint.iteration}"
     yield f"{checkpoint.path}: {checkpoint.kind}{ranks}{when}"
-    yield f"dialect: {_DIALECTS[checkpoint.dialect]}"
+    yield f"dialect: {checkpoint.dialect.title if checkpoint.dialect else _unknown()}"
     yield f"EMA weights: {'yes' if sources.EMA in checkpoint.groups else 'no'}"
-    dim_of = _dims(checkpoint)
     for group in checkpoint.groups:
-        weights = checkpoint.weights(dim_of, ema=group == sources.EMA)
-        yield from _describe_group(group, weights, norms)
+        weights = checkpoint.weights(ema=group == sources.EMA)
+        yield from _describe_group(group, weights, checkpoint.family, norms)
         if config is not None:
             yield from _fit(group, weights, config)
 
 
-def _describe_group(group: str, weights: Weights, norms: bool) -> Iterator[str]:
-    count = architecture.parameters(weights, weights.shape)
+def _describe_group(group: str, weights: Weights, family: Family | None, norms: bool) -> Iterator[str]:
+    count = _count(weights, weights)
     dtypes = sorted({plan.short(weights.dtype(name)) for name in weights})
     nbytes = sum(math.prod(weights.shape(name)) * weights.dtype(name).itemsize for name in weights)
     yield f"{group}: {len(weights)} tensors, {count:,} parameters, {'/'.join(dtypes)}, {plan.human(nbytes)}"
-    tail = [name for name in weights if name in dialects.text_tail(dialects.last_block(weights) or "")]
-    if dialects.last_block(weights):
-        yield f"  text tail of the last block (never used): {f'{len(tail)} tensors' if tail else 'none'}"
-    shape = architecture.describe(weights, weights.shape)
+    unused = family.unused(weights) if family else {}
+    if unused:
+        held = sum(name in weights for name in unused)
+        yield f"  text tail of the last block (never used): {f'{held} tensors' if held else 'none'}"
+    shape = family.describe(weights, weights.shape) if family else {}
     if shape:
         yield "  config by the shapes: " + ", ".join(f"{key} {_plain(value)}" for key, value in shape.items())
     groups: dict[str, list[str]] = {}
@@ -52,35 +53,24 @@ def _describe_group(group: str, weights: Weights, norms: bool) -> Iterator[str]:
     width = max(map(len, groups))
     with Progress(nbytes if norms else 0, "reading") as bar:
         for part, names in groups.items():
-            line = f"  {part:<{width}} {len(names):>5} tensors {architecture.parameters(names, weights.shape):>15,}"
+            line = f"  {part:<{width}} {len(names):>5} tensors {_count(weights, names):>15,}"
             yield f"{line}  norm {_norm(weights, names, bar):.6g}" if norms else line
 
 
 def _fit(group: str, weights: Weights, config: DenoiserConfig | AutoencoderConfig) -> Iterator[str]:
-    network = _network(config)
-    wanted = {name: tuple(value.shape) for name, value in released.stored_tensors(network).items()}
-    tail = dialects.text_tail(dialects.last_block(wanted) or "")
-    misfit = released.compare(wanted, weights, tail, released.is_constant)
+    family = families.of_config(config)
+    wanted = {name: parameter.shape for name, parameter in family.parameters(config).items()}
+    misfit = released.compare(wanted, weights, set(family.unused(wanted)), family.may_be_missing)
     yield f"{group} fits the config" if not misfit else f"{group} does not fit the config: {misfit.every_name()}"
-    if misfit and isinstance(config, DenoiserConfig):
-        differences = architecture.differences(architecture.describe(weights, weights.shape), config)
+    if misfit:
+        differences = family.differences(family.describe(weights, weights.shape), config)
         if differences:
             yield f"  {differences}"
 
 
-def _network(config: DenoiserConfig | AutoencoderConfig) -> torch.nn.Module:
-    """A network of the config without memory."""
-    from mindspeed_mm.models.build import build_autoencoder, build_denoiser
-    from mindspeed_mm.parallel.context import ParallelContext
-
-    if isinstance(config, AutoencoderConfig):
-        return build_autoencoder(config, device="meta")
-    return build_denoiser(config, ParallelContext.current(), device="meta", seed=None)
-
-
-def _dims(checkpoint: sources.Checkpoint) -> Callable[[str], int | None]:
-    """How the tensors are split; of whole ones nothing has to be known."""
-    return denoiser_partition() if checkpoint.tensor_size > 1 else lambda name: None
+def _count(weights: Weights, names: Iterable[str]) -> int:
+    """Number of values of the named parameters."""
+    return sum(math.prod(weights.shape(name)) for name in names)
 
 
 def _norm(weights: Weights, names: list[str], bar: Progress) -> float:
@@ -104,9 +94,5 @@ def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-_DIALECTS = {
-    dialects.OSP: "Open-Sora Plan (OSP)",
-    dialects.MM: "MindSpeed-MM (MM)",
-    dialects.WFVAE: "WFVAE",
-    dialects.UNKNOWN: "unknown; the names are neither a SparseUMMDiT's nor a WFVAE's",
-}
+def _unknown() -> str:
+    return "unknown; the names are neither " + " nor ".join(f"a {family.title}'s" for family in families.known())

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from mindspeed_mm import logs
-from mindspeed_mm.checkpoint import architecture, dialects, released, sources
+from mindspeed_mm import families, logs
+from mindspeed_mm.checkpoint import released, sources
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
 from mindspeed_mm.models.wfvae.model import WFVAE
@@ -20,13 +20,13 @@ def load_denoiser(network: SparseUMMDiT, source: str | Path, ema: bool = False) 
     """
     parallel, dims = network.parallel, partition_dims(network)
     checkpoint = sources.open_checkpoint(source)
-    weights = checkpoint.weights(lambda name: dims.get(name), ema)
+    weights = checkpoint.weights(ema, dims.get)
     wanted = {
         name: full_shape(value.shape, dims.get(name), parallel.tensor_size)
         for name, value in released.stored_tensors(network).items()
     }
-    tail = dialects.text_tail(dialects.last_block(wanted))
-    misfit = released.compare(wanted, weights, permitted_extras=tail)
+    unused = families.of_config(network.config).unused(wanted)
+    misfit = released.compare(wanted, weights, permitted_extras=set(unused))
     if misfit:
         if parallel.is_first:
             _log.error(f"{source}: {misfit.every_name()}")
@@ -35,18 +35,20 @@ def load_denoiser(network: SparseUMMDiT, source: str | Path, ema: bool = False) 
     released.load(network, weights, *share, progress=parallel.is_first, beat=parallel.pulse.beat)
     if misfit.dropped:
         _log.info(f"{source}: left out, their output is never used: {', '.join(misfit.dropped)}")
-    _log.info(f"loaded the denoiser from {source} ({checkpoint.kind}, {checkpoint.dialect} names)")
+    _log.info(
+        f"loaded the denoiser from {source} ({checkpoint.kind}, {checkpoint.dialect.name if checkpoint.dialect else 'unknown'} names)"
+    )
 
 
 def load_autoencoder(autoencoder: WFVAE, source: str | Path) -> None:
     """The weights of a WFVAE file or folder, published or ours. Haar filters may be missing: they are constants."""
     weights = released.autoencoder_weights(source)
     wanted = {name: tuple(value.shape) for name, value in released.stored_tensors(autoencoder).items()}
-    misfit = released.compare(wanted, weights, may_be_missing=released.is_constant)
+    misfit = released.compare(wanted, weights, may_be_missing=families.of_config(autoencoder.config).may_be_missing)
     if misfit:
         _log.error(f"{source}: {misfit.every_name()}")
         raise CheckpointError(
-            f"{source}: does not fit the network: {misfit}. By their look, {released.describe_dialect(weights)}"
+            f"{source}: does not fit the network: {misfit}. By their look, {released.describe_names(weights)}"
         )
     released.load(autoencoder, weights)
     _log.info(f"loaded the autoencoder from {source}")
@@ -54,9 +56,10 @@ def load_autoencoder(autoencoder: WFVAE, source: str | Path) -> None:
 
 def _explain(weights, network: SparseUMMDiT) -> str:
     """What the weights seem to be instead."""
-    differences = architecture.differences(architecture.describe(weights, weights.shape), network.config)
+    family = families.of_config(network.config)
+    differences = family.differences(family.describe(weights, weights.shape), network.config)
     return (
         f"The config is another one: {differences}"
         if differences
-        else (f"By their look, {released.describe_dialect(weights)}")
+        else (f"By their look, {released.describe_names(weights)}")
     )

@@ -1,9 +1,7 @@
 """Megatron directories: found, checked and merged; the golden TP=2 shards give the golden weights."""
 
 import argparse
-import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +12,8 @@ from mindspeed_mm.config.model import DenoiserConfig
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.parallel.context import ParallelContext
-from mindspeed_mm.parallel.partition import partition_dims
 from mindspeed_mm.schema import build, node_from_python
-from mindspeed_mm.weights import load_denoiser, merge_checkpoint, partition
+from mindspeed_mm.weights import load_denoiser, merge_checkpoint
 
 CASE = "predictor/a_base_4x16_div"
 
@@ -163,36 +160,3 @@ def test_weights_that_do_not_fit_are_listed(golden, tmp_path, whole):
     assert "1 missing (norm_final.weight)" in text
     assert "1 unknown (surely.unknown)" in text
     assert "1 of another shape (proj_out.bias [3] instead of [32])" in text
-
-
-def test_the_partition_is_the_layers_own():
-    dim_of = partition.denoiser_partition()
-    wanted = {
-        "transformer_blocks.5.3.attn1.to_q.weight": 0,
-        "transformer_blocks.5.3.attn1.add_v_proj.bias": 0,
-        "transformer_blocks.5.3.attn1.to_out.0.weight": 1,
-        "transformer_blocks.5.3.attn1.to_out.0.bias": None,
-        "transformer_blocks.5.3.attn1.norm_q.weight": None,
-        "transformer_blocks.5.3.ff_enc.net.0.proj.weight": 0,
-        "transformer_blocks.5.3.ff.net.2.weight": 1,
-        "transformer_blocks.5.3.norm1.linear.bias": 0,
-        "norm_out.linear.weight": 0,
-        "skip_norm_linear.2.1.weight": None,
-        "skip_norm_linear_enc.2.0.bias": None,
-        "proj_out.weight": None,
-    }
-    assert {name: dim_of(name) for name in wanted} == wanted
-
-
-def test_names_of_every_config_are_in_the_partition(golden):
-    dim_of = partition.denoiser_partition()
-    config = build(DenoiserConfig, node_from_python(tensors(golden(f"{CASE}.safetensors"))[1]["config"], "predictor"))
-    variants = [config, dataclasses.replace(config, double_ff=False), dataclasses.replace(config, norm_cls="rms_norm")]
-    for variant in variants:
-        network = build_denoiser(variant, ParallelContext.current(), device="meta", seed=None)
-        assert {name: dim_of(name) for name, _ in network.named_parameters()} == partition_dims(network)
-
-
-def test_the_table_is_what_the_layers_say_now():
-    """After a change of the layers: `python -m mindspeed_mm.weights.partition`."""
-    assert json.loads(Path(partition.__file__).with_name("partition.json").read_text()) == partition.partition_table()

@@ -18,7 +18,7 @@ from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.partition import partition_dims
 from mindspeed_mm.training import build as training_build
-from mindspeed_mm.weights import denoiser_partition, load_denoiser, merge_checkpoint, split_checkpoint
+from mindspeed_mm.weights import load_denoiser, merge_checkpoint, split_checkpoint
 
 LAST = last_block(TINY)
 
@@ -158,12 +158,12 @@ def test_a_rank_reads_its_slice_only(tmp_path, kind):
     targets.execute(targets.flat_file(whole, tmp_path / "big", format=kind), whole, "writing")
     del whole
     opened = sources.open_checkpoint(path)
-    part = Weights(opened.groups["model"], denoiser_partition(), "file", mapped=None)  # pages stay to be counted
+    part = Weights(opened.groups["model"], opened.split, "file", mapped=None)  # pages stay to be counted
     before = resident(path)
     mine = part.part(name, 3, 8)
     assert torch.equal(mine, big[3 * 1024 : 4 * 1024])
     assert mine.nbytes <= resident(path) - before < 2 * mine.nbytes
-    released = opened.weights(denoiser_partition())  # and this way they are given back
+    released = opened.weights()  # and this way they are given back
     everything = released.part(name)
     assert torch.equal(everything, big)
     assert resident(path) < big.nbytes / 2

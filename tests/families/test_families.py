@@ -106,3 +106,23 @@ def test_what_weights_say_is_what_their_config_says():
     assert family.differences(family.describe_config(V1_5), other) == (
         "num_heads is 24 by the weights, 12 in the config; double_ff is True by the weights, False in the config"
     )
+
+
+def test_a_parameters_split_is_known_from_its_name_at_any_size():
+    wanted = {
+        "transformer_blocks.5.3.attn1.to_q.weight": 0,
+        "transformer_blocks.5.13.attn1.add_v_proj.bias": 0,
+        "transformer_blocks.5.3.attn1.to_out.0.weight": 1,
+        "transformer_blocks.5.3.attn1.to_out.0.bias": None,
+        "transformer_blocks.5.3.attn1.norm_q.weight": None,
+        "transformer_blocks.15.3.ff_enc.net.0.proj.weight": 0,
+        "transformer_blocks.5.3.ff.net.2.weight": 1,
+        "transformer_blocks.5.3.norm1.linear.bias": 0,
+        "norm_out.linear.weight": 0,
+        "skip_norm_linear.2.1.weight": None,
+        "skip_norm_linear_enc.2.0.bias": None,
+        "proj_out.weight": None,
+    }
+    assert {name: sparse_ummdit.split(name) for name in wanted} == wanted
+    with pytest.raises(KeyError):
+        sparse_ummdit.split("layers.0.weight")

@@ -5,7 +5,7 @@ import multiprocessing
 
 import pytest
 
-from mindspeed_mm.checkpoint.dialects import text_tail
+from mindspeed_mm.families.sparse_ummdit import text_tail
 
 # The predictor block of model_opensoraplan1_5.json as published.
 V1_5 = {
