@@ -13,6 +13,7 @@ from ranks import run_ranks
 from mindspeed_mm.checkpoint import safetensors_file, sources, targets, torch_dist
 from mindspeed_mm.checkpoint.reshard import Weights
 from mindspeed_mm.checkpoint.store import CheckpointStore
+from mindspeed_mm.config.run import RecomputeConfig
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.parallel.context import ParallelContext
@@ -91,8 +92,7 @@ def wrong_in_training(paths: dict, tensor_size: int, whole_file) -> list[str]:
             precision=SimpleNamespace(denoiser="bf16"),
             seed=0,
             compile=False,
-            recompute_blocks=0,
-            recompute_feed_forwards=0,
+            recompute=RecomputeConfig(),
         )
         network = training_build._denoiser(config, parallel, torch.device("cpu"))
         if not same({key: value.detach() for key, value in network.named_parameters()}, wanted):
