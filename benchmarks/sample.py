@@ -30,7 +30,7 @@ from mindspeed_mm.models.build import build_autoencoder, build_denoiser
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.platforms.select import select
 from mindspeed_mm.sampling.pipeline import T2VPipeline
-from mindspeed_mm.sampling.prompts import read_prompts
+from mindspeed_mm.sampling.prompt_files import read_prompts
 from mindspeed_mm.sampling.requests import Request
 from mindspeed_mm.sampling.residence import Residence
 from mindspeed_mm.schema import build, find, read_json

@@ -3,8 +3,8 @@
 
     python tools/check_dataset.py --mm-data data.json --global-batch-size 64
 
-Exit code 0: fit for a run; 1: something is wrong (an error in the config or list, a sample that cannot be decoded, or
-more dropped than --max-dropped-fraction).
+Exit code 0: fit for a run; 1: something is wrong (an error in the config or list, a sample that cannot be decoded, more
+dropped than --max-dropped-fraction, or more captions that cleaning empties than --max-empty-captions).
 """
 
 import argparse
@@ -30,6 +30,13 @@ def main() -> int:
     parser.add_argument("--num-workers", type=int, default=2, metavar="N", help="processes that decode (default 2)")
     parser.add_argument("--probe", action="store_true", help="take what the lists leave out from the files")
     parser.add_argument("--max-dropped-fraction", type=float, default=1.0, metavar="X", help="more is exit code 1")
+    parser.add_argument(
+        "--max-empty-captions",
+        type=float,
+        default=0.5,
+        metavar="FRACTION",
+        help="that cleaning may empty; more is exit code 1",
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="write check.json and shapes.png there")
     options = parser.parse_args()
     with said_in_one_line():
@@ -50,7 +57,10 @@ def main() -> int:
     too_many = found.dropped_fraction > options.max_dropped_fraction
     if too_many:
         print(f"error: {found.dropped_fraction:.1%} of the rows are dropped, more than --max-dropped-fraction allows")
-    return int(bool(found.faults) or too_many)
+    emptied = found.emptied.fault(options.max_empty_captions)
+    if emptied is not None:
+        print(f"error: {emptied}")
+    return int(bool(found.faults) or too_many or emptied is not None)
 
 
 if __name__ == "__main__":

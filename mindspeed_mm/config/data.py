@@ -167,12 +167,14 @@ class DatasetConfig:
     use_text_processer: bool = True
     enable_text_preprocessing: bool = option(True, aliases=("enable_text_preprocess",))
     use_clean_caption: bool = True
+    support_chinese: bool = (
+        False  # keep Chinese in captions, which the original always removes, for a multilingual encoder
+    )
     model_max_length: int = option(120, at_least=1, at_most=2**20)
     tokenizer_config: TokenizerConfig
     tokenizer_config_2: TokenizerConfig | None = None
 
     ACCEPTED: ClassVar[dict[str, str]] = {
-        "support_chinese": "the original accepts it without effect",
         "use_feature_data": "load_video_features and load_text_features of the model JSON say it",
         "use_img_from_vid": "the original stores it without using it",
     }

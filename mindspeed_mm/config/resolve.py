@@ -81,7 +81,9 @@ def sample_config(argv: list[str], world_size: int | None = None) -> SampleConfi
     """A sampling job from the flags of `inference.py`. world_size: default torchrun's $WORLD_SIZE."""
     given = arguments.parse_sample(argv)
     flags = given.values
-    config = _sample_config(given, prompt=flags.prompt, micro_batch_size=flags.micro_batch_size)
+    config = _sample_config(
+        given, prompt=flags.prompt, micro_batch_size=flags.micro_batch_size, max_prompts=flags.max_prompts
+    )
     data_size = checks.data_ranks(config.launch, world_size)
     if config.launch.guidance_parallel and data_size % 2:
         raise ConfigError(

@@ -192,6 +192,15 @@ class RunFlags:
         section=_DATA,
         help="share of the files tried that may be bad; more end the run",
     )
+    max_empty_captions: float = flag(
+        0.5,
+        "--max-empty-captions",
+        metavar="FRACTION",
+        at_least=0,
+        at_most=1,
+        section=_DATA,
+        help="share of the captions that cleaning may empty (Chinese, for example); with more the run does not start",
+    )
     data_ledger: str | None = flag(
         None,
         "--data-ledger",

@@ -50,6 +50,8 @@ class SampleModelConfig:
     use_prompt_template: bool = True
     use_prompt_preprocess: bool = True
     clean_caption: bool = True
+    support_chinese: bool = False  # keep Chinese in prompts, for a multilingual text encoder
+    max_prompts: int = option(1000, at_least=1)  # that a file may hold; the original uses the first 1000 of any file
     num_samples_per_prompt: int = option(1, at_least=1, at_most=100_000)
     micro_batch_size: int = option(1, at_least=1, at_most=2**16)
     fps: int = option(24, at_least=1, at_most=10_000)
@@ -84,6 +86,7 @@ class SampleModelConfig:
         named = {name: getattr(line, name) for name in ("guidance_scale", "guidance_rescale", "num_inference_steps")}
         given = {name: value for name, value in named.items() if value is not None}
         diffusion, pipeline = dataclasses.replace(self.diffusion, **given), self.pipeline_config
+        check(line)
         check(diffusion)
         if line.input_size is not None:
             pipeline = dataclasses.replace(pipeline, input_size=line.input_size)
@@ -115,7 +118,16 @@ class PromptConfig:
     guidance_rescale: float | None = option(None, at_least=0, at_most=1)
     num_inference_steps: int | None = option(None, aliases=("steps",), at_least=1, at_most=100_000)
 
+    def problems(self):
+        for name in ("prompt", "negative_prompt"):
+            text = getattr(self, name) or ""
+            if len(text) > LONGEST_TEXT:
+                yield name, f"{len(text)} characters; at most {LONGEST_TEXT}, of which T5 reads some 2,500"
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                yield name, "holds half a surrogate pair, which is no character; write the whole character, in UTF-8"
 
+
+LONGEST_TEXT = 20_000  # characters of a caption or prompt that are looked at; T5 reads some 2,500
 GUIDANCE_MODES = ("auto", "batched", "sequential")
 
 
@@ -185,7 +197,15 @@ class JobFlags(SampleFlags):
         section="the job",
         may_be_empty=True,
         help="instead of the JSON's prompt; .txt: a prompt per line; .jsonl: an object per line with prompt and, as it "
-        "likes, negative_prompt, seed, input_size, guidance_scale, guidance_rescale, num_inference_steps",
+        "likes, negative_prompt, seed, input_size, guidance_scale, guidance_rescale, num_inference_steps; .json: a list of "
+        "these; .csv: the same as columns",
+    )
+    max_prompts: int | None = flag(
+        None,
+        "--max-prompts",
+        at_least=1,
+        section="the job",
+        help="that a file may hold; more are refused; default: the JSON's, or 1000",
     )
     micro_batch_size: int | None = flag(
         None, "--micro-batch-size", at_least=1, section="the job", help="prompts sampled together; default: the JSON's"

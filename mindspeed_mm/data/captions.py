@@ -1,17 +1,8 @@
-"""Captions: which one, with which sentence about its looks, cleaned, or dropped for classifier-free guidance.
+"""Captions: which one, with which sentence about its looks, or dropped for classifier-free guidance. What cleaning makes of
+them: `data/text/cleaning.py`."""
 
-Prompts are cleaned by the same functions at sampling time.
-"""
-
-import html
 import random
-import re
-import urllib.parse
-import warnings
 from collections.abc import Sequence
-
-import ftfy
-from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
 
 # --------------------------------------------------------------------------------------------------------- choosing
 
@@ -102,103 +93,3 @@ AESTHETIC_SENTENCES = {
         "The visual appeal of this image is outstanding.",
     ),
 }
-
-# --------------------------------------------------------------------------------------------------------- cleaning
-
-
-def preprocess(caption: str, use_clean_caption: bool = True) -> str:
-    """A caption or prompt as the text encoders should see it: cleaned twice, or only lower-cased and stripped.
-
-    Twice, because the first pass can uncover what the second removes (entities that decode to tags, for example).
-    """
-    return clean(clean(caption)) if use_clean_caption else caption.lower().strip()
-
-
-def clean(caption: str) -> str:
-    """One pass: lower case; no URLs, HTML, e-mail names, CJK, file names, codes and sizes; plain quotes and dashes."""
-    text = urllib.parse.unquote_plus(str(caption)).strip().lower()
-    text = _substitute(_LINKS, text)
-    with warnings.catch_warnings():  # captions that look like a file name or an address are no mistake here
-        warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)
-        text = BeautifulSoup(text, features="html.parser").text
-    text = _substitute(_SYMBOLS, text)
-    if len(_DASHES_AND_UNDERSCORES.findall(text)) > 3:  # this-is-my-cute-cat
-        text = _DASHES_AND_UNDERSCORES.sub(" ", text)
-    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
-    return _substitute(_CODES_AND_EDGES, text).strip()
-
-
-def _substitute(rules: tuple[tuple[re.Pattern, str], ...], text: str) -> str:
-    for pattern, replacement in rules:
-        text = pattern.sub(replacement, text)
-    return text
-
-
-def _rules(*rules: tuple[str, str]) -> tuple[tuple[re.Pattern, str], ...]:
-    return tuple((re.compile(pattern), replacement) for pattern, replacement in rules)
-
-
-_URL = (
-    r"\b((?:{scheme}(?:\/{{1,3}}|[a-zA-Z0-9%])|[a-zA-Z0-9.\-]+[.]"
-    r"(?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b\/?(?!@)))"
-)
-_FILE_TYPES = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
-_DASHES_AND_UNDERSCORES = re.compile(r"[-_]")
-
-_LINKS = _rules(
-    (r"<person>", "person"),
-    (_URL.format(scheme="https?:"), ""),
-    (_URL.format(scheme="www:"), ""),
-)
-
-_SYMBOLS = _rules(
-    (r"@[\w\d]+\b", ""),
-    # CJK: strokes, Katakana extensions, enclosed letters, compatibility, extension A, hexagrams, unified ideographs
-    (r"[\u31c0-\u31ef]+", ""),
-    (r"[\u31f0-\u31ff]+", ""),
-    (r"[\u3200-\u32ff]+", ""),
-    (r"[\u3300-\u33ff]+", ""),
-    (r"[\u3400-\u4dbf]+", ""),
-    (r"[\u4dc0-\u4dff]+", ""),
-    (r"[\u4e00-\u9fff]+", ""),
-    (
-        r"[\u002d\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u301c\u3030\u30a0"
-        r"\ufe31\ufe32\ufe58\ufe63\uff0d]+",
-        "-",
-    ),
-    (r"[`´«»“”¨]", '"'),
-    (r"[‘’]", "'"),
-    (r"&quot;?", ""),
-    (r"&amp", ""),
-    (r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),
-    (r"\d:\d\d\s+$", ""),
-    (r"\\n", " "),
-    (r"#\d{1,3}\b", ""),
-    (r"#\d{5,}\b", ""),
-    (r"\b\d{6,}\b", ""),
-    (rf"\S+\.(?:{_FILE_TYPES})", ""),
-    (r"[\"']{2,}", '"'),
-    (r"\.{2,}", " "),
-    (r"[#®•©™&@·º½¾¿¡§~)(\]\[}{|\\/*]+", " "),
-    (r"\s+\.\s+", " "),
-)
-
-_CODES_AND_EDGES = _rules(
-    (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),
-    (r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),
-    (r"\b\d+[a-zA-Z]+\d+\b", ""),
-    (r"(worldwide\s+)?(free\s+)?shipping", ""),
-    (r"(free\s)?download(\sfree)?", ""),
-    (r"\bclick\b\s(?:for|on)\s\w+", ""),
-    (rf"\b(?:{_FILE_TYPES})(\simage[s]?)?", ""),
-    (r"\bpage\s+\d+\b", ""),
-    (r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b", " "),
-    (r"\b\d+\.?\d*[x\u0445×]\d+\.?\d*\b", ""),
-    (r"\b\s+:\s+", ": "),
-    (r"(\D[,./])\b", r"\1 "),
-    (r"\s+", " "),
-    (r"^[\"']([\w\W]+)[\"']$", r"\1"),
-    (r"^['_,\-:;]", ""),
-    (r"['_,\-:+]$", ""),
-    (r"^\.\S+$", ""),
-)

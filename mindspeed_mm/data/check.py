@@ -14,6 +14,7 @@ from mindspeed_mm.data import probe
 from mindspeed_mm.data.dataset import fixed_draws
 from mindspeed_mm.data.lists.filters import Clip, FilterResult, filter_rows
 from mindspeed_mm.data.sampler import GroupedSampler
+from mindspeed_mm.data.text.emptied import Emptied, emptied
 from mindspeed_mm.data.video import VideoSource
 from mindspeed_mm.data.workers import Announce, WorkerPool
 from mindspeed_mm.errors import DataError
@@ -33,6 +34,7 @@ class Check:
     """What was found out about a list."""
 
     result: FilterResult
+    emptied: Emptied
     decoded: tuple[Decoded, ...]
     global_batch_size: int
     epoch_samples: int
@@ -54,6 +56,7 @@ class Check:
             f"data: {hours:.2f} hours of video are seen in an epoch, at the files' own frame rates",
             f"data: an epoch has {self.epoch_samples} samples, {self.epoch_samples // batch} steps of {batch}; "
             f"{len(clips) - self.epoch_samples} clips are left out of it (another epoch leaves out others)",
+            *self.emptied.lines(),
         ]
         if self.decoded:
             seconds = sorted(one.seconds for one in self.decoded)
@@ -67,6 +70,7 @@ class Check:
         """The same for a JSON file, with every dropped row."""
         return {
             **self.result.report(),
+            "empty_captions": self.emptied.report(),
             "global_batch_size": self.global_batch_size,
             "epoch_samples": self.epoch_samples,
             "epoch_steps": self.epoch_samples // self.global_batch_size,
@@ -104,7 +108,8 @@ def check_list(
     videos.check(result.clips)
     chosen = random.Random(seed).sample(range(len(result.clips)), min(samples, len(result.clips)))
     decoded = _decode(videos, [result.clips[place] for place in sorted(chosen)], processes)
-    return Check(result, decoded, global_batch_size, sampler.epoch_size)
+    found = emptied((clip.row for clip in result.clips), dataset)
+    return Check(result, found, decoded, global_batch_size, sampler.epoch_size)
 
 
 def _decode(videos: VideoSource, clips: list[Clip], processes: int) -> tuple[Decoded, ...]:

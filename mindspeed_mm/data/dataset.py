@@ -16,6 +16,7 @@ from mindspeed_mm.data import captions, probe
 from mindspeed_mm.data.ledger import Substitution
 from mindspeed_mm.data.lists.filters import Clip, FilterResult, filter_rows
 from mindspeed_mm.data.lists.rows import Row
+from mindspeed_mm.data.text.cleaning import preprocess
 from mindspeed_mm.data.tokens import Tokenizer, load_tokenizer
 from mindspeed_mm.data.video import Allocate, VideoSource
 from mindspeed_mm.errors import DataError
@@ -142,7 +143,8 @@ class ClipDataset:
             caption = captions.add_aesthetic(caption, clip.row.aesthetic, clip.row.kind, rng)
         if not self.config.enable_text_preprocessing:
             return caption
-        return captions.drop_caption(captions.preprocess(caption, self.config.use_clean_caption), config.cfg, rng)
+        cleaned = preprocess(caption, self.config.use_clean_caption, self.config.support_chinese)
+        return captions.drop_caption(cleaned, config.cfg, rng)
 
 
 def fixed_draws(clip: Clip, crop: int) -> random.Random:

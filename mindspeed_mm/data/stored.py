@@ -13,6 +13,7 @@ from mindspeed_mm.data import captions
 from mindspeed_mm.data.features import TEXT, VIDEO, Entry, PartReader, Stamp, digest, read_index
 from mindspeed_mm.data.lists.filters import Clip
 from mindspeed_mm.data.lists.rows import Row
+from mindspeed_mm.data.text.cleaning import preprocess
 from mindspeed_mm.data.video import Allocate
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.types import Posterior, TextFeatures
@@ -33,7 +34,7 @@ def possible_texts(row: Row, config: DatasetConfig) -> set[str]:
         texts = {other for text in texts for other in captions.with_aesthetic(text, row.aesthetic, row.kind)}
     if not config.enable_text_preprocessing:
         return texts
-    texts = {captions.preprocess(text, config.use_clean_caption) for text in texts}
+    texts = {preprocess(text, config.use_clean_caption, config.support_chinese) for text in texts}
     return texts | {""} if config.preprocess_parameters.cfg > 0 else texts
 
 

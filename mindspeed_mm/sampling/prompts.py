@@ -1,14 +1,10 @@
-"""Prompts: read, put into the template of the model's version, cleaned as training captions are."""
+"""Prompts: put into the template of the model's version, cleaned as training captions are."""
 
 import dataclasses
-from pathlib import Path
 
-from mindspeed_mm.config.sample import PromptConfig
-from mindspeed_mm.data.captions import preprocess as clean_twice
-from mindspeed_mm.errors import DataError
-from mindspeed_mm.schema import build, read_json_lines, read_text
-
-_LIMIT = 1000  # prompts of a file that are used, as the original
+from mindspeed_mm.data.text.cleaning import CJK
+from mindspeed_mm.data.text.cleaning import preprocess as clean_twice
+from mindspeed_mm.data.text.emptied import CHINESE, is_emptied
 
 # Templates of the releases: (around the prompt, negative prompt).
 _TEMPLATES = {
@@ -40,45 +36,25 @@ class Prompt:
     negative: str
 
 
-def read_prompts(prompt: str) -> list[PromptConfig]:
-    """The prompts of the file `prompt`, the first 1000; or `prompt` itself where there is no such file.
-
-    A .jsonl file holds an object per line (`PromptConfig`); any other a prompt per line, which is stripped. There, an
-    empty line is an empty prompt; the end of the file is not a line.
-    """
-    path = Path(prompt)
-    if not is_prompt_file(prompt):
-        if path.suffix in (".txt", ".jsonl") and " " not in prompt:
-            raise DataError(f"{prompt}: no such file of prompts")
-        return [PromptConfig(prompt=prompt)]
-    if path.suffix == ".jsonl":
-        prompts = [build(PromptConfig, node) for node in read_json_lines(path)[:_LIMIT]]
-    else:
-        lines = read_text(path).splitlines()[:_LIMIT]
-        prompts = [PromptConfig(prompt=line.strip()) for line in lines]
-    if not prompts:
-        raise DataError(f"{prompt}: holds no prompt")
-    return prompts
-
-
-def is_prompt_file(prompt: str) -> bool:
-    try:
-        return Path(prompt).is_file()
-    except OSError:  # a prompt longer than a file name may be
-        return False
-
-
 def compose(
-    text: str, version: str, negative: str = "", *, template: bool = True, preprocess: bool = True, clean: bool = True
+    text: str,
+    version: str,
+    negative: str = "",
+    *,
+    template: bool = True,
+    preprocess: bool = True,
+    clean: bool = True,
+    keep_cjk: bool = False,
 ) -> Prompt:
     """The template of `version` around a prompt, and a user's negative prompt behind the template's own.
 
-    Unknown versions have no template. preprocess: lower-case and strip; with clean, the cleaning of training captions.
+    Unknown versions have no template. preprocess: lower-case and strip; with clean, the cleaning of training captions,
+    which leaves Chinese only with keep_cjk.
     """
     around, unwanted = _TEMPLATES.get(version, ("{}", "")) if template else ("{}", "")
     positive, unwanted = around.replace("{}", text), _joined(unwanted, negative)
     if preprocess:
-        positive, unwanted = clean_twice(positive, clean), clean_twice(unwanted, clean)
+        positive, unwanted = clean_twice(positive, clean, keep_cjk), clean_twice(unwanted, clean, keep_cjk)
     return Prompt(positive, unwanted)
 
 
@@ -87,3 +63,14 @@ def _joined(first: str, second: str) -> str:
     if not first or not second:
         return first or second
     return f"{first} {second}" if first.endswith((".", ",")) else f"{first}, {second}"
+
+
+def warning(text: str, *, preprocess: bool = True, clean: bool = True, keep_cjk: bool = False) -> str | None:
+    """What to say of a prompt of which cleaning leaves nothing, or None."""
+    if not is_emptied(text, preprocess and clean, keep_cjk):
+        return None
+    if not text.strip():
+        return "the prompt is empty; the template alone is sampled"
+    left = compose(text, "", preprocess=preprocess, clean=clean, keep_cjk=keep_cjk).positive
+    hint = f": {CHINESE}" if not keep_cjk and CJK.search(text) else ""
+    return f"of the prompt {text[:60]!r} cleaning leaves {left[:60]!r}, which is sampled instead{hint}"

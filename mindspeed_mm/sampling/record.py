@@ -16,8 +16,11 @@ from mindspeed_mm.version import __version__
 
 DONE, FAILED = "done", "failed"
 
-# Keys of the JSON that do not decide the pixels: the prompt's file and where things lie.
-_PLACES = ("save_path", "from_pretrained", "micro_batch_size", "num_samples_per_prompt")
+# Keys of the JSON that do not decide the pixels beyond the texts: the prompt's file and where things lie.
+_PLACES = (
+    *("save_path", "from_pretrained", "micro_batch_size", "num_samples_per_prompt"),
+    *("max_prompts", "support_chinese"),
+)
 
 
 def sample_block(request: Request, config: SampleConfig, weights: dict[str, dict[str, str]]) -> dict[str, Any]:

@@ -3,12 +3,15 @@
 import dataclasses
 from collections.abc import Sequence
 
+from mindspeed_mm import logs
 from mindspeed_mm.config import checks
 from mindspeed_mm.config.run import LaunchConfig
 from mindspeed_mm.config.sample import PromptConfig, SampleModelConfig
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.sampling.prompts import Prompt, compose
+from mindspeed_mm.sampling.prompts import Prompt, compose, warning
 from mindspeed_mm.schema import Node
+
+_log = logs.get(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class Request:
             template=model.use_prompt_template,
             preprocess=model.use_prompt_preprocess,
             clean=model.clean_caption,
+            keep_cjk=model.support_chinese,
         )
 
     @property
@@ -73,6 +77,7 @@ def requests_of(
         except ConfigError as error:
             raise place.error(str(error)) from None
         checks.check_sample_size(settings, launch, place)
+        _warn(settings, index)
         for sample in range(model.num_samples_per_prompt):
             requests.append(
                 Request(
@@ -83,6 +88,16 @@ def requests_of(
                 )
             )
     return requests
+
+
+def _warn(model: SampleModelConfig, index: int) -> None:
+    options = {
+        "preprocess": model.use_prompt_preprocess,
+        "clean": model.clean_caption,
+        "keep_cjk": model.support_chinese,
+    }
+    if (text := warning(model.prompt, **options)) is not None:
+        _log.warning(f"prompt {index + 1}: {text}")
 
 
 def batches(requests: Sequence[Request], size: int) -> list[list[Request]]:

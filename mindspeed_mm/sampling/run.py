@@ -19,7 +19,7 @@ from mindspeed_mm.platforms.base import Platform
 from mindspeed_mm.sampling import gallery, record
 from mindspeed_mm.sampling.archive import Archive
 from mindspeed_mm.sampling.pipeline import T2VPipeline
-from mindspeed_mm.sampling.prompts import is_prompt_file, read_prompts
+from mindspeed_mm.sampling.prompt_files import is_prompt_file, read_prompts
 from mindspeed_mm.sampling.provenance import weights_of
 from mindspeed_mm.sampling.requests import Request, batches, requests_of
 from mindspeed_mm.sampling.residence import Residence
@@ -36,7 +36,7 @@ def run(config: SampleConfig, platform: Platform, parallel: ParallelContext) -> 
     """
     model = config.model
     file = model.prompt if is_prompt_file(model.prompt) else ""
-    requests = requests_of(model, read_prompts(model.prompt), config.seed, config.launch, file)
+    requests = requests_of(model, read_prompts(model.prompt, model.max_prompts), config.seed, config.launch, file)
     plan = _plan(config, platform, requests) if parallel.is_first else None
     meet("the plan of sampling", parallel, for_ever=True)  # hashing weights may take minutes
     weights, done = from_first_rank(plan)

@@ -19,7 +19,7 @@ from mindspeed_mm.parallel.meeting import meet
 from mindspeed_mm.sampling import sheets
 from mindspeed_mm.sampling.archive import write_frames
 from mindspeed_mm.sampling.pipeline import T2VPipeline
-from mindspeed_mm.sampling.prompts import is_prompt_file, read_prompts
+from mindspeed_mm.sampling.prompt_files import is_prompt_file, read_prompts
 from mindspeed_mm.sampling.requests import Request, requests_of
 from mindspeed_mm.sampling.residence import Residence
 from mindspeed_mm.sampling.text import PromptEncoder, tokenizers_of
@@ -58,7 +58,9 @@ class TrainingSamples:
         self.text = PromptEncoder(encoders, tokenizers_of(model), self.residence)
         self.model = dataclasses.replace(model, weight_dtype=_dtype_name(denoiser))
         file = model.prompt if is_prompt_file(model.prompt) else ""
-        self.requests = requests_of(self.model, read_prompts(model.prompt), seed, launch or LaunchConfig(), file)
+        self.requests = requests_of(
+            self.model, read_prompts(model.prompt, model.max_prompts), seed, launch or LaunchConfig(), file
+        )
 
     def __call__(self, iteration: int) -> list[Path]:
         """Collective over all ranks; returns the files that this rank wrote. The denoiser is left in its mode."""

@@ -16,6 +16,7 @@ from mindspeed_mm.data.lists.filters import Clip
 from mindspeed_mm.data.lists.rows import Row
 from mindspeed_mm.data.loader import Loader, build_loader
 from mindspeed_mm.data.stored import StoredTexts, StoredVideos, check_texts, check_videos
+from mindspeed_mm.data.text.emptied import Emptied, emptied
 from mindspeed_mm.data.video import VideoSource
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.parallel.context import ParallelContext
@@ -83,14 +84,28 @@ class RunData:
     def _dataset(self, data: DataConfig, global_batch_size: int | None, report: str | None) -> ClipDataset:
         config = data.dataset_param
         result = filtered_list(config, global_batch_size=global_batch_size, rows=self.rows(data))
+        found = self._emptied(config, result.clips)
         if report is not None and self.config.data_ledger is not None and self.parallel.is_first:
             file = Path(self.config.data_ledger) / report
             file.parent.mkdir(parents=True, exist_ok=True)
-            atomic.write_text(file, json.dumps(result.report(), indent=1, ensure_ascii=False))
+            atomic.write_text(
+                file, json.dumps({**result.report(), "empty_captions": found.report()}, indent=1, ensure_ascii=False)
+            )
             if result.dropped:
                 _log.info(f"data: every dropped row is listed in {file}")
         videos, texts = self._sources(config, result.clips)
         return ClipDataset(result.usable, config, videos, texts, seed=self.config.seed)
+
+    def _emptied(self, config: DatasetConfig, clips: tuple[Clip, ...]) -> Emptied:
+        """The captions that cleaning empties, as the first rank finds them. DataError on all if they are too many."""
+        found = self.hosts.from_first(emptied((clip.row for clip in clips), config) if self.parallel.is_first else None)
+        for line in found.lines():
+            _log.warning(line)
+        if config.support_chinese:
+            _log.info("data: support_chinese: captions keep Chinese, which the published T5 reads as unknown pieces")
+        if (fault := found.fault(self.config.max_empty_captions)) is not None:
+            raise DataError(f"{config.basic_parameters.data_path}: {fault}")
+        return found
 
     def _sources(self, config: DatasetConfig, clips: tuple[Clip, ...]):
         """What makes the videos and the texts of samples: stored features where the model JSON asks for them."""

@@ -9,10 +9,9 @@ from mindspeed_mm.data.captions import (
     AESTHETIC_SENTENCES,
     add_aesthetic,
     choose_caption,
-    clean,
     drop_caption,
-    preprocess,
 )
+from mindspeed_mm.data.text.cleaning import clean, preprocess
 
 
 @pytest.fixture(scope="module")

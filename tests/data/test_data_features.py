@@ -11,6 +11,7 @@ from mindspeed_mm.data import captions, features, stored
 from mindspeed_mm.data.features import Entry, PartReader, PartWriter, Stamp, digest
 from mindspeed_mm.data.lists.filters import filter_rows
 from mindspeed_mm.data.lists.sources import read_list
+from mindspeed_mm.data.text.cleaning import preprocess
 from mindspeed_mm.errors import DataError
 
 
@@ -86,7 +87,7 @@ def test_every_text_that_a_caption_can_become_is_known_beforehand(tmp_path, scor
     rng, found = random.Random(1), set()
     for _ in range(1500):
         text = captions.choose_caption(one.captions, rng)
-        text = captions.preprocess(captions.add_aesthetic(text, one.aesthetic, one.kind, rng))
+        text = preprocess(captions.add_aesthetic(text, one.aesthetic, one.kind, rng))
         found.add(captions.drop_caption(text, 0.5, rng))
     assert found == texts and len(texts) == (41 if score in (2.0, 6.5) else 3)
 

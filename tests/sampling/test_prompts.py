@@ -1,12 +1,10 @@
-"""Prompt templates and files, against the original's strings."""
+"""Prompt templates, against the original's strings, and what is said of prompts that cleaning empties."""
 
 import json
 
 import pytest
 
-from mindspeed_mm.config.sample import PromptConfig
-from mindspeed_mm.errors import ConfigError, DataError
-from mindspeed_mm.sampling.prompts import compose, read_prompts
+from mindspeed_mm.sampling.prompts import compose, warning
 
 
 def one_line(text: str) -> str:
@@ -39,45 +37,29 @@ def test_without_template_or_cleaning():
     assert compose("A Cat", "v1.5", template=False, preprocess=False).positive == "A Cat"
 
 
-def prompts_of(prompt) -> list[str]:
-    return [line.prompt for line in read_prompts(str(prompt))]
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (
+            "一只猫在草地上奔跑",
+            "of the prompt '一只猫在草地上奔跑' cleaning leaves '', which is sampled instead: cleaning removes Chinese",
+        ),
+        ("一只猫在草地上奔跑 hd", "cleaning leaves 'hd'"),
+        ("<br>", "of the prompt '<br>' cleaning leaves ''"),
+        ("https://example.com/cat", "cleaning leaves"),
+        ("  ", "the prompt is empty"),
+    ],
+)
+def test_a_prompt_that_cleaning_empties_is_named(text, said):
+    assert said in warning(text)
 
 
-def test_a_file_gives_its_lines_and_a_text_itself(tmp_path):
-    file = tmp_path / "prompts.txt"
-    file.write_text(" a cat \n\na dog\n")
-    assert prompts_of(file) == ["a cat", "", "a dog"]
-    assert prompts_of("not a file: a cat") == ["not a file: a cat"]
-    assert prompts_of("a cat " * 500) == ["a cat " * 500]  # longer than a file name may be
-    file.write_text("x\n" * 1200)
-    assert len(prompts_of(file)) == 1000
+def test_a_prompt_of_which_something_is_left_is_not_named():
+    assert warning("a cat") is None and warning("cat") is None
+    assert warning("一只猫", keep_cjk=True) is None and warning("一只猫", clean=False) is None
 
 
-def test_json_lines_carry_settings_of_their_own(tmp_path):
-    file = tmp_path / "prompts.jsonl"
-    file.write_text(
-        '# a comment\n{"prompt": "a cat"}\n\n'
-        '{"prompt": "a dog", "negative": "blurry", "seed": 7, "size": [9, 64, 32], "guidance": 2, "steps": 3}\n'
-    )
-    plain, full = read_prompts(str(file))
-    assert plain == PromptConfig(prompt="a cat")
-    assert (full.negative_prompt, full.seed, full.input_size) == ("blurry", 7, (9, 64, 32))
-    assert (full.guidance_scale, full.num_inference_steps) == (2.0, 3)
-
-
-def test_a_wrong_line_is_named(tmp_path):
-    file = tmp_path / "prompts.jsonl"
-    file.write_text('{"prompt": "a cat"}\n{"prompt": "a dog", "sead": 7}\n')
-    with pytest.raises(ConfigError, match=r"prompts.jsonl:2 sead: unknown key; did you mean 'seed'"):
-        read_prompts(str(file))
-    file.write_text('{"prompt": "a cat"}\n{"seed": 7}\n')
-    with pytest.raises(ConfigError, match=r"prompts.jsonl:2 \(top level\): key 'prompt' is missing"):
-        read_prompts(str(file))
-
-
-def test_a_prompt_file_that_is_missing_or_empty_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"sora.txt: no such file of prompts"):
-        read_prompts(str(tmp_path / "sora.txt"))
-    (tmp_path / "empty.txt").touch()
-    with pytest.raises(DataError, match="empty.txt: holds no prompt"):
-        read_prompts(str(tmp_path / "empty.txt"))
+def test_chinese_stays_in_a_prompt_if_it_is_asked_for():
+    assert compose("一只猫 (HD)", "v1.5").positive == "high quality, hd"
+    assert compose("一只猫 (HD)", "v1.5", "模糊", keep_cjk=True).positive == "high quality, 一只猫 hd"
+    assert compose("", "v1.5", "模糊", keep_cjk=True).negative.endswith("underexposed. 模糊")

@@ -1,0 +1,1 @@
+"""Captions and prompts as the text encoders read them."""

@@ -1,0 +1,108 @@
+"""Texts of which cleaning leaves nothing: a caption that becomes "" trains the model without one, a prompt samples without one.
+
+Chinese is the usual reason: the original removes it, since its T5 has no pieces for it.
+"""
+
+import dataclasses
+import random
+import re
+from collections.abc import Iterable, Sequence
+
+from mindspeed_mm.config.data import DatasetConfig
+from mindspeed_mm.data.lists.rows import Row
+from mindspeed_mm.data.text.cleaning import CJK, preprocess
+
+_MOST = 20_000  # texts that are cleaned to find out; of more of them a part is drawn
+_EXAMPLES = 3
+_SHOWN = 60  # characters of an example
+
+# A plain word of four letters or more, with a blank on either side, survives every rule of the cleaning: so most captions need
+# not be cleaned to know that something is left. Not in texts that hold markup, escapes or Chinese, and not these words.
+_DOUBTFUL = re.compile(r"[<&%@\\\u3100-\u9fff]|click|www|http", re.IGNORECASE)
+_WORD = re.compile(
+    r"(?:^|\s)(?!worldwide|free|shipping|download|page|image|png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4)[a-z]{4,}(?=,?(?:\s|$))",
+    re.IGNORECASE,
+)
+_LETTER = re.compile(r"[^\W_]")
+
+CHINESE = (
+    "cleaning removes Chinese, for which the published T5 has no pieces: translate the texts to English, or set support_chinese "
+    "true and train with a multilingual text encoder"
+)
+
+
+def is_emptied(text: str, use_clean_caption: bool = True, keep_cjk: bool = False) -> bool:
+    """Whether cleaning leaves nothing of a text, or less of a Chinese one than it removes."""
+    if not use_clean_caption:
+        return not text.strip()
+    if not _DOUBTFUL.search(text) and _WORD.search(text):
+        return False
+    left = preprocess(text, keep_cjk=keep_cjk)
+    return not left or (not keep_cjk and sum(map(len, CJK.findall(text))) > len(_LETTER.findall(left)))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Emptied:
+    """How many captions of a list cleaning empties. looked_at: those that were tried, all of a list unless it is huge."""
+
+    looked_at: int = 0
+    count: int = 0
+    examples: tuple[tuple[str, str], ...] = ()  # (path, beginning of the caption)
+    chinese: bool = False
+
+    @property
+    def fraction(self) -> float:
+        return self.count / self.looked_at if self.looked_at else 0.0
+
+    def lines(self) -> list[str]:
+        """The report for the log; nothing if there is nothing to say."""
+        if not self.count:
+            return []
+        shown = "; ".join(f"{path}: {text!r}" for path, text in self.examples)
+        hint = f". Hint: {CHINESE}" if self.chinese else ""
+        return [
+            f"data: cleaning empties {self.count} of {self.looked_at} captions ({self.fraction:.1%}), which then train as if "
+            f"there were none ({shown}{', ...' if self.count > len(self.examples) else ''}){hint}"
+        ]
+
+    def report(self) -> dict:
+        """The same for a JSON file."""
+        examples = [{"path": path, "caption": text} for path, text in self.examples]
+        return {
+            "captions": self.looked_at,
+            "count": self.count,
+            "fraction": round(self.fraction, 6),
+            "examples": examples,
+        }
+
+    def fault(self, most: float) -> str | None:
+        """Why the list is not to be trained on, with --max-empty-captions `most`; or None."""
+        if self.fraction <= most:
+            return None
+        return f"{self.lines()[0].removeprefix('data: ')}; more than --max-empty-captions {most:g}"
+
+
+def emptied(rows: Iterable[Row], config: DatasetConfig) -> Emptied:
+    """The captions of rows that the config's cleaning empties."""
+    texts = [(row.path, text) for row in rows for text in row.captions]
+    cleans = config.enable_text_preprocessing and config.use_clean_caption
+    if cleans:
+        doubtful = [pair for pair in texts if _DOUBTFUL.search(pair[1]) or not _WORD.search(pair[1])]
+        drawn = _drawn(doubtful)
+    else:
+        doubtful = drawn = texts
+    found = [pair for pair in drawn if is_emptied(pair[1], cleans, config.support_chinese)]
+    looked_at = len(texts) - len(doubtful) + len(drawn)
+    if len(drawn) < len(doubtful):  # as if all had been tried
+        looked_at, count = len(texts), round(len(found) * len(doubtful) / len(drawn))
+    else:
+        count = len(found)
+    examples = tuple((path, text[:_SHOWN]) for path, text in found[:_EXAMPLES])
+    chinese = not config.support_chinese and any(CJK.search(text) for _, text in found)
+    return Emptied(looked_at, count, examples, chinese)
+
+
+def _drawn(texts: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+    if len(texts) <= _MOST:
+        return texts
+    return [texts[place] for place in sorted(random.Random(0).sample(range(len(texts)), _MOST))]
