@@ -15,6 +15,7 @@ import numpy as np
 
 from mindspeed_mm import atomic
 from mindspeed_mm.data import media
+from mindspeed_mm.data.damage import listening, notice
 
 # Containers whose packets say when a frame is shown (in .avi they do not), and
 _TIMED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
@@ -105,7 +106,14 @@ def build_index(container: av.container.InputContainer, stream, limit: int | Non
     if container.format.name not in _TIMED or stream.codec_context.name not in _COUNTABLE:
         return _UNUSABLE
     stamps, keys, whole = [], {}, True
-    for packet in container.demux(stream):
+    packets = container.demux(stream)
+    while True:
+        with listening() as messages:
+            packet = next(packets, None)
+        if packet is None:
+            break
+        if notice(messages):  # packets may be missing, and frames counted from the start are then others
+            return _UNUSABLE
         if packet.size == 0 or packet.is_discard:  # the flush packet; frames that an edit list hides
             continue
         if packet.pts is None or packet.is_corrupt:

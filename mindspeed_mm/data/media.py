@@ -7,7 +7,10 @@ says everything, so that any process reads the member in place, and lists, ledge
 import io
 import os
 import re
+import stat as stat_modes
 from typing import BinaryIO
+
+from mindspeed_mm.errors import DataError
 
 _MEMBER = re.compile(r"(?s)(.*\.tar)@(\d{1,18})\+(\d{1,18})/.+")
 
@@ -28,10 +31,18 @@ def stat(path: str) -> os.stat_result:
     return os.stat(place(path)[0])
 
 
+def check_file(path: str) -> None:
+    """DataError for a folder, a pipe or a device; OSError if there is nothing. Opening a pipe would hang."""
+    mode = stat(path).st_mode
+    if not stat_modes.S_ISREG(mode):
+        what = "a folder" if stat_modes.S_ISDIR(mode) else "a pipe, socket or device"
+        raise DataError(f"{path}: is {what}, not a file")
+
+
 def for_ffmpeg(path: str) -> str:
-    """What FFmpeg opens."""
+    """What FFmpeg opens. `file:` keeps a name with a colon from being taken for a protocol."""
     file, start, size = place(path)
-    return path if size is None else f"subfile,,start,{start},end,{start + size},,:{file}"
+    return f"file:{path}" if size is None else f"subfile,,start,{start},end,{start + size},,:{file}"
 
 
 def open_bytes(path: str) -> BinaryIO:

@@ -14,28 +14,17 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mindspeed_mm import atomic, logs
-from mindspeed_mm.data import media
+from mindspeed_mm.data import media, suffixes
+from mindspeed_mm.data.facts import Facts, facts_of
 from mindspeed_mm.data.lists.rows import Row
 from mindspeed_mm.data.lists.sources import read_list
-from mindspeed_mm.data.readers import probe_video, read_image
 from mindspeed_mm.data.workers import Announce, WorkerPool
 from mindspeed_mm.errors import DataError
 
 log = logs.get(__name__)
 
-_VERSION = 1
+_VERSION = 2
 _SECONDS_BETWEEN_SAVES = 30.0
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Facts:
-    """What a file says about itself, as it is shown (turned as its metadata says); or what is wrong with it."""
-
-    height: int | None = None
-    width: int | None = None
-    fps: float | None = None
-    num_frames: int | None = None
-    fault: str | None = None
 
 
 def listed(data_path: str, everything: bool = False, share: Callable[[Callable], Mapping] = lambda make: make()):
@@ -106,6 +95,8 @@ def _completed(row: Row, facts: Facts) -> Row:
         width = len(range(width)[row.crop[0] : row.crop[1]])
     if row.height is not None and row.width is not None:
         height, width = row.height, row.width
+    if row.kind == "image":  # of an animated one the first frame is used, unless the row says num_frames
+        return dataclasses.replace(row, height=height, width=width)
     row = row.timed(facts.fps if row.fps is None else row.fps)
     frames = row.num_frames
     if frames is None and facts.num_frames is not None:
@@ -120,10 +111,7 @@ def _probe_one(task: tuple[str, str | None], announce: Announce) -> Facts:
         return Facts(fault=fault)
     announce(0)
     try:
-        if Row.kind_of(path) == "image":
-            return Facts(*read_image(path).shape[1:3])
-        height, width, fps, num_frames = probe_video(path)
-        return Facts(height, width, fps, num_frames)
+        return facts_of(path, suffixes.kind_of(path, num_frames=2))
     except DataError as error:
         return Facts(fault=str(error))
 
@@ -144,7 +132,8 @@ def _load(cache: Path | None) -> dict[str, tuple[tuple[int, int], Facts]]:
         content = json.loads(cache.read_text(encoding="utf-8"))
         if content["version"] != _VERSION:
             return {}
-        return {path: ((size, date), Facts(*values)) for path, (size, date, *values) in content["files"].items()}
+        files = content["files"].items()
+        return {path: ((size, date), Facts(*facts, tuple(special))) for path, (size, date, *facts, special) in files}
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning(f"data: {cache} is not a probe cache ({type(error).__name__}); probing all files again")
         return {}

@@ -15,16 +15,14 @@ _HAVE_A_PLANAR_WAY = ("yuv420p", "yuvj420p")
 
 
 class RgbConverter:
-    """Frames of any format -> Planes, turned as the file says. Remembers which kinds of frames may go the planar way."""
+    """Frames of any format -> Planes, as they are stored. Remembers which kinds of frames may go the planar way."""
 
     def __init__(self):
         self._planar: dict[tuple, bool] = {}
 
     def __call__(self, frame: av.VideoFrame, reformatter: VideoReformatter) -> Planes:
         """reformatter: one per clip. The planes are valid until it is used again."""
-        planes = _planar(frame, reformatter) if self._may_be_planar(frame) else split(_packed(frame, reformatter))
-        quarters = round(frame.rotation / 90)  # of the display matrix, counter-clockwise
-        return tuple(np.ascontiguousarray(np.rot90(plane, quarters)) for plane in planes) if quarters % 4 else planes
+        return _planar(frame, reformatter) if self._may_be_planar(frame) else split(_packed(frame, reformatter))
 
     def _may_be_planar(self, frame: av.VideoFrame) -> bool:
         if frame.format.name not in _HAVE_A_PLANAR_WAY:

@@ -9,8 +9,9 @@ from torch import Tensor
 from mindspeed_mm.config.data import PreprocessConfig
 from mindspeed_mm.config.transforms import ToTensorAfterResize, ToTensorVideo
 from mindspeed_mm.data import frames
+from mindspeed_mm.data.images import read_image
 from mindspeed_mm.data.lists.filters import Clip
-from mindspeed_mm.data.readers import build_reader, read_image
+from mindspeed_mm.data.readers import build_reader
 from mindspeed_mm.data.rgb import split
 from mindspeed_mm.data.transforms import ClipPlan, Pipeline, build_pipeline
 from mindspeed_mm.errors import ConfigError, DataError
@@ -77,7 +78,7 @@ class VideoSource:
     def _frames(self, clip: Clip, indices: list[int]):
         if clip.row.kind == "image":
             return [((0,), split(read_image(clip.row.path)[0]))]
-        return self._reader.frames(clip.row.path, indices)
+        return self._reader.frames(clip.row.path, indices, clip.row.fps)
 
 
 def _cropped(plane: Tensor, clip: Clip) -> Tensor:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 
 import pytest
 from data_helpers import row, write_clip, write_list
@@ -69,15 +70,29 @@ def test_results_are_kept_until_a_file_changes(bare, tmp_path, monkeypatch):
     assert again[str(tmp_path / "a.mp4")].num_frames == 20
     cache.write_text("{broken")
     assert probe.probe(paths, cache, processes=1) == again
-    assert json.loads(cache.read_text())["version"] == 1
+    assert json.loads(cache.read_text())["version"] == 2
 
 
-def test_a_file_that_hangs_is_given_up(tmp_path):
-    os.mkfifo(tmp_path / "pipe.mp4")
+def test_a_file_that_hangs_is_given_up(tmp_path, monkeypatch):
     write_clip(tmp_path / "a.mp4", 9)
-    paths = [str(tmp_path / "pipe.mp4"), str(tmp_path / "a.mp4")]
+    shutil.copy(tmp_path / "a.mp4", tmp_path / "slow.mp4")
+    facts_of = probe.facts_of
+    monkeypatch.setattr(
+        probe, "facts_of", lambda path, kind: (time.sleep(60 * ("slow" in path)), facts_of(path, kind))[1]
+    )
+    paths = [str(tmp_path / "slow.mp4"), str(tmp_path / "a.mp4")]
     facts = probe.probe(paths, processes=1, timeout_s=1.0)
     assert facts[paths[0]].fault == f"{paths[0]}: gave nothing in 1 s" and facts[paths[1]].num_frames == 9
+
+
+def test_a_pipe_is_refused_and_not_opened(tmp_path):
+    for name in ("pipe.mp4", "pipe.png"):
+        os.mkfifo(tmp_path / name)
+    paths = [str(tmp_path / "pipe.mp4"), str(tmp_path / "pipe.png")]
+    facts = probe.probe(paths, processes=1, timeout_s=30.0)
+    assert [facts[path].fault for path in paths] == [
+        f"{path}: is a pipe, socket or device, not a file" for path in paths
+    ]
 
 
 def test_an_unreadable_file_is_dropped_by_a_rule_with_its_reason(bare):

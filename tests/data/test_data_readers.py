@@ -11,9 +11,11 @@ import pytest
 from data_helpers import frame_number, write_clip
 from PIL import Image
 
-from mindspeed_mm.data import frame_index, readers
+from mindspeed_mm.data import frame_index
+from mindspeed_mm.data.facts import facts_of
 from mindspeed_mm.data.frame_index import FrameIndexes
-from mindspeed_mm.data.readers import PyavReader, build_reader, probe_video, read_clip, read_image
+from mindspeed_mm.data.images import read_image
+from mindspeed_mm.data.readers import PyavReader, build_reader, read_clip
 from mindspeed_mm.errors import DataError
 
 REAL = (
@@ -87,7 +89,7 @@ def test_frames_after_a_seek_are_the_right_ones(tmp_path, name):
 
 def test_late_frames_are_reached_by_a_seek(tmp_path, monkeypatch):
     path = write_clip(tmp_path / "clip.mp4", 110, **ENCODINGS["open_gop.mp4"])
-    monkeypatch.setattr(readers, "_from_start", lambda *_: pytest.fail("decoded from the start"))
+    monkeypatch.setattr(PyavReader, "_from_start", lambda *_: pytest.fail("decoded from the start"))
     assert frame_number(read_pyav(str(path), [100])[0]) == 100
 
 
@@ -245,14 +247,19 @@ def test_an_optional_reader_gives_the_same_frames_where_it_is_installed(tmp_path
         read_clip(reader, str(tmp_path / "bad.mp4"), [0])
 
 
+def _facts(path):
+    found = facts_of(path, "video")
+    return found.height, found.width, found.fps, found.num_frames
+
+
 def test_facts_of_a_file_are_probed(tmp_path, clips):
-    assert probe_video(str(clips / "lift.mp4")) == (90, 160, 25.0, 325)
-    assert probe_video(str(clips / "av1.mkv")) == (90, 160, 25.0, 125)
-    assert probe_video(str(clips / "broken" / "rotated_90.mov"))[:2] == (112, 64)  # as it is shown
-    assert probe_video(str(write_clip(tmp_path / "a.webm", 31, codec="libvpx-vp9", fps=30)))[2:] == (30.0, 31)
+    assert _facts(str(clips / "lift.mp4")) == (90, 160, 25.0, 325)
+    assert _facts(str(clips / "av1.mkv")) == (90, 160, 25.0, 125)
+    assert _facts(str(clips / "broken" / "rotated_90.mov"))[:2] == (112, 64)  # as it is shown
+    assert _facts(str(write_clip(tmp_path / "a.webm", 31, codec="libvpx-vp9", fps=30)))[2:] == (30.0, 31)
     for name in ("zero_byte.mp4", "truncated.mp4", "not_a_video.mp4", "absent.mp4"):
         with pytest.raises(DataError, match=name):
-            probe_video(str(clips / "broken" / name))
+            _facts(str(clips / "broken" / name))
 
 
 def test_images_are_rgb_and_turned_by_their_orientation(tmp_path):

@@ -2,10 +2,9 @@
 row can be used is decided in `data/lists/filters.py`."""
 
 import dataclasses
-import os
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+from mindspeed_mm.data import suffixes
+
 CAPTION_SUFFIXES = (".txt", ".caption", ".cap")  # of a text beside a clip, with its stem
 
 
@@ -29,7 +28,7 @@ class Row:
     @property
     def kind(self) -> str:
         """'video', 'image' or 'unknown'."""
-        return self.kind_of(self.path)
+        return suffixes.kind_of(self.path, self.num_frames)
 
     @property
     def lacks_facts(self) -> bool:
@@ -54,5 +53,4 @@ class Row:
     @staticmethod
     def kind_of(path: str) -> str:
         """By the suffix, in any case."""
-        suffix = os.path.splitext(path)[1].lower()
-        return "video" if suffix in VIDEO_SUFFIXES else "image" if suffix in IMAGE_SUFFIXES else "unknown"
+        return suffixes.kind_of(path)

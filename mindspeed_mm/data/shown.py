@@ -1,0 +1,150 @@
+"""Frames as they are stored -> frames as they are shown: planes of red, green and blue.
+
+Most frames only need their colours converted, which `data/rgb.py` does. The others go through FFmpeg's filters first:
+interlaced ones keep one field, from which the lines of the other are made; pixels that are not square become square; PQ
+and HLG (HDR) become BT.709 by FFmpeg's perceptual tone mapping; what is transparent shows white. Each frame is made by
+itself, so that it is the same wherever decoding began.
+"""
+
+import fractions
+import functools
+
+import av
+import numpy as np
+from av.filter import Graph
+from av.sidedata.sidedata import Type as SideData
+from av.video.format import VideoFormat
+from av.video.reformatter import ColorTrc, VideoReformatter
+
+from mindspeed_mm.data.images import MAX_PIXELS, composite
+from mindspeed_mm.data.rgb import Planes, RgbConverter, split
+from mindspeed_mm.errors import DataError
+
+_HDR = {int(ColorTrc.SMPTE2084): "PQ", int(ColorTrc.ARIB_STD_B67): "HLG"}
+_DEINTERLACE = "estdif", "mode=frame:deint=all"  # spatial: the neighbours in time are not looked at
+_TONE_MAP = "scale", "out_transfer=bt709:out_primaries=bt709:intent=perceptual"
+_SQUARE = fractions.Fraction(1)
+_MOST_OBLONG = 8  # times as wide as high, or as high as wide; more is damage
+
+
+def traits(frame: av.VideoFrame, aspect: fractions.Fraction) -> tuple[str, ...]:
+    """What is special about a frame, for reports: 'interlaced', 'PQ', 'HLG', 'transparent', 'pixels of 16:15'."""
+    found = ["interlaced"] if frame.interlaced_frame else []
+    found += [_HDR[int(frame.color_trc)]] if int(frame.color_trc) in _HDR else []
+    found += ["transparent"] if has_alpha(frame.format.name) else []
+    found += [f"pixels of {aspect.numerator}:{aspect.denominator}"] if aspect != _SQUARE else []
+    return tuple(found)
+
+
+@functools.cache
+def has_alpha(name: str) -> bool:
+    """Whether a pixel format has an alpha channel, or a palette that may have one."""
+    form = VideoFormat(name, 16, 16)
+    return form.has_palette or any(component.is_alpha for component in form.components)
+
+
+def pixel_aspect(stream: av.VideoStream) -> fractions.Fraction:
+    """Width : height of a pixel, as the container says or else the codec; 1 if neither does."""
+    for owner in (stream, stream.codec_context):
+        aspect = owner.sample_aspect_ratio
+        if aspect is not None and aspect > 0:
+            return fractions.Fraction(aspect)
+    return _SQUARE
+
+
+def shown_size(frame: av.VideoFrame, aspect: fractions.Fraction) -> tuple[int, int]:
+    """(height, width) in square pixels: the height of the file, its width times the aspect; then turned."""
+    height, width = frame.height, _shown_width(frame.width, aspect)
+    return (width, height) if _turn(frame)[0] else (height, width)
+
+
+def _shown_width(width: int, aspect: fractions.Fraction) -> int:
+    return max(1, round(width * aspect))
+
+
+class Screen:
+    """Shows the frames of one reading of a file."""
+
+    def __init__(self, path: str, rgb: RgbConverter, aspect: fractions.Fraction):
+        if not 1 / _MOST_OBLONG <= aspect <= _MOST_OBLONG:
+            raise DataError(f"{path}: pixels of {aspect.numerator}:{aspect.denominator} cannot be meant")
+        self._path, self._rgb, self._aspect = path, rgb, aspect
+        self._reformatter = VideoReformatter()
+        self._chains: dict[tuple, _Chain] = {}
+
+    def __call__(self, frame: av.VideoFrame) -> Planes:
+        """The planes are valid until the next frame is shown. A frame gives the same each time."""
+        filters = self._filters(frame)
+        if not filters and not has_alpha(frame.format.name):
+            return turned(self._rgb(frame, self._reformatter), frame)
+        kind = (frame.format.name, frame.width, frame.height, frame.color_trc, frame.colorspace, frame.color_range)
+        kind = (*kind, frame.color_primaries, frame.interlaced_frame)
+        if kind not in self._chains:
+            self._chains[kind] = _Chain(frame, filters)
+        return turned(self._chains[kind](frame), frame)
+
+    def _filters(self, frame: av.VideoFrame) -> list[tuple[str, str]]:
+        filters = [_DEINTERLACE] if frame.interlaced_frame else []
+        if int(frame.color_trc) in _HDR:
+            filters.append(_TONE_MAP)
+        if self._aspect != _SQUARE:
+            width = _shown_width(frame.width, self._aspect)
+            if width * frame.height > MAX_PIXELS:
+                raise DataError(f"{self._path}: is shown at {width}x{frame.height} pixels; {MAX_PIXELS} are the limit")
+            filters.append(("scale", f"w={width}:h={frame.height}:flags=bicubic+accurate_rnd"))
+        return filters
+
+
+class _Chain:
+    """Filters for frames of one kind."""
+
+    def __init__(self, frame: av.VideoFrame, filters: list[tuple[str, str]]):
+        self._alpha = has_alpha(frame.format.name)
+        self._graph = Graph()
+        self._graph.nb_threads = 1
+        base = fractions.Fraction(1, 1000)
+        buffer = self._graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format.name, time_base=base
+        )
+        nodes = [buffer]
+        nodes += [self._graph.add(*item) for item in (*filters, ("format", "rgba" if self._alpha else "rgb24"))]
+        nodes.append(self._graph.add("buffersink"))
+        for node, following in zip(nodes, nodes[1:], strict=False):
+            node.link_to(following)
+        self._graph.configure()
+        self._time = 0
+
+    def __call__(self, frame: av.VideoFrame) -> Planes:
+        stamp, frame.pts = frame.pts, self._time  # filters want time to go on
+        self._time += 1
+        try:
+            self._graph.push(frame)
+            made = self._graph.pull()
+        finally:
+            frame.pts = stamp
+        pixels = made.to_ndarray()
+        return split(composite(pixels) if self._alpha else pixels)
+
+
+# ------------------------------------------------------------------------------------------------------------- turning
+
+
+def turned(planes: Planes, frame: av.VideoFrame) -> Planes:
+    """Planes as the display matrix of the frame asks for: turned by quarters, mirrored."""
+    swapped, left, up = _turn(frame)
+    if not (swapped or left or up):
+        return planes
+    planes = (plane.T if swapped else plane for plane in planes)
+    return tuple(np.ascontiguousarray(plane[:: -1 if up else 1, :: -1 if left else 1]) for plane in planes)
+
+
+def _turn(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """(axes swapped, then mirrored left to right, then upside down) of a frame's display matrix."""
+    data = frame.side_data.get(SideData.DISPLAYMATRIX)
+    if data is None:
+        return False, False, False
+    # x' = a x + c y, y' = b x + d y
+    a, b, _, c, d = np.frombuffer(data, np.int32)[:5].tolist()
+    swapped = abs(b) + abs(c) > abs(a) + abs(d)
+    across, down = (c, b) if swapped else (a, d)
+    return swapped, across < 0, down < 0
