@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import types
 
 from mindspeed_mm import stopping
@@ -174,6 +175,9 @@ def main(argv: list[str]) -> int:
         copy, argv = Copy(argv[1]), argv[2:]
     try:
         return launch(argv, orders)
+    except Exception:
+        traceback.print_exc()  # while it still reaches the log
+        return 1
     finally:
         if copy is not None:
             copy.close()

@@ -160,6 +160,27 @@ def test_the_exit_code_is_that_of_the_rank_that_failed_and_two_runs_have_ports_o
     assert len({line for line in one.lines() if line.startswith("port ")}) == 2
 
 
+def prints_into_a_full_log(output: Path) -> None:
+    from mindspeed_mm.torchrun import Copy
+
+    for descriptor in (1, 2):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    copy = Copy("/dev/full")
+    for line in ("first", "second"):
+        os.write(1, f"{line}\n".encode())
+        time.sleep(0.2)
+    copy.close()
+
+
+def test_a_log_that_cannot_be_written_ends_no_run(tmp_path):
+    process = forked_from_server(prints_into_a_full_log, tmp_path / "output")
+    process.join(20)
+    assert process.exitcode == 0
+    first, problem, second = (tmp_path / "output").read_text().splitlines()
+    assert (first, second) == ("first", "second")
+    assert problem == "the log goes on in one place only: [Errno 28] No space left on device"
+
+
 # ------------------------------------------------------------------------------------------------------------- the scripts
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 from PIL import Image
-from programs import ROOT, descendants, environment, free_port
+from programs import ROOT, descendants, environment
 
 
 def test_the_fast_path_trains_samples_and_judges(tmp_path):
@@ -18,7 +18,6 @@ def test_the_fast_path_trains_samples_and_judges(tmp_path):
         "FAST": "1",
         "OUT": str(out),
         "VIRTUAL_ENV": sys.prefix,
-        "MASTER_PORT": str(free_port()),
     }
     with subprocess.Popen(
         ["bash", str(ROOT / "examples" / "quickstart" / "run.sh")],

@@ -35,6 +35,20 @@ def test_two_nodes(script, tmp_path):
     assert (tmp_path / "logs").is_dir()
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "--nnodes 1 --local-addr localhost"),
+        ({"MASTER_PORT": 23456}, "--nnodes 1 --node_rank 0 --master_addr localhost --master_port 23456"),
+    ],
+)
+def test_one_node_takes_a_free_port_unless_it_is_given_one(tmp_path, settings, words):
+    result = run("inference_t2v_1_5.sh", tmp_path, DEVICE="npu", **settings)
+    assert f"--nproc_per_node 8 {words} inference.py" in result.stdout
+    assert f"--log-file {tmp_path}/logs/inference_" in result.stdout
+    assert ("--master_port" in result.stdout) == bool(settings)
+
+
 def test_global_batch_counts_all_nodes(tmp_path):
     result = run("pretrain_opensoraplan1_5.sh", tmp_path, DEVICE="npu", NNODES=4, MASTER_ADDR="10.0.0.1", TP=8, MBS=2)
     assert "--global-batch-size 8" in result.stdout
