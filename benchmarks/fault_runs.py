@@ -116,6 +116,17 @@ class Started:
                 raise Broken(f"no {pattern!r} in {timeout_s:.0f} s")
             time.sleep(0.02)
 
+    def wait_for_a_handler(self, number: int, timeout_s: float = START_S) -> None:
+        """Until the process that was started handles a signal."""
+        until = time.monotonic() + timeout_s
+        while True:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+            caught = int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16)
+            if caught >> (number - 1) & 1:
+                return
+            expect(time.monotonic() < until, f"no handler in {timeout_s:.0f} s")
+            time.sleep(0.02)
+
     def iteration(self) -> int:
         """The last that the output names."""
         return max((int(found) for found in _ITERATION.findall(self.text())), default=0)
