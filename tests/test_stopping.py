@@ -27,7 +27,7 @@ def test_a_second_ctrl_c_ends_at_once_and_the_first_is_said_in_one_line():
     time.sleep(0.5)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert errors == "Ctrl-C: ending after this step; once more ends at once\n"
 

@@ -15,6 +15,7 @@ import pytest
 from ranks import forked_from_server
 
 ROOT = Path(__file__).resolve().parents[1]
+PATIENCE_S = 120.0  # on a machine that does much else; each wait ends as soon as it can
 
 PROGRAM = f"""
 import os, signal, sys, time
@@ -62,7 +63,7 @@ class Launched:
 
     def ranks(self) -> list[int]:
         """Process ids, once both are ready."""
-        until = time.monotonic() + 60
+        until = time.monotonic() + PATIENCE_S
         while time.monotonic() < until:
             found = [int(line[4:]) for line in self.lines() if line.startswith("pid ")]
             if len(found) == 2:
@@ -73,7 +74,7 @@ class Launched:
     def lines(self) -> list[str]:
         return self.log.read_text().splitlines() if self.log.exists() else []
 
-    def exit_code(self, timeout_s: float = 30) -> int:
+    def exit_code(self, timeout_s: float = PATIENCE_S) -> int:
         self.process.join(timeout_s)
         return self.process.exitcode
 
@@ -81,7 +82,7 @@ class Launched:
         os.kill(self.process.pid, number)
 
 
-def left_of(pids: list[int], within_s: float = 5.0) -> list[int]:
+def left_of(pids: list[int], within_s: float = 20.0) -> list[int]:
     """Those that are still running after so long."""
     until = time.monotonic() + within_s
     while pids and time.monotonic() < until:
@@ -138,7 +139,7 @@ def test_a_second_ctrl_c_ends_ranks_that_do_not_listen(launched):
     time.sleep(0.5)
     assert run.process.is_alive()
     run.send(signal.SIGINT)
-    assert run.exit_code(10) == 130
+    assert run.exit_code() == 130
     assert left_of(ranks) == []
 
 
@@ -146,7 +147,7 @@ def test_ranks_die_with_a_launcher_that_is_killed(launched):
     run = launched("deaf")
     ranks = run.ranks()
     run.send(signal.SIGKILL)
-    assert run.exit_code(10) == -signal.SIGKILL
+    assert run.exit_code() == -signal.SIGKILL
     assert left_of(ranks) == []
 
 
@@ -174,7 +175,7 @@ def prints_into_a_full_log(output: Path) -> None:
 
 def test_a_log_that_cannot_be_written_ends_no_run(tmp_path):
     process = forked_from_server(prints_into_a_full_log, tmp_path / "output")
-    process.join(20)
+    process.join(PATIENCE_S)
     assert process.exitcode == 0
     first, problem, second = (tmp_path / "output").read_text().splitlines()
     assert (first, second) == ("first", "second")
@@ -204,7 +205,7 @@ def steps(code: int) -> subprocess.Popen:
 def test_a_script_hands_a_signal_on_and_ends_with_the_code_of_the_step_at_work(code):
     process = steps(code)
     os.killpg(process.pid, signal.SIGTERM)
-    output, _ = process.communicate(timeout=10)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert (output, process.returncode) == ("saved\n", code)
 
 
@@ -216,5 +217,5 @@ def test_a_step_is_asked_to_end_when_its_script_is_killed():
 
 def test_a_step_that_fails_ends_the_script():
     script = STEPS.replace("step true", "step false")
-    result = subprocess.run(["bash", "-c", script, "bash", "0"], capture_output=True, text=True, timeout=10)
+    result = subprocess.run(["bash", "-c", script, "bash", "0"], capture_output=True, text=True, timeout=PATIENCE_S)
     assert (result.stdout, result.returncode) == ("", 1)
