@@ -7,6 +7,7 @@ quickstart's tiny model on CPUs, two ranks unless it says otherwise. Exit code 0
 """
 
 import argparse
+import contextlib
 import functools
 import os
 import random
@@ -26,6 +27,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "--local-addr"
 # What docs/operations.md says to give torchrun itself.
 TORCHRUN_STOPS = ("--shutdown-timeout", 600, "--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
 OURS = ("-m", "mindspeed_mm.torchrun", "--nproc_per_node", 2, "--local-addr", "localhost")
+HEADER = ["fault", "tries", "promised", "seen", "longest s"]
 SAVES = "saves, exit 0, nothing left, the next start goes on"
 
 
@@ -364,15 +366,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tries", type=int, default=20, metavar="N", help="of each fault (default 20)")
     parser.add_argument("--only", default="", metavar="WORDS", help="rows whose fault has these words")
+    parser.add_argument("--world", type=Path, metavar="DIR", help="keep the runs here, for another call to go on with")
     options = parser.parse_args()
     rows = [row for make in ROWS for row in make() if options.only.lower() in row.fault.lower()]
     cells = []
-    with tempfile.TemporaryDirectory(prefix="faults_") as folder:
-        make_world(Path(folder))
+    with contextlib.ExitStack() as stack:
+        world = options.world or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults_")))
+        if not (world / "features").exists():
+            make_world(world)
         for row in rows:
-            cells.append(row.run(Path(folder), options.tries))
-            print(table(["fault", "tries", "promised", "seen", "longest s"], cells[-1:]).splitlines()[-1], flush=True)
-    print("\n" + table(["fault", "tries", "promised", "seen", "longest s"], cells))
+            cells.append(row.run(world, options.tries))
+            print(table(HEADER, cells[-1:]).splitlines()[-1], flush=True)
+    print("\n" + table(HEADER, cells))
     return 0 if all(f"{row[1]} of {row[1]} " in row[3] for row in cells) else 1
 
 
