@@ -3,7 +3,7 @@
 python tools/inspect_checkpoint.py RUN [--mm-model model_opensoraplan1_5.json]
 """
 
-import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -11,28 +11,35 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 
 from mindspeed_mm.config.model_dialects import network_config
 from mindspeed_mm.errors import said_in_one_line
+from mindspeed_mm.schema import flag, parse
 from mindspeed_mm.weights import describe
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "path", help="Megatron directory, merged .pt or .safetensors file, index, WFVAE .ckpt, or a folder with one"
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Flags:
+    path: str = flag(
+        "",
+        "path",
+        metavar="PATH",
+        help="Megatron directory, merged .pt or .safetensors file, index, WFVAE .ckpt, or a folder with one",
     )
-    parser.add_argument(
-        "--mm-model", metavar="JSON", help="model or inference JSON: list what does not fit its network"
+    mm_model: str | None = flag(
+        None, "--mm-model", metavar="JSON", help="model or inference JSON: list what does not fit its network"
     )
-    parser.add_argument(
+    block: str = flag(
+        "predictor",
         "--block",
-        default="predictor",
         choices=("predictor", "ae"),
-        help="of the JSON: the denoiser (default) or the autoencoder",
+        help="of the JSON: the denoiser or the autoencoder",
     )
-    parser.add_argument("--no-norms", action="store_true", help="read names and shapes only, which takes a second")
-    options = parser.parse_args()
+    norms: bool = flag(True, "--no-norms", help="read names and shapes only, which takes a second")
+
+
+def main() -> None:
     with said_in_one_line():
-        config = None if options.mm_model is None else network_config(options.mm_model, options.block)
-        for line in describe(options.path, config, norms=not options.no_norms):
+        flags = parse(Flags, sys.argv[1:], description=__doc__.splitlines()[0]).values
+        config = None if flags.mm_model is None else network_config(flags.mm_model, flags.block)
+        for line in describe(flags.path, config, norms=flags.norms):
             print(line)
 
 

@@ -6,7 +6,7 @@ RUN is the --save directory of a run, or a metrics.jsonl; several are drawn into
 before its end, the later numbers of an iteration count.
 """
 
-import argparse
+import dataclasses
 import json
 import math
 import sys
@@ -17,6 +17,11 @@ from matplotlib.axes import Axes
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installing it
+
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.schema import flag, parse
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -98,21 +103,24 @@ def _curve(panel: Axes, run: Run, name: str, colour: str, smooth: float) -> None
     panel.plot(iterations, smoothed(values, smooth), color=colour, label=run.name)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Flags:
+    runs: tuple[str, ...] = flag((), "runs", metavar="RUN", help="--save directory of a run, or a metrics.jsonl")
+    output: str | None = flag(
+        None, "--output", metavar="FILE", help="PNG, PDF or SVG; default: run.png in the first RUN"
+    )
+    smooth: float = flag(0.9, "--smooth", at_least=0, below=1, help="weight of the moving average's past, 0 for none")
+    log_loss: bool = flag(False, "--log-loss", help="loss on a logarithmic axis")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument("--output", type=Path, help="PNG, PDF or SVG; default: run.png in the first RUN")
-    parser.add_argument("--smooth", type=float, default=0.9, help="weight of the moving average's past, 0 for none")
-    parser.add_argument("--log-loss", action="store_true", help="loss on a logarithmic axis")
-    options = parser.parse_args(arguments)
-    if not 0 <= options.smooth < 1:
-        parser.error(f"--smooth {options.smooth}: must be at least 0 and below 1")
-    first = options.runs[0]
-    output = options.output or (first if first.is_dir() else first.parent) / "run.png"
     try:
-        figure = draw([Run(path) for path in options.runs], options.smooth, options.log_loss)
+        flags = parse(Flags, sys.argv[1:] if arguments is None else arguments, description=__doc__).values
+        first = Path(flags.runs[0])
+        output = Path(flags.output) if flags.output else (first if first.is_dir() else first.parent) / "run.png"
+        figure = draw([Run(Path(path)) for path in flags.runs], flags.smooth, flags.log_loss)
         figure.savefig(output, dpi=110)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(output)

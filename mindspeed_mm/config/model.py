@@ -7,6 +7,7 @@ leaves out means what it meant there.
 import dataclasses
 from typing import ClassVar
 
+from mindspeed_mm.config.noise import WEIGHTINGS
 from mindspeed_mm.schema import option
 
 DTYPES = ("fp32", "bf16", "fp16")
@@ -234,15 +235,12 @@ class TokenizerConfig:
     ACCEPTED: ClassVar[dict[str, str]] = _OBSOLETE_LOADER
 
 
-WEIGHTING_SCHEMES = ("logit_normal", "mode", "uniform", "sigma_sqrt", "cosmap")
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class DiffusionConfig:
     """`diffusion`: flow matching (2209.03003) with the sigma densities and shifts of SD3 (2403.03206, section 3.1)."""
 
     model_id: str = option("OpenSoraPlan", choices=("OpenSoraPlan",))
-    weighting_scheme: str = option("logit_normal", choices=WEIGHTING_SCHEMES)
+    weighting_scheme: str = option("logit_normal", choices=WEIGHTINGS)
     logit_mean: float = option(0.0, at_least=-100, at_most=100)
     logit_std: float = option(1.0, at_least=0, at_most=100)
     mode_scale: float = option(1.29, at_least=-100, at_most=100)

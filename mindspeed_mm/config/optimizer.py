@@ -6,6 +6,8 @@ from mindspeed_mm.schema import flag, switches
 
 # Schedules of megatron-core's OptimizerParamScheduler, which refuses any other name.
 LR_DECAY_STYLES = ("constant", "linear", "cosine", "inverse-square-root")
+# Names of the published scripts, all of them AdamW -> whether it keeps an EMA of the weights.
+OPTIMIZERS = {"fused_ema_adamw": True, "fused_torch_adamw": False, "fused_adamw": False}
 _FP32_MOST = 1e38
 
 
@@ -46,7 +48,7 @@ class OptimizerSettings:
     selection: str = flag(
         "fused_torch_adamw",
         "--optimizer-selection",
-        choices=("fused_ema_adamw", "fused_torch_adamw", "fused_adamw"),
+        choices=OPTIMIZERS,
         help="all are AdamW; fused_ema_adamw keeps an EMA of the weights, as --use-ema",
     )
     use_ema: bool = flag(False, "--use-ema", help="keep an EMA of the weights")

@@ -13,7 +13,7 @@ from mindspeed_mm.config import arguments, checks, data_dialects, model_dialects
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.launch import LaunchConfig
 from mindspeed_mm.config.model import DenoiserConfig, TrainModelConfig
-from mindspeed_mm.config.optimizer import OptimizerSettings
+from mindspeed_mm.config.optimizer import OPTIMIZERS, OptimizerSettings
 from mindspeed_mm.config.run import EvaluationConfig, PrecisionConfig, RunConfig, RunFlags
 from mindspeed_mm.config.sample import SampleConfig, SampleFlags, SampleModelConfig, ServeConfig
 from mindspeed_mm.config.tool import ToolConfig
@@ -146,7 +146,7 @@ def _optimizer(flags: RunFlags, model: TrainModelConfig, fp32_gradients: bool) -
         clip_grad_ema_decay=clip_decay,
         # Megatron does the same: bf16 gradients are always accumulated in fp32.
         grad_reduce_in_fp32=fp32_gradients or flags.dtype != "fp16",
-        use_ema=optimizer.use_ema or optimizer.selection == "fused_ema_adamw",
+        use_ema=optimizer.use_ema or OPTIMIZERS[optimizer.selection],
     )
 
 

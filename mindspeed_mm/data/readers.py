@@ -40,7 +40,7 @@ def build_reader(name: str, index_folder: str | None = None) -> VideoReader:
 
     index_folder: where PyAV's frame indexes are kept from run to run.
     """
-    return PyavReader(FrameIndexes(index_folder)) if name in ("decoder", "pyav") else _OTHERS[name]()
+    return READERS[name](index_folder)
 
 
 def read_clip(reader: VideoReader, path: str, indices: Sequence[int], fps: float | None = None) -> np.ndarray:
@@ -236,7 +236,16 @@ class TorchcodecReader:
             yield (place,), split(pixels)
 
 
-_OTHERS = {"decord": DecordReader, "torchcodec": TorchcodecReader}
+def _pyav(index_folder) -> VideoReader:
+    return PyavReader(FrameIndexes(index_folder))
+
+
+READERS = {
+    "decoder": _pyav,
+    "pyav": _pyav,
+    "decord": lambda index_folder: DecordReader(),
+    "torchcodec": lambda index_folder: TorchcodecReader(),
+}
 
 
 def _source(path: str):

@@ -1,11 +1,10 @@
 """The path between data and noise, and the loss on its velocity (rectified flow, 2209.03003)."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from mindspeed_mm.config.model import DiffusionConfig
+from mindspeed_mm.config.noise import WEIGHTINGS
 
 
 def interpolate(z0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
@@ -43,11 +42,7 @@ def loss(
 
 def loss_weight(sigma: Tensor, config: DiffusionConfig) -> Tensor:
     """Weight of a sample's loss by its noise level (2403.03206, appendix): 1 unless the scheme weights instead of sampling."""
-    if config.weighting_scheme == "sigma_sqrt":
-        return sigma**-2.0
-    if config.weighting_scheme == "cosmap":
-        return 2 / (math.pi * (1 - 2 * sigma + 2 * sigma**2))
-    return torch.ones_like(sigma)
+    return WEIGHTINGS[config.weighting_scheme].weight(sigma)
 
 
 def _per_sample(value: Tensor, like: Tensor) -> Tensor:

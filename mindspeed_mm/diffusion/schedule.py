@@ -1,5 +1,6 @@
 """Noise levels: drawn for training, in descending order for sampling."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.model import DiffusionConfig
+from mindspeed_mm.config.noise import WEIGHTINGS
 from mindspeed_mm.errors import ConfigError
 
 # Dynamic shifting: log(shift) is linear in the number of image tokens, 0.5 at 256 and 1.15 at 4096 (2403.03206, section 5.3.2).
@@ -17,13 +19,22 @@ _LOG_SHIFT_LOW, _LOG_SHIFT_HIGH = 0.5, 1.15
 
 def draw(config: DiffusionConfig, grid: LatentGrid, batch: int, generator: torch.Generator) -> Tensor:
     """Noise levels [B] fp32 for a training batch, on the CPU: the same on every device for one generator."""
-    if config.weighting_scheme == "logit_normal":
-        sigma = torch.sigmoid(torch.normal(config.logit_mean, config.logit_std, (batch,), generator=generator))
-    else:
-        sigma = torch.rand((batch,), generator=generator)
-        if config.weighting_scheme == "mode":
-            sigma = 1 - sigma - config.mode_scale * (torch.cos(math.pi * sigma / 2) ** 2 - 1 + sigma)
+    sigma = WEIGHTINGS[config.weighting_scheme].draw(config, _Draws(batch, generator))
     return shifted(sigma.clamp_min(config.sigma_eps), shift_of(config, grid), config.sigma_eps)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Draws:
+    """Random numbers [batch] fp32 of a generator (`config.noise.Draws`)."""
+
+    batch: int
+    generator: torch.Generator
+
+    def normal(self, mean: float, std: float) -> Tensor:
+        return torch.normal(mean, std, (self.batch,), generator=self.generator)
+
+    def uniform(self) -> Tensor:
+        return torch.rand((self.batch,), generator=self.generator)
 
 
 def grid(config: DiffusionConfig, latent: LatentGrid) -> Tensor:

@@ -11,18 +11,14 @@ from mindspeed_mm.platforms.cpu import CpuPlatform
 from mindspeed_mm.platforms.cuda import CudaPlatform
 from mindspeed_mm.platforms.npu import NpuPlatform
 
-DEVICES = ("auto", "cpu", "cuda", "npu")
+PLATFORMS = {"cpu": lambda mindspeed: CpuPlatform(), "cuda": lambda mindspeed: CudaPlatform(), "npu": NpuPlatform}
 
 
 def select(device: str = "auto", mindspeed: str = "auto") -> Platform:
     """The platform for `--device`; "auto" takes an NPU, else a GPU, else the CPU. It is not prepared yet."""
-    if device not in DEVICES:
-        raise ConfigError(f"--device {device}: not one of {', '.join(DEVICES)}")
-    if device == "auto":
-        device = _find()
-    if device == "npu":
-        return NpuPlatform(mindspeed)
-    return CudaPlatform() if device == "cuda" else CpuPlatform()
+    if device != "auto" and device not in PLATFORMS:
+        raise ConfigError(f"--device {device}: not one of auto, {', '.join(PLATFORMS)}")
+    return PLATFORMS[_find() if device == "auto" else device](mindspeed)
 
 
 def _find() -> str:

@@ -60,6 +60,10 @@ def steps(
         yield Step(index + 1, total, following.item(), latents, clean)
 
 
+# Passes through the network of a guided step, by `--cfg-mode`.
+PARTS = {"batched": 1, "sequential": 2}
+
+
 class _Velocities:
     """The guided velocity at a noise level; holds what the halves keep from step to step."""
 
@@ -72,10 +76,8 @@ class _Velocities:
         self.paired = guided and denoiser.parallel.guidance_size > 1
         if self.paired:
             self.parts = [text.chunk(2)[denoiser.parallel.guidance_rank]]
-        elif guided and mode == "sequential":
-            self.parts = text.chunk(2)
         else:
-            self.parts = [text]
+            self.parts = text.chunk(PARTS[mode]) if guided else [text]
         self.guided = guided
         self.caches = [StepCache() if with_cache else None for _ in self.parts]
 

@@ -35,7 +35,7 @@ class Saver:
     def save(self) -> None:
         """Save the current iteration, or begin to. Raises CheckpointError if it cannot be written."""
         snapshot = self.state.collect()
-        prepare = self._prepare_torch_dist if self.format == "torch_dist" else self._prepare_rank
+        prepare = {"torch": self._prepare_rank, "torch_dist": self._prepare_torch_dist}[self.format]
         self.store.save(self.state.iteration, lambda directory: prepare(snapshot, directory))
 
     def poll(self) -> int | None:

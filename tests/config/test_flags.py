@@ -1,5 +1,9 @@
 """Every flag of every program: a bad value is one line that begins with the flag, before anything is started."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import pytest
 
 from mindspeed_mm.config.arguments import MEANINGLESS
@@ -37,6 +41,7 @@ def numbers(program):
 
 def refusal(program, *argv) -> str:
     required = [f"{flag.name}=1" for flag in flags_of(program) if flag.required and flag.name not in argv]
+    required += ["1" for flag in flags_of(program) if not flag.name.startswith("-")]
     with pytest.raises(ConfigError) as error:
         parse(program, [*required, *argv])
     message = str(error.value)
@@ -119,3 +124,24 @@ def test_the_flags_as_given_keep_megatrons_names():
         "clip_grad": 1.0,
     }.items() <= given.flags.items()
     assert not given.values.checkpoint.save_optimizer and given.values.dtype == "bf16"
+
+
+def tool_flags():
+    """The `Flags` of every tool that is a file of its own."""
+    root = Path(__file__).resolve().parents[2]
+    for file in (*root.glob("tools/*.py"), root / "examples/opensoraplan1.5/convert_mm_to_ckpt.py"):
+        if "class Flags" in file.read_text():
+            spec = importlib.util.spec_from_file_location(f"tool_{file.stem}", file)
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module
+            spec.loader.exec_module(module)
+            yield module.Flags
+
+
+def test_the_flags_of_tools_are_as_strict():
+    programs = list(tool_flags())
+    assert len(programs) >= 6
+    for program in programs:
+        test_a_number_is_finite_and_written_as_one(program)
+        test_a_number_has_a_range_and_what_is_outside_is_refused(program)
+        assert not [flag.name for flag in flags_of(program) if not flag.help]

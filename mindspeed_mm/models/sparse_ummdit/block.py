@@ -11,13 +11,16 @@ from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.linear import ColumnLinear, RowLinear
 from mindspeed_mm.parallel.recompute import maybe_recompute
 
+# `activation_fn` of the config -> `approximate` of torch's gelu.
+GELUS = {"gelu": "none", "gelu-approximate": "tanh"}
+
 
 class Gelu(nn.Module):
     """A linear; `FeedForward` applies the GELU behind it."""
 
     def __init__(self, width: int, inner: int, activation: str, parallel: ParallelContext):
         super().__init__()
-        self.approximate = "tanh" if activation == "gelu-approximate" else "none"
+        self.approximate = GELUS[activation]
         self.proj = ColumnLinear(width, inner, parallel, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from mindspeed_mm.config.model import TextEncoderConfig
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.types import TORCH_DTYPES, TextFeatures, TokenIds
 
-_CLASSES = {
+CLASSES = {
     "T5": "T5EncoderModel",
     "MT5": "MT5EncoderModel",
     "CLIP": "CLIPTextModel",
@@ -60,7 +60,7 @@ def _load(config: TextEncoderConfig, dtype: torch.dtype) -> nn.Module:
         raise CheckpointError(
             f"{folder}: no config.json; expected a Hugging Face folder with a {config.model_id} encoder"
         )
-    cls = getattr(transformers, _CLASSES[config.model_id])
+    cls = getattr(transformers, CLASSES[config.model_id])
     with _quiet(transformers.utils.logging):
         try:
             # torch_dtype and not dtype: the name that transformers 4.51 to 5.x all take

@@ -109,8 +109,14 @@ class _Level(nn.Sequential):
         return last(video, chunk), chunk
 
 
+UPSAMPLES = {
+    "Upsample": lambda channels, t_interpolation: FrameUpsample(channels),
+    "Spatial2xTime2x3DUpsample": CausalUpsample,
+}
+
+
 def _upsample(name: str, channels: int, t_interpolation: str) -> nn.Module:
-    return FrameUpsample(channels) if name == "Upsample" else CausalUpsample(channels, t_interpolation)
+    return UPSAMPLES[name](channels, t_interpolation)
 
 
 def _add_low(bands: Tensor, low: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from mindspeed_mm.models.wfvae.layers import (
     make_norm,
 )
 
-_DOWNSAMPLES = {"Downsample": FrameDownsample, "Spatial2xTime2x3DDownsample": CausalDownsample}
+DOWNSAMPLES = {"Downsample": FrameDownsample, "Spatial2xTime2x3DDownsample": CausalDownsample}
 
 
 class Encoder(nn.Module):
@@ -40,12 +40,12 @@ class Encoder(nn.Module):
         self.down1 = Chain(
             FrameConv2d(VIDEO_CHANNELS * wavelet_in.subbands, width),
             *[block_2d(width) for _ in blocks],
-            _DOWNSAMPLES[config.l1_downsample_block](width),
+            DOWNSAMPLES[config.l1_downsample_block](width),
         )
         self.down2 = Chain(
             FrameConv2d(width + flow, 2 * width),
             *[block_3d(2 * width, 2 * width) for _ in blocks],
-            _DOWNSAMPLES[config.l2_downsample_block](2 * width),
+            DOWNSAMPLES[config.l2_downsample_block](2 * width),
         )
         self.connect_l1 = FrameConv2d(VIDEO_CHANNELS * wavelet_l1.subbands, flow)
         self.connect_l2 = FrameConv2d(VIDEO_CHANNELS * wavelet_l2.subbands, flow)

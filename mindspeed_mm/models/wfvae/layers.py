@@ -89,9 +89,16 @@ class ChannelNorm(nn.Module):
         return self.norm(x.movedim(1, -1)).movedim(-1, 1)
 
 
+def _group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(_NORM_GROUPS, channels, eps=_NORM_EPS)
+
+
+NORMS = {"groupnorm": _group_norm, "layernorm": ChannelNorm}
+
+
 def make_norm(norm_type: str, channels: int) -> nn.Module:
     """The norm of `AutoencoderConfig.norm_type`; group norm takes its statistics over all frames it is given."""
-    return ChannelNorm(channels) if norm_type == "layernorm" else nn.GroupNorm(_NORM_GROUPS, channels, eps=_NORM_EPS)
+    return NORMS[norm_type](channels)
 
 
 class ResidualBlock2D(nn.Module):
