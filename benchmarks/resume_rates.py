@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mindspeed_mm.config.run import OptimizerSettings
+from mindspeed_mm.config.optimizer import OptimizerSettings
 from mindspeed_mm.parallel.schedule import Position, Schedule
 
 BATCH, LR = 4, 1e-3

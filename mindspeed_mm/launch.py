@@ -15,10 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mindspeed_mm import atomic, logs, stopping
-from mindspeed_mm.checkpoint import layout
 from mindspeed_mm.config import autoencoder, model_dialects, resolve
 from mindspeed_mm.config.launch import LaunchConfig
-from mindspeed_mm.config.run import CheckpointConfig, RunConfig
+from mindspeed_mm.config.run import RunConfig
 from mindspeed_mm.errors import MMError
 from mindspeed_mm.stopping import Reason, StopRequest
 
@@ -73,9 +72,11 @@ def serve() -> None:
 
 def _pretrain(request: StopRequest) -> Reason | None:
     config = resolve.run_config(sys.argv[1:])
-    config = dataclasses.replace(config, checkpoint=_after_restart(config.checkpoint))
     platform, parallel = start(config.launch, config.model.allow_tf32, config.model.allow_internal_format)
+    from mindspeed_mm.training import beginning
     from mindspeed_mm.training.build import build_trainer
+
+    config = dataclasses.replace(config, checkpoint=beginning.settle(config.checkpoint, parallel, _restarts()))
 
     build_sampler = functools.partial(_sampler, config) if config.evaluation.sample_model is not None else None
     ending = build_trainer(config, platform, parallel, build_sampler).fit(request)
@@ -103,15 +104,6 @@ def _sampler(config: RunConfig, engine, ema, encoders) -> Callable[[int], None]:
     return sample
 
 
-def _after_restart(checkpoint: CheckpointConfig) -> CheckpointConfig:
-    """What to load: where torchrun has restarted the ranks (--max-restarts), the run's own checkpoints come first."""
-    restarts = _restarts()
-    if restarts == 0 or checkpoint.save is None or not layout.has_checkpoint(Path(checkpoint.save)):
-        return checkpoint
-    _log.info(f"restart {restarts} by torchrun: continuing from {checkpoint.save}")
-    return dataclasses.replace(checkpoint, load=checkpoint.save, load_optimizer=True, load_rng=True)
-
-
 def _restarts() -> int:
     """How often torchrun has restarted the ranks."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
@@ -129,8 +121,10 @@ def _inference() -> None:
 def _train_autoencoder(request: StopRequest) -> Reason | None:
     config = autoencoder.training_config(sys.argv[1:])
     platform, parallel = start(config.launch)
+    from mindspeed_mm.training import beginning
     from mindspeed_mm.training.autoencoder import AutoencoderTrainer
 
+    config = dataclasses.replace(config, checkpoint=beginning.settle(config.checkpoint, parallel, _restarts()))
     ending = AutoencoderTrainer(config, platform, parallel).fit(request)
     parallel.stop()
     return ending

@@ -10,6 +10,7 @@ TRACKER = "latest_checkpointed_iteration.txt"
 MODEL_FILE = "model_optim_rng.pt"
 OPTIMIZER_FILE = "distrib_optim.pt"
 EXTRA_STATE = "_extra_state"  # Megatron's linears save this beside their weights; it is None
+STATE_FILE = "state.pt"  # of torch_dist: what is no tensor
 _RANK = re.compile(r"mp_rank_(\d{2})(?:_(\d{3}))?")
 
 
@@ -70,18 +71,34 @@ def iterations(root: Path) -> list[int]:
     return sorted((int(match.group(1)) for match in found if match), reverse=True)
 
 
-def candidates(root: Path) -> list[Location]:
-    """Checkpoints to load from, best first: the tracker's, then older ones. A bad tracker is not the end of a run."""
+def candidates(root: Path) -> tuple[list[Location], str | None]:
+    """Checkpoints to load from, best first: the tracker's, then older ones; and what about them is worth a line.
+
+    The tracker decides, as in Megatron: writing an older iteration into it goes back to that. A tracker that is missing
+    or wrong is not the end of a run: then the latest directory counts.
+    """
     every = [Location(iteration_directory(root, number), number) for number in iterations(root)]
     try:
         first = find(root)
-    except CheckpointError:
+    except CheckpointError as error:
         if not every:
             raise
-        return every
+        return every, f"{error}; taking the latest directory, {every[0].directory.name}"
     if first.iteration is None or first.directory == root:
-        return [first]
-    return [first, *(location for location in every if location.iteration < first.iteration)]
+        return [first], None
+    newer = [location for location in every if location.iteration > first.iteration]
+    note = None
+    if newer:
+        note = (
+            f"{root / TRACKER} names iteration {first.iteration}, and {newer[0].directory.name} is newer: continuing from "
+            f"{first.directory.name}; write {newer[0].iteration} into that file to continue from the newer one"
+        )
+    return [first, *(location for location in every if location.iteration < first.iteration)], note
+
+
+def state_files(directory: Path) -> list[Path]:
+    """The files of a checkpoint that say which iteration it is of."""
+    return [directory / STATE_FILE] if is_torch_dist(directory) else rank_files(directory)
 
 
 def is_torch_dist(directory: Path) -> bool:

@@ -1,4 +1,4 @@
-"""A run's directory of checkpoints: written so that none can be lost, read so that a damaged one is passed over.
+"""A run's directory of checkpoints, written so that none can be lost.
 
 A checkpoint is built under a temporary name. When every rank has its files on the disk, the first rank records their
 checksums, renames the directory and moves the tracker file. A crash, a full disk or a killed writer at any moment leaves
@@ -48,7 +48,7 @@ class _InFlight:
 
 
 class CheckpointStore:
-    """Saves and finds the checkpoints of one run; every method is collective."""
+    """Saves the checkpoints of one run (`choice.py` finds them again); every method is collective."""
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class CheckpointStore:
         if first_failure is not None:
             if self.parallel.is_first:
                 shutil.rmtree(self._building(iteration), ignore_errors=True)
-                self._attempt(self._bring_back)
+                self._attempt(lambda: bring_back(self.root))
             raise CheckpointError(
                 f"{self.root}: the checkpoint of iteration {iteration} is not saved ({first_failure}); earlier ones are as "
                 "they were"
@@ -164,7 +164,7 @@ class CheckpointStore:
             return
         building, final = self._building(iteration), layout.iteration_directory(self.root, iteration)
         integrity.write(checksums, building)
-        self._bring_back()
+        bring_back(self.root)
         replaced = final.with_name(final.name + _REPLACED)
         if final.exists():  # a run that was resumed from before this iteration writes it again
             final.rename(replaced)
@@ -173,15 +173,6 @@ class CheckpointStore:
         files.write_text(str(iteration), self.root / layout.TRACKER)
         shutil.rmtree(replaced, ignore_errors=True)
         self._delete_old(iteration)
-
-    def _bring_back(self) -> None:
-        """Give a checkpoint its name back that was to be replaced by one that never came, and delete those that were."""
-        for replaced in self.root.glob(f"iter_*{_REPLACED}"):
-            final = replaced.with_name(replaced.name.removesuffix(_REPLACED))
-            if final.exists():
-                shutil.rmtree(replaced, ignore_errors=True)
-            else:
-                replaced.rename(final)
 
     def _delete_old(self, latest: int) -> None:
         if self.keep_last is None:
@@ -196,37 +187,15 @@ class CheckpointStore:
         final = layout.iteration_directory(self.root, iteration)
         return final.with_name(final.name + ".tmp")
 
-    # ------------------------------------------------------------------------------------------------------------ load
 
-    def latest_whole(self) -> layout.Location:
-        """The latest checkpoint whose files are all as they were written.
-
-        Damaged ones are passed over, each with a line that says why. Raises CheckpointError if none is left.
-        """
-        if self.parallel.is_first:
-            self._attempt(self._bring_back)
-        meet("looking for checkpoints", self.parallel)
-        reasons = []
-        for location in layout.candidates(self.root):
-            reason = self._damage(location)
-            if reason is None:
-                return location
-            reasons.append(reason)
-            if self.parallel.is_first:
-                _log.warning(f"passed over {location.directory.name}: {reason}")
-        raise CheckpointError(f"{self.root}: holds no checkpoint that can be loaded; the latest: {reasons[0]}")
-
-    def _damage(self, location: layout.Location) -> str | None:
-        """Why a checkpoint cannot be used, the same answer on every rank; each rank looks at its share of the files."""
-        mine = None
-        try:
-            layout.check(location.directory)
-            recorded = sorted(integrity.read(location.directory).items())
-            share = dict(recorded[self.parallel.rank :: self.parallel.world_size])
-            integrity.verify(share, location.directory, self.parallel.pulse.beat)
-        except (CheckpointError, OSError) as error:
-            mine = str(error)
-        return meet("checking", self.parallel, mine, _first)
+def bring_back(root: Path) -> None:
+    """Give a checkpoint its name back that was to be replaced by one that never came, and delete those that were."""
+    for replaced in root.glob(f"iter_*{_REPLACED}"):
+        final = replaced.with_name(replaced.name.removesuffix(_REPLACED))
+        if final.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+        else:
+            replaced.rename(final)
 
 
 def _first(reasons: list[str | None]) -> str | None:

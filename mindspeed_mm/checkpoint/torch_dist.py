@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mindspeed_mm.checkpoint import files, integrity
+from mindspeed_mm.checkpoint.layout import STATE_FILE
 from mindspeed_mm.checkpoint.store import Writing
-from mindspeed_mm.checkpoint.torch_dist_reader import STATE_FILE
 from mindspeed_mm.checkpoint.write_behind import flushed_as_they_grow
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.parallel.context import ParallelContext

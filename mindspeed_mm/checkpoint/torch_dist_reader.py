@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from mindspeed_mm.checkpoint import files
+from mindspeed_mm.checkpoint.layout import STATE_FILE
 from mindspeed_mm.errors import CheckpointError
 
-INDEX, STATE_FILE = ".metadata", "state.pt"
+INDEX = ".metadata"
 # Plain records; none does anything when it is made.
 _CLASSES = {
     "torch": ("Size",),

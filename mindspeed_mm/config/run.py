@@ -43,10 +43,13 @@ class CheckpointConfig:
     save_rng: bool = flag(True, "--no-save-rng", help="leave the states of random number generators out")
     load_optimizer: bool = flag(True, "--no-load-optim", help="begin with a fresh optimizer")
     load_rng: bool = flag(True, "--no-load-rng", help="begin with fresh random number generators")
+    finetune: bool = flag(False, "--finetune", help="take only the weights of --load, and start at iteration 0")
 
     def problems(self):
         if self.in_background and self.format != "torch":
             yield "in_background", f"only with --ckpt-format torch, not {self.format}"
+        if self.finetune and self.load is None:
+            yield "finetune", "takes the weights of --load, which is missing"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -71,6 +71,14 @@ def write_settings(folder: Path, part: str, settings: Mapping) -> None:
     atomic.write_text(folder / f"{part}.json", json.dumps(settings, indent=1))
 
 
+def summary(folder: Path) -> dict[str, int]:
+    """Files of a folder and their sizes: what processes that share it have to see alike."""
+    try:
+        return {item.name: item.stat().st_size for item in sorted(folder.iterdir()) if not item.name.startswith(".")}
+    except OSError:
+        return {}
+
+
 def check_settings(folder: Path, part: str, wanted: Mapping) -> None:
     """DataError, naming what changed, if a part was made with other settings or is not there."""
     file = folder / f"{part}.json"

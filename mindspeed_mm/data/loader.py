@@ -144,6 +144,11 @@ class Loader:
         """Make the next iteration start at the very first batch."""
         self._position = Position()
 
+    def seek(self, samples: int) -> None:
+        """Make the next iteration start behind so many samples of all ranks, at a whole global batch."""
+        epoch, consumed = divmod(samples, self.epoch_size)
+        self._position = Position(epoch, consumed - consumed % self._sampler.group_size)
+
     def state_dict(self) -> dict:
         """Position after the last batch used, and the ledger: plain values, the same on every rank after a `sync`."""
         return {

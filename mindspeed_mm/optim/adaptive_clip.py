@@ -77,4 +77,5 @@ class AdaptiveClip:
         return {"mean": self.mean, "variance": self.variance}
 
     def load_state_dict(self, state: dict) -> None:
-        self.mean, self.variance = state["mean"], state["variance"]
+        """Of a run that clipped by a fixed norm there is nothing: the next norm starts the average."""
+        self.mean, self.variance = state.get("mean"), state.get("variance", 0.0)

@@ -4,6 +4,7 @@ For what the data side has to agree on: lists, counts, choices. Nothing here tou
 """
 
 import datetime
+import socket
 
 import torch
 import torch.distributed as dist
@@ -54,6 +55,12 @@ class Hosts:
         values: list = [None] * self.parallel.world_size
         dist.all_gather_object(values, value, group=self._all)
         return values
+
+    def unlike_first(self, value) -> str | None:
+        """ "rank 3 on node-b": the first process whose value is not the first one's; None if all are; collective."""
+        values = self.gather((value, socket.gethostname()))
+        found = [(rank, host) for rank, (other, host) in enumerate(values) if other != values[0][0]]
+        return f"rank {found[0][0]} on {found[0][1]}" if found else None
 
     def from_first(self, value):
         """The value of the first process; collective."""

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from mindspeed_mm import logs
-from mindspeed_mm.config.run import OptimizerSettings
+from mindspeed_mm.config.optimizer import OptimizerSettings
 from mindspeed_mm.parallel.megatron import OptimizerParamScheduler
 
 _log = logs.get(__name__)

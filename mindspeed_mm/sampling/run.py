@@ -1,5 +1,6 @@
 """A sampling job: all prompts of a file, shared over the data ranks; restartable, and not ended by one bad sample."""
 
+import dataclasses
 import os
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mindspeed_mm import logs
+from mindspeed_mm.checkpoint import layout
 from mindspeed_mm.config.sample import SampleConfig
 from mindspeed_mm.errors import SamplingError
 from mindspeed_mm.parallel.collectives import from_first_rank
@@ -39,7 +41,8 @@ def run(config: SampleConfig, platform: Platform, parallel: ParallelContext) -> 
     requests = requests_of(model, read_prompts(model.prompt, model.max_prompts), config.seed, config.launch, file)
     plan = _plan(config, platform, requests) if parallel.is_first else None
     meet("the plan of sampling", parallel, for_ever=True)  # hashing weights may take minutes
-    weights, done = from_first_rank(plan)
+    weights, done, load = from_first_rank(plan)
+    config = dataclasses.replace(config, load=load)
     left = [batch for batch in batches(requests, model.micro_batch_size) if any(r.name not in done for r in batch)]
     if done and parallel.is_first:
         _log.info(f"{len(done)} of {len(requests)} samples are there already")
@@ -54,12 +57,25 @@ def run(config: SampleConfig, platform: Platform, parallel: ParallelContext) -> 
     return written
 
 
-def _plan(config: SampleConfig, platform: Platform, requests: list[Request]) -> tuple[dict, set[str]]:
-    """What the first rank finds out for all: the hashes of the weights, and which samples are done."""
+def _plan(
+    config: SampleConfig, platform: Platform, requests: list[Request]
+) -> tuple[dict[str, dict[str, str]], set[str], str | None]:
+    """What the first rank finds out for all: the hashes of the weights, which samples are done, and the checkpoint to
+    load: of a run that goes on training the latest is soon another one."""
+    load = _checkpoint(config.load)
     weights = weights_of(config)
+    while load != _checkpoint(config.load):  # a newer one came while the weights were hashed
+        load, weights = _checkpoint(config.load), weights_of(config)
     archive = Archive(config, weights, platform)
     done = {request.name for request in requests if archive.is_done(request)} if config.resume else set()
-    return weights, done
+    return weights, done, load
+
+
+def _checkpoint(load: str | None) -> str | None:
+    """The directory of the checkpoint that a run's directory stands for now."""
+    if load is None or not layout.has_checkpoint(Path(load)):
+        return load
+    return str(layout.find(Path(load)).directory)
 
 
 def _raise_failures(config: SampleConfig, requests: list[Request]) -> None:

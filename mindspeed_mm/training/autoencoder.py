@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mindspeed_mm import logs
-from mindspeed_mm.checkpoint import files, layout
+from mindspeed_mm.checkpoint import files
 from mindspeed_mm.config.autoencoder import AutoencoderRunConfig
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.data.loader import build_loader
@@ -25,7 +25,7 @@ from mindspeed_mm.parallel.engine import Engine
 from mindspeed_mm.parallel.seeds import derive
 from mindspeed_mm.platforms.base import Platform
 from mindspeed_mm.stopping import Reason, StopRequest
-from mindspeed_mm.training import signals
+from mindspeed_mm.training import beginning, signals
 from mindspeed_mm.training.autoencoder_loss import AutoencoderObjective
 from mindspeed_mm.training.encoders import per_sample_noise
 from mindspeed_mm.training.saving import Saver
@@ -142,9 +142,9 @@ class AutoencoderTrainer:
     # ----------------------------------------------------------------------------------------------------- checkpoints
 
     def _resume(self) -> None:
-        load = self.config.checkpoint.load
-        if load is not None and Path(load).is_dir() and layout.iterations(Path(load)):
-            self.saver.resume(Path(load))
+        checkpoint = self.config.checkpoint
+        if checkpoint.load is not None and not self.saver.resume(Path(checkpoint.load)):
+            beginning.refuse_empty(checkpoint)
 
     def _save_is_due(self) -> bool:
         iteration, checkpoint = self.state.iteration, self.config.checkpoint

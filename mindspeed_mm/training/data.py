@@ -10,7 +10,7 @@ from mindspeed_mm.config.data import DataConfig, DatasetConfig
 from mindspeed_mm.config.run import RunConfig
 from mindspeed_mm.data import probe
 from mindspeed_mm.data.dataset import ClipDataset, filtered_list, load_tokens
-from mindspeed_mm.data.features import TEXT, VIDEO, check_settings
+from mindspeed_mm.data.features import TEXT, VIDEO, check_settings, summary
 from mindspeed_mm.data.ledger import Ledger
 from mindspeed_mm.data.lists.filters import Clip
 from mindspeed_mm.data.lists.rows import Row
@@ -66,7 +66,7 @@ class RunData:
         config, parallel = self.config, self.parallel
         several = parallel.tensor_size * parallel.context_size > 1 and not alone
         agree = functools.partial(self.hosts.first_decides, count=config.micro_batch_size) if several else None
-        return build_loader(
+        loader = build_loader(
             self.data,
             global_batch_size=config.global_batch_size,
             micro_batch_size=config.micro_batch_size,
@@ -80,6 +80,20 @@ class RunData:
             agree=agree,
             **options,
         )
+        # Each rank has read the list from its own disk; with another one it would train on other clips, or other rows.
+        state = loader.state_dict()
+        self._must_agree(
+            (state["fingerprint"], state["paths"]), dataset.config.basic_parameters.data_path, "list of clips"
+        )
+        return loader
+
+    def _must_agree(self, mine, path: str | Path, what: str) -> None:
+        """DataError, on every rank, if one has read something else from a path than the first."""
+        unlike = self.hosts.unlike_first(mine)
+        if unlike is not None:
+            raise DataError(
+                f"{path}: {unlike} sees another {what} under this path than the first rank; nodes must share it"
+            )
 
     def _dataset(self, data: DataConfig, global_batch_size: int | None, report: str | None) -> ClipDataset:
         config = data.dataset_param
@@ -116,6 +130,8 @@ class RunData:
             fault = self.hosts.from_first(self._stored_fault(folder, config, clips) if self.parallel.is_first else None)
             if fault is not None:
                 raise DataError(fault)
+            listed = self.hosts.from_first(summary(folder) if self.parallel.is_first else None)
+            self._must_agree(listed.items() <= summary(folder).items(), folder, "folder of stored features")
             videos = StoredVideos(folder) if model.load_video_features else None
             texts = StoredTexts(folder, config.model_max_length) if model.load_text_features else None
         return videos or VideoSource(config.preprocess_parameters), texts or load_tokens(config)

@@ -1,13 +1,16 @@
 """Checkpoints of a run in both formats, through the store that cannot lose one."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mindspeed_mm import logs
-from mindspeed_mm.checkpoint import files, integrity, layout, reshard, torch_dist
+from mindspeed_mm.checkpoint import choice, files, integrity, layout, origin, reshard, torch_dist
 from mindspeed_mm.checkpoint.store import CheckpointStore, Writing
+from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.parallel import schedule
 from mindspeed_mm.training.state import Named, Snapshot, TrainingState
 
 _log = logs.get(__name__)
@@ -17,8 +20,10 @@ _GROUPS = ("param", "exp_avg", "exp_avg_sq")
 class Saver:
     """Writes and reads a run's checkpoints; every method is collective."""
 
-    def __init__(self, state: TrainingState):
+    def __init__(self, state: TrainingState, read_weights: Callable[[Path, bool], None] | None = None):
+        """read_weights(directory, average): the weights of a checkpoint of any program into the network; None: none are."""
         self.state = state
+        self.read_weights = read_weights
         self.parallel = state.engine.parallel
         settings = state.settings
         self.format = settings.format
@@ -46,15 +51,55 @@ class Saver:
         """Wait for the checkpoint in the background; its iteration if there was one."""
         return None if self.store is None else self.store.complete()
 
-    def resume(self, root: Path) -> None:
-        """Continue from the latest whole checkpoint under `root`, of any TP and DP size."""
-        location = CheckpointStore(root, self.parallel).latest_whole()
-        if layout.is_torch_dist(location.directory):
-            snapshot = self._read_torch_dist(location.directory)
+    def resume(self, root: Path) -> bool:
+        """Continue from the latest whole checkpoint under `root`, of any TP and DP size; False if there is none.
+
+        Weights without a run's state, and all with --finetune, start at iteration 0; another program's checkpoint
+        continues with what it holds.
+        """
+        location = choice.choose(root, self.parallel)
+        if location is None:
+            return False
+        held = files.load(layout.state_files(location.directory)[0])
+        if self.state.settings.finetune or not origin.is_ours(held):
+            self._adopt(location, held)
         else:
-            snapshot = self._read_ranks(location.directory)
-        self.state.restore(snapshot)
-        _log.info(f"resumed from {location.directory} at iteration {self.state.iteration}")
+            torch_dist_format = layout.is_torch_dist(location.directory)
+            read = self._read_torch_dist if torch_dist_format else self._read_ranks
+            self.state.restore(read(location.directory))
+            _log.info(f"resumed from {location.directory} at iteration {self.state.iteration}")
+        return True
+
+    def _adopt(self, location: layout.Location, held: dict) -> None:
+        """Take the weights, and what else a checkpoint that is not to be continued as ours holds."""
+        if self.read_weights is None:
+            raise CheckpointError(
+                f"{location.directory}: holds weights without the state of a run of this program, or --finetune was given; "
+                "weights to start from are given with --weights"
+            )
+        finetune, ema = self.state.settings.finetune, self.state.optimizer.ema
+        found = origin.Origin(None, 0, False) if finetune else origin.of(held, location)
+        with_average = found.iteration is not None and found.has_average and ema is not None
+        if with_average:
+            self.read_weights(location.directory, True)
+            self.state.take_weights(into_average=True)
+        self.read_weights(location.directory, False)
+        self.state.take_weights(into_average=not with_average)
+        if found.iteration is None:
+            _log.info(
+                f"began from {location.directory}{' (--finetune)' if finetune else ''}: took the weights; iteration, AdamW's "
+                "moments, averages, learning rate, random numbers and place in the data start anew"
+            )
+            return
+        position = schedule.position_of({**held, "iteration": found.iteration})
+        self.state.continue_at(found.iteration, found.samples, position)
+        average = "" if ema is None else ", averages" if with_average else ""
+        missing = "" if ema is None or with_average else "; averages start from the weights"
+        _log.info(
+            f"continues at iteration {found.iteration} from {location.directory}, a checkpoint of another program: took "
+            f"weights{average}, iteration, {found.samples} samples, learning rate after {position.updates} updates; not "
+            f"there: AdamW's moments, clipping, random numbers, order of the data{missing}"
+        )
 
     # -------------------------------------------------------------------------------------------------- Megatron layout
 

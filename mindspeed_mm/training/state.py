@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mindspeed_mm import logs
+from mindspeed_mm.checkpoint.trusted import Inert
 from mindspeed_mm.config.run import CheckpointConfig
 from mindspeed_mm.data.loader import Loader
 from mindspeed_mm.errors import CheckpointError
@@ -109,6 +110,9 @@ class TrainingState:
     def restore(self, snapshot: Snapshot) -> None:
         """Continue from a snapshot; collective. Its tensors are needed on the first data rank, the model's on all."""
         settings, common = self.settings, snapshot.common
+        changed = _changed_flags(common["args"], dict(self.flags))
+        if changed:
+            _log.info(f"flags that have changed since the checkpoint: {', '.join(changed)}")
         self._restore_model(snapshot.model)
         self.iteration = common["iteration"]
         self.consumed_samples = common["consumed_train_samples"]
@@ -117,16 +121,31 @@ class TrainingState:
         self.optimizer.clip.load_state_dict(common["clip"])
         self.engine.scheduler.restore(schedule.position_of(common))
         self.loader.load_state_dict(common["data"])
-        has_optimizer = common["optimizer"] is not None
-        if settings.load_optimizer and has_optimizer:
+        if settings.load_optimizer and common["optimizer"] is not None:
             self._restore_optimizer(snapshot)
         else:
             self.engine.weights_changed()
-            _log.warning("continues without the optimizer's state (it was not saved, or --no-load-optim)")
+            _missing("optimizer", common["optimizer"], "--no-load-optim")
         if self.optimizer.ema is not None:
             self._restore_ema(snapshot)
         if settings.load_rng and common["rng_state"] is not None:
             self._restore_rng(common["rng_state"])
+        else:
+            _missing("random numbers", common["rng_state"], "--no-load-rng")
+
+    def take_weights(self, into_average: bool) -> None:
+        """Take over weights that were loaded into the network from a file; into_average: they start the EMA, too."""
+        self.engine.weights_changed()
+        if into_average and self.optimizer.ema is not None:
+            self.optimizer.ema.restart()
+
+    def continue_at(self, iteration: int, samples: int, position: schedule.Position) -> None:
+        """Go on from the place of another program's run, which says nothing of the order of its samples."""
+        self.iteration, self.consumed_samples = iteration, samples
+        self.engine.scheduler.restore(position)
+        self.loader.seek(samples)
+        if self.optimizer.ema is not None:
+            self.optimizer.ema.updates = position.updates
 
     @torch.no_grad()
     def _restore_model(self, model: Named) -> None:
@@ -167,3 +186,17 @@ class TrainingState:
             return  # another layout: these states belong to no rank of it; draws of ours are addressed, not counted
         torch.set_rng_state(everyone[group.rank()]["torch"])
         self.engine.platform.set_rng_state(everyone[group.rank()]["device"])
+
+
+def _missing(what: str, saved: object, flag: str) -> None:
+    _log.warning(f"continues without the state of the {what} ({'it was not saved' if saved is None else flag})")
+
+
+def _changed_flags(saved: object, now: dict) -> list[str]:
+    """Words such as "--seed 1 -> 2" for each flag of both runs; where a run is saved and loaded changes nothing in it."""
+    then = vars(saved) if isinstance(saved, argparse.Namespace) else {}
+    return [
+        f"--{name.replace('_', '-')} {then[name]} -> {value}"
+        for name, value in now.items()
+        if name in then and then[name] != value and name not in ("save", "load") and not isinstance(then[name], Inert)
+    ]

@@ -1,14 +1,14 @@
 """The training loop: steps, log lines, checkpoints, evaluation, and an orderly end when asked for one."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 from mindspeed_mm import logs
-from mindspeed_mm.checkpoint import layout
 from mindspeed_mm.config.run import RunConfig
 from mindspeed_mm.errors import CheckpointError, TrainingDiverged
 from mindspeed_mm.stopping import Reason, StopRequest
-from mindspeed_mm.training import metrics, signals
+from mindspeed_mm.training import beginning, metrics, signals
 from mindspeed_mm.training.evaluation import Evaluation
 from mindspeed_mm.training.heartbeat import Heartbeat
 from mindspeed_mm.training.profiling import Profiler
@@ -17,6 +17,7 @@ from mindspeed_mm.training.saving import Saver
 from mindspeed_mm.training.state import TrainingState
 from mindspeed_mm.training.step import StepResult, TrainStep
 from mindspeed_mm.training.watchdog import Watchdog
+from mindspeed_mm.weights import load_denoiser
 
 _log = logs.get(__name__)
 _LEDGER_INTERVAL = 10  # steps between additions to the ledger of bad samples, which are collective
@@ -44,7 +45,7 @@ class Trainer:
         self.parallel = step.engine.parallel
         self.platform = step.engine.platform
         self.ending: Reason | None = None  # why the run ends before its last step
-        self.saver = Saver(state)
+        self.saver = Saver(state, functools.partial(load_denoiser, step.engine.network))
         self.reports = Reports(config, self.parallel.is_first)
         pulse = self.parallel.pulse
         pulse.patience_s = 60 * config.report.hang_minutes + _AFTER_THE_WATCHDOG_S
@@ -124,15 +125,13 @@ class Trainer:
     # ----------------------------------------------------------------------------------------------------- checkpoints
 
     def _resume(self) -> None:
-        load, save = self.config.checkpoint.load, self.config.checkpoint.save
-        if load is None:
-            return
-        if layout.has_checkpoint(Path(load)):
-            self.saver.resume(Path(load))
-        elif save is not None and Path(load) == Path(save):  # how scripts start a run that they may start again
-            _log.info(f"{load} holds no checkpoint yet; starting from iteration 0")
-        else:
-            raise CheckpointError(f"--load {load}: holds no checkpoint; leave --load out to start from iteration 0")
+        checkpoint, state = self.config.checkpoint, self.state
+        if checkpoint.load is not None and not self.saver.resume(Path(checkpoint.load)):
+            beginning.refuse_empty(checkpoint)
+        if state.iteration >= self.config.train_iters:
+            _log.warning(
+                f"iteration {state.iteration}: --train-iters {self.config.train_iters} is reached; nothing to do"
+            )
 
     def _save_is_due(self) -> bool:
         checkpoint = self.config.checkpoint

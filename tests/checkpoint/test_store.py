@@ -9,7 +9,7 @@ import pytest
 import torch
 from ranks import log_lines, run_ranks
 
-from mindspeed_mm.checkpoint import files, integrity, layout
+from mindspeed_mm.checkpoint import choice, files, integrity, layout
 from mindspeed_mm.checkpoint.store import CheckpointStore, Writing
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.parallel.context import ParallelContext
@@ -44,7 +44,7 @@ def latest_with_log(root: Path) -> tuple[tuple[str, float] | str, list[str]]:
     parallel = ParallelContext.start()
     with log_lines() as lines:
         try:
-            found = CheckpointStore(root, parallel).latest_whole().directory
+            found = choice.choose(root, parallel).directory
         except CheckpointError as error:
             return str(error), lines
     return (

@@ -16,11 +16,14 @@ import pytest
 import torch
 from config_files import change
 from data_runs import extract, train
-from ranks import run_ranks
+from ranks import log_lines, run_ranks
 
 from mindspeed_mm.config import resolve
 from mindspeed_mm.data.dataset import build_dataset
 from mindspeed_mm.data.sampler import GroupedSampler, Position
+from mindspeed_mm.errors import DataError
+from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.training.data import RunData
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "data"))
 from data_helpers import row, write_clip, write_list
@@ -281,3 +284,30 @@ def test_what_rows_leave_out_is_taken_from_the_files_if_asked(files):
     found = run_ranks(train, 2, flags_of(files, "run", 1, "--probe", "--tensor-model-parallel-size", 2), 2)
     assert found[0] == found[1] and len(found[0]["losses"]) == 1
     assert len(json.loads((files / "list.txt.probe.json").read_text())["files"]) == 4
+
+
+def on_nodes_of_their_own(folder, flags: list) -> str:
+    """The error of a run in which each rank sees the folder of its node under one path: rank r sees `folder`/node<r>."""
+    rank = torch.distributed.get_rank()
+    seen = [str(flag).replace("/node/", f"/node{rank}/") for flag in flags]
+    config = resolve.run_config(seen, world_size=2)
+    with log_lines():
+        try:
+            RunData(config, ParallelContext.start("gloo")).train()
+        except DataError as error:
+            return str(error)
+    return ""
+
+
+def test_nodes_with_other_lists_do_not_start(files):
+    for rank in (0, 1):
+        node = files / f"node{rank}"
+        node.mkdir()
+        rows = [row(f"{number}.mp4", num_frames=12, fps=8) for number in range(4 + rank)]
+        write_list(node, rows, "list")
+        shutil.copy(files / "data.json", node / "data.json")
+        change(node / "data.json", "dataset_param.basic_parameters.data_path", str(node / "list.txt"))
+    flags = ["--mm-data", files / "node" / "data.json", "--mm-model", files / "model.json"]
+    flags = [*flags, "--lr", 1e-3, "--train-iters", 1, "--num-workers", 0]
+    for found in run_ranks(on_nodes_of_their_own, 2, files, flags):
+        assert "rank 1 on " in found and "sees another list of clips under this path than the first rank" in found

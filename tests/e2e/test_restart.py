@@ -4,11 +4,7 @@ import subprocess
 import sys
 import textwrap
 
-import pytest
 from programs import ROOT, environment, free_port
-
-from mindspeed_mm import launch
-from mindspeed_mm.config.run import CheckpointConfig
 
 PROGRAM = """
 import os, signal, sys
@@ -41,17 +37,3 @@ def test_ranks_meet_again_after_one_was_killed(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "rank 0: 2 after 1 restarts" in result.stdout
     assert "rank 1: 2 after 1 restarts" in result.stdout
-
-
-@pytest.mark.parametrize(("restarts", "has_checkpoint"), [(0, True), (1, True), (1, False)])
-def test_a_restarted_run_loads_its_own_checkpoint(tmp_path, monkeypatch, restarts, has_checkpoint):
-    """A run that began from --load ORIGIN, perhaps without its optimizer, does not go back there."""
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restarts))
-    if has_checkpoint:
-        (tmp_path / "latest_checkpointed_iteration.txt").write_text("10")
-    wanted = CheckpointConfig(load="origin", save=str(tmp_path), load_optimizer=False, load_rng=False)
-    found = launch._after_restart(wanted)
-    if restarts and has_checkpoint:
-        assert (found.load, found.load_optimizer, found.load_rng) == (str(tmp_path), True, True)
-    else:
-        assert found == wanted

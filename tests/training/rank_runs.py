@@ -1,6 +1,7 @@
 """Small training runs on gloo ranks, with made-up latents instead of clips: the same data at every layout."""
 
 import dataclasses
+import functools
 
 import torch
 
@@ -31,6 +32,7 @@ from mindspeed_mm.training.step import StepResult, TrainStep
 from mindspeed_mm.training.task import FlowMatchingTask
 from mindspeed_mm.training.trainer import Trainer
 from mindspeed_mm.types import TextFeatures
+from mindspeed_mm.weights import load_denoiser
 
 DENOISER = DenoiserConfig(
     num_layers=(2, 2, 2),
@@ -95,6 +97,9 @@ class Stream:
         window = self.numbers[self.seen : self.seen + width]
         self.seen += width
         return FakeBatch(tuple(window[self.rank :: self.ranks]))
+
+    def seek(self, samples: int) -> None:
+        self.seen = samples
 
     def state_dict(self) -> dict:
         return {"seen": self.seen}
@@ -172,7 +177,7 @@ class Run:
         self.step = TrainStep(self.engine, FakeEncoders(spoil), task, self.optimizer, self.micro_batches)
         self.stream = Stream(self.parallel, layout.micro_batch, skip)
         self.state = TrainingState(self.engine, self.optimizer, self.stream, checkpoint or CheckpointConfig())
-        self.saver = Saver(self.state)
+        self.saver = Saver(self.state, functools.partial(load_denoiser, self.network))
 
     def steps(self, count: int) -> list[StepResult]:
         """Train on."""
