@@ -44,10 +44,10 @@ def look(root: Path, parallel: ParallelContext) -> Found:
     found = Found(here, told.note)
 
     def differs() -> str | None:
-        if not found.candidates and layout.has_checkpoint(root):
-            return "it holds a checkpoint, and none where the first rank runs"
-        missing = [location.directory.name for location in found.candidates if not location.directory.is_dir()]
-        return f"it has no {missing[0]}, which the first rank sees" if missing else None
+        if not found.candidates:
+            return "it holds a checkpoint, and none where the first rank runs" if layout.has_checkpoint(root) else None
+        best = found.candidates[0].directory
+        return None if best.is_dir() else f"it has no {best.name}, which the first rank sees"
 
     _all_see(root, parallel, differs)
     return found
@@ -147,7 +147,7 @@ def _all_see(
 
     def decide(reports: list[list]) -> str | None:
         unlike = [(rank, *report) for rank, report in enumerate(reports) if report[0] is not None]
-        if not unlike:
+        if not unlike or unlike[0][0] == 0:  # the first rank itself: a run that goes on has just deleted it
             return ""
         if time.monotonic() < until:
             return None  # look again
