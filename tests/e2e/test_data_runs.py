@@ -303,7 +303,7 @@ def test_nodes_with_other_lists_do_not_start(files):
     for rank in (0, 1):
         node = files / f"node{rank}"
         node.mkdir()
-        rows = [row(f"{number}.mp4", num_frames=12, fps=8) for number in range(4 + rank)]
+        rows = [row(f"{number}.mp4", num_frames=12, fps=8) for number in range(8 + rank)]
         write_list(node, rows, "list")
         shutil.copy(files / "data.json", node / "data.json")
         change(node / "data.json", "dataset_param.basic_parameters.data_path", str(node / "list.txt"))
