@@ -42,6 +42,13 @@ class OptimizerSettings:
     overlap_param_gather: bool = flag(
         False, "--overlap-param-gather", help="gather weights during the next forward pass"
     )
+    ddp_bucket_size: int | None = flag(
+        None,
+        "--ddp-bucket-size",
+        at_least=1,
+        unit="numbers",
+        help="exchanged at a time by the two overlaps; default: 40 million, or 1 million per data rank if that is more",
+    )
     grad_reduce_in_fp32: bool = switches(
         True, {"--accumulate-allreduce-grads-in-fp32": (True, "sum gradients in fp32; without --fp16 always so")}
     )

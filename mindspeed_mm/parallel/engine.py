@@ -6,13 +6,14 @@ one by one, so that clipping, skipping and EMA are decided between them (`optim/
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mindspeed_mm.config.run import OptimizerSettings
 from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.parallel.gathering import Gathering
 from mindspeed_mm.parallel.megatron import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -39,7 +40,16 @@ class MainShard:
 class Engine:
     """Forward, backward and optimizer step of one network."""
 
-    def __init__(self, network: nn.Module, parallel: ParallelContext, platform: Platform, settings: OptimizerSettings):
+    def __init__(
+        self,
+        network: nn.Module,
+        parallel: ParallelContext,
+        platform: Platform,
+        settings: OptimizerSettings,
+        units: Sequence[nn.Module] = (),
+    ):
+        """units: the modules of the network whose weights are gathered one by one while it runs, in the order of their
+        calls (see `Gathering`); without them --overlap-param-gather waits for all weights before the network runs."""
         self.network = network
         self.parallel = parallel
         self.platform = platform
@@ -54,9 +64,12 @@ class Engine:
                     overlap_grad_reduce=settings.overlap_grad_reduce,
                     overlap_param_gather=settings.overlap_param_gather,
                     use_distributed_optimizer=settings.use_distributed_optimizer,
+                    bucket_size=settings.ddp_bucket_size,
                 ),
                 network,
             )
+            if settings.overlap_param_gather:
+                Gathering(self.ddp, units)
             self.optimizer = get_megatron_optimizer(_optimizer_config(settings, dtype), [self.ddp]).chained_optimizers[
                 0
             ]
@@ -115,8 +128,12 @@ class Engine:
             torch._foreach_mul_(gradients, factor)
 
     def update(self) -> None:
-        """One AdamW step on the main weights, and from them the model's weights on every rank."""
+        """One AdamW step on the main weights, and from them the network's on every rank.
+
+        With --overlap-param-gather the next training forward pass gathers them; whoever reads them earlier calls `publish`.
+        """
         with self.platform.engine_scope():
+            self._settle()
             self.optimizer.step_with_ready_grads()
 
     def advance_schedule(self) -> None:
@@ -166,6 +183,20 @@ class Engine:
             with self.platform.engine_scope():
                 self.optimizer.grad_scaler.load_state_dict(state["grad_scaler"])
 
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Make the network's weights the main weights, on every rank; collective.
+
+        Before anything but a training forward pass reads the network, and after anything but `update` has written the
+        main weights.
+        """
+        with self.platform.engine_scope():
+            self._settle()
+            if hasattr(self.optimizer, "_copy_main_params_to_model_params"):  # not where they are the same tensors
+                self.optimizer._copy_main_params_to_model_params()
+            if isinstance(self.optimizer, DistributedOptimizer):
+                self.ddp.start_param_sync(force_sync=True)
+
     @contextlib.contextmanager
     @torch.no_grad()
     def weights_of(self, values: list[Tensor]):
@@ -182,16 +213,16 @@ class Engine:
             self._show(mains, kept)
 
     def _show(self, mains: list[Tensor], values: list[Tensor]) -> None:
-        """Put values into the main weights, and those into the network on every rank."""
+        self._settle()
         for main, value in zip(mains, values, strict=True):
             main.data.copy_(value)
-        with self.platform.engine_scope():
-            if hasattr(
-                self.optimizer, "_copy_main_params_to_model_params"
-            ):  # not where the weights are the main weights
-                self.optimizer._copy_main_params_to_model_params()
-            if isinstance(self.optimizer, DistributedOptimizer):
-                self.ddp.start_param_sync(force_sync=True)
+        self.publish()
+
+    def _settle(self) -> None:
+        """Wait for weights that are under way: they land in the memory that is written next."""
+        for group in self.ddp.bucket_groups:
+            if group.param_gather_handle is not None:
+                group.start_param_sync(force_sync=True)  # with one under way, this waits and starts nothing
 
     def weights_changed(self) -> None:
         """Take over the network's weights into the main weights, after they were loaded from a file."""

@@ -48,7 +48,7 @@ def build_trainer(
     parallel.pulse.beat("loading the encoders")
     network = _denoiser(config, parallel, device)
     meet("loading weights", parallel)  # the engine's collectives have a time limit, a rank with a slow disk may be late
-    engine = Engine(network, parallel, platform, config.optimizer)
+    engine = Engine(network, parallel, platform, config.optimizer, network.units())
     engine.schedule(config.global_batch_size)
     optimizer = _optimizer_step(config, engine)
     micro_batches = config.global_batch_size // (config.micro_batch_size * parallel.data_size)

@@ -44,6 +44,7 @@ class Evaluation:
     def __call__(self) -> dict[str, float]:
         """{"eval loss": ..., "eval loss sigma 0.0-0.2": ..., "ema eval loss": ...}: means over the list's samples."""
         samples = self._samples()
+        self.engine.publish()
         found = self._losses(samples, "eval loss")
         if self.ema is not None:
             with self.engine.weights_of(self.ema.averages()):

@@ -66,6 +66,7 @@ class TrainingState:
         All tensors are copies: training may go on while they are written.
         """
         settings = self.settings
+        self.engine.publish()
         main = self.engine.main_shards()
         groups: dict[str, Named | None] = {}
         if settings.save_optimizer:
@@ -126,6 +127,7 @@ class TrainingState:
         else:
             self.engine.weights_changed()
             _missing("optimizer", common["optimizer"], "--no-load-optim")
+        self.engine.publish()
         if self.optimizer.ema is not None:
             self._restore_ema(snapshot)
         if settings.load_rng and common["rng_state"] is not None:

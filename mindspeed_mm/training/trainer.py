@@ -176,6 +176,7 @@ class Trainer:
             self.reports.values(iteration, found)
             self.watchdog.beat("evaluation", iteration)
         if samples:
+            self.step.engine.publish()
             self.sampler(iteration)
             self.step.engine.network.train()
             self.watchdog.beat("sampling", iteration)

@@ -63,10 +63,14 @@ class Layout:
     micro_batch: int = 1
     distributed_optimizer: bool = True
     overlap: bool = False
+    overlap_gather: bool = True  # if overlap, also of the weights
+    bucket: int | None = None
     dtype: str = "fp32"
     clip_decay: float | None = None
     recompute_blocks: int = 0
     recompute_feed_forwards: int = 0
+    compile: str | None = None  # a backend of torch.compile
+    dropout: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,36 +148,41 @@ class Run:
         lr: float = 1e-2,
         batch: int = GLOBAL_BATCH,
         optimizer: dict | None = None,
+        denoiser: DenoiserConfig = DENOISER,
     ):
         """batch: the global batch; optimizer: more of OptimizerSettings."""
         self.layout = layout
+        denoiser = dataclasses.replace(denoiser, dropout=layout.dropout)
         self.parallel = ParallelContext.start(
             tensor_size=layout.tensor, context_size=layout.context, sequence_parallel=layout.sequence_parallel
         )
         self.network = build_denoiser(
-            DENOISER,
+            denoiser,
             self.parallel,
             dtype=layout.dtype,
             seed=3,
             recompute_blocks=layout.recompute_blocks,
             recompute_feed_forwards=layout.recompute_feed_forwards,
         ).train()
+        if layout.compile is not None:
+            self.network.compile_blocks(layout.compile)
         settings = OptimizerSettings(
             lr=lr,
-            initial_loss_scale=2.0**20,  # a little too high for this network, so that fp16 has to find it
             hysteresis=1,
             use_distributed_optimizer=layout.distributed_optimizer,
             overlap_grad_reduce=layout.overlap,
-            overlap_param_gather=layout.overlap and layout.distributed_optimizer,
-            **{"lr_decay_iters": 100, **(optimizer or {})},
+            overlap_param_gather=layout.overlap and layout.overlap_gather and layout.distributed_optimizer,
+            ddp_bucket_size=layout.bucket,
+            # The loss scale is a little too high for this network, so that fp16 has to find it.
+            **{"lr_decay_iters": 100, "initial_loss_scale": 2.0**20, **(optimizer or {})},
         )
-        self.engine = Engine(self.network, self.parallel, CpuPlatform(), settings)
+        self.engine = Engine(self.network, self.parallel, CpuPlatform(), settings, self.network.units())
         self.engine.schedule(batch)
         clip = AdaptiveClip(layout.clip_decay) if layout.clip_decay else FixedClip(1.0)
         self.ema = Ema(self.engine, 0.9999) if ema else None
         self.optimizer = OptimizerStep(self.engine, clip, self.ema, max_skipped_steps=5)
         self.micro_batches = batch // (layout.micro_batch * self.parallel.data_size)
-        task = FlowMatchingTask(DiffusionConfig(), DENOISER, SEED)
+        task = FlowMatchingTask(DiffusionConfig(), denoiser, SEED)
         self.step = TrainStep(self.engine, FakeEncoders(spoil), task, self.optimizer, self.micro_batches)
         self.stream = Stream(self.parallel, layout.micro_batch, skip)
         self.state = TrainingState(self.engine, self.optimizer, self.stream, checkpoint or CheckpointConfig())
@@ -212,6 +221,7 @@ class Run:
         return shards.gather(self.engine.main_shards(), self.ema.averages())
 
 
-def curve(layout: Layout, steps: int = 20) -> list[tuple[float, float]]:
+def curve(layout: Layout, steps: int = 20, denoiser: DenoiserConfig = DENOISER) -> list[tuple[float, float]]:
     """(loss, gradient norm) of each step."""
-    return [(result.loss, result.report.gradient_norm) for result in Run(layout).steps(steps)]
+    run = Run(layout, denoiser=denoiser)
+    return [(result.loss, result.report.gradient_norm) for result in run.steps(steps)]

@@ -154,7 +154,23 @@ class SparseUMMDiT(nn.Module):
         # On a CPU, RoPE's halves and the parts beside the text are written where they belong, not selected by masks.
         options = {"max_pointwise_cat_inputs": 1} if device.type == "cpu" and backend == "inductor" else None
         for block in self.blocks():
-            block.compile(backend=backend, fullgraph=whole, recompile_limit=_RECOMPILE_LIMIT, options=options)
+            # The forward, not the call: hooks of a block, in which the engine waits for its weights, are not traced.
+            block.forward = torch.compile(
+                block.forward, backend=backend, fullgraph=whole, recompile_limit=_RECOMPILE_LIMIT, options=options
+            )
+
+    def units(self) -> list[nn.Module]:
+        """Modules in the order of a forward pass, each of which reads its weights in its own call only.
+
+        `Gathering` brings their weights one by one. The embeddings in front, which it brings before, are small.
+        """
+        units: list[nn.Module] = []
+        middle = len(self.transformer_blocks) // 2
+        for index, stage in enumerate(self.transformer_blocks):
+            if index > middle and self.config.skip_connection:
+                units += [self.skip_norm_linear[index - middle - 1], self.skip_norm_linear_enc[index - middle - 1]]
+            units += stage
+        return [*units, self.norm_final, self.norm_out, self.proj_out]
 
     def blocks(self):
         """All blocks, first to last."""
