@@ -1,6 +1,7 @@
 """Training of the autoencoder: the parts of a denoiser's run (engine, update, EMA, checkpoints) around another loss."""
 
 import dataclasses
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -110,6 +111,8 @@ class AutoencoderTrainer:
         total: Parts = {}
         for index in range(self.micro_batches):
             batch: Batch = next(batches).to(self.device)
+            if self.config.autoencoder.dropout:  # torch's generator decides what is dropped
+                torch.manual_seed(derive(self.config.seed, "dropout", *itertools.chain(*batch.addresses)))
             with self.engine.micro_batch(last=index == self.micro_batches - 1):
                 loss, parts = self.engine.ddp(batch.video, self._noise(batch))
                 self.engine.backward(loss / self.micro_batches)

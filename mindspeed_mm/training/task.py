@@ -8,7 +8,7 @@ from torch import Tensor
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.model import DenoiserConfig, DiffusionConfig
 from mindspeed_mm.diffusion import flow, schedule
-from mindspeed_mm.parallel.seeds import generator
+from mindspeed_mm.parallel.seeds import derive, generator
 from mindspeed_mm.training.encoders import Encoded, per_sample_noise
 
 
@@ -31,13 +31,26 @@ class FlowMatchingTask:
         noise = per_sample_noise(z0, self.seed, "noise", sample.addresses)
         sigma = self._sigma(z0, sample.addresses)
         noisy = flow.interpolate(z0, noise, sigma)
-        prediction = denoiser(noisy, sigma, sample.text, sample.keep, self._rope_offset(z0, sample.addresses))
+        prediction = denoiser(
+            noisy,
+            sigma,
+            sample.text,
+            sample.keep,
+            self._rope_offset(z0, sample.addresses),
+            dropout_seeds=self._dropout_seeds(z0.device, sample.addresses),
+        )
         return flow.loss(prediction, flow.velocity(z0, noise), sigma, self.diffusion, sample.keep)
 
     def _sigma(self, z0: Tensor, addresses: tuple[tuple[int, int], ...]) -> Tensor:
         grid = LatentGrid(*z0.shape[2:])
         draws = [schedule.draw(self.diffusion, grid, 1, generator(self.seed, "sigma", *place)) for place in addresses]
         return torch.cat(draws).to(z0.device)
+
+    def _dropout_seeds(self, device: torch.device, addresses: tuple[tuple[int, int], ...]) -> Tensor | None:
+        """[B] int64 for a denoiser with dropout: each sample's own, the same at any layout and after a resume."""
+        if self.denoiser.dropout == 0:
+            return None
+        return torch.tensor([derive(self.seed, "dropout", *place) for place in addresses], device=device)
 
     def _rope_offset(self, z0: Tensor, addresses: tuple[tuple[int, int], ...]) -> tuple[int, int, int]:
         """With explicit_uniform_rope, a random place of this extent within sample_size_*; one for the micro-batch."""

@@ -1,7 +1,9 @@
 """Every layout of the same run gives the same curve."""
 
+import dataclasses
+
 import pytest
-from rank_runs import Layout, curve
+from rank_runs import DENOISER, Layout, curve
 from ranks import run_ranks
 
 STEPS = 20
@@ -68,3 +70,36 @@ def test_fp16_finds_its_loss_scale_and_follows_the_curve(one_rank):
     start = overflowed.index(False)
     for (mine, _), (theirs, _) in zip(found[start:], one_rank[start:], strict=False):
         assert mine == pytest.approx(theirs, rel=2e-1)
+
+
+DROPOUT = Layout(dropout=0.6)
+DROPOUT_STEPS = 4
+DROPOUT_TOLERANCE = 1e-5  # relative; another mask changes the last loss by more than 1e-3
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["two feed-forwards", "one feed-forward"])
+def with_dropout(request):
+    """A network, and its curve on one rank."""
+    denoiser = dataclasses.replace(DENOISER, num_layers=(1, 2, 1), double_ff=request.param)
+    return denoiser, run_ranks(curve, 1, DROPOUT, DROPOUT_STEPS, denoiser)[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tensor": 2, "micro_batch": 2},  # x DP 2
+        {"tensor": 2, "context": 2, "sequence_parallel": True, "micro_batch": 4},
+    ],
+    ids=str,
+)
+def test_dropout_drops_the_same_at_every_layout(with_dropout, changes):
+    denoiser, wanted = with_dropout
+    for found in run_ranks(curve, 4, dataclasses.replace(DROPOUT, **changes), DROPOUT_STEPS, denoiser):
+        assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in wanted], rel=DROPOUT_TOLERANCE)
+
+
+def test_dropout_drops_the_same_in_recomputation_and_something_at_all(with_dropout):
+    denoiser, wanted = with_dropout
+    assert run_ranks(curve, 1, dataclasses.replace(DROPOUT, recompute_blocks=4), DROPOUT_STEPS, denoiser)[0] == wanted
+    whole = run_ranks(curve, 1, Layout(), DROPOUT_STEPS, denoiser)[0]
+    assert whole[-1][0] != pytest.approx(wanted[-1][0], rel=100 * DROPOUT_TOLERANCE)

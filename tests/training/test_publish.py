@@ -69,7 +69,7 @@ def losses(layout: Layout, denoiser, steps: int, spoil: bool) -> tuple[int, list
     ("ranks", "layout", "denoiser"),
     [
         (2, Layout(dtype="bf16", recompute_feed_forwards=6), DENOISER),
-        (2, Layout(micro_batch=2, recompute_blocks=1, compile="eager"), THREE_BLOCKS),
+        (2, Layout(micro_batch=2, recompute_blocks=1, compile="eager", dropout=0.1), THREE_BLOCKS),
         (4, Layout(tensor=2, micro_batch=2), DENOISER),
         (4, Layout(tensor=2, sequence_parallel=True, micro_batch=2, recompute_blocks=6), DENOISER),
         (4, Layout(context=2, micro_batch=2), DENOISER),

@@ -70,7 +70,7 @@ def stop_and_resume(layout: Layout, checkpoint: CheckpointConfig, ema: bool) -> 
         (1, Layout(distributed_optimizer=False, dtype="bf16"), {}, True),
         (2, Layout(micro_batch=2, clip_decay=0.9), {"in_background": True}, True),
         (2, Layout(tensor=2, sequence_parallel=True, dtype="bf16", micro_batch=2), {"format": "torch_dist"}, True),
-        (4, Layout(tensor=2, overlap=True, clip_decay=0.9), {}, True),
+        (4, Layout(tensor=2, overlap=True, clip_decay=0.9, dropout=0.1), {}, True),
         (4, Layout(context=2, dtype="bf16"), {"format": "torch_dist", "in_background": True}, True),
     ],
     ids=str,

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from mindspeed_mm.config.model import DenoiserConfig
+from mindspeed_mm.models.sparse_ummdit.dropout import Dropout, Places
 from mindspeed_mm.models.sparse_ummdit.norms import RMSNorm
 from mindspeed_mm.ops.attention import attend
 from mindspeed_mm.ops.lean import normed_rotated
@@ -37,7 +38,8 @@ class JointAttention(nn.Module):
         self.add_k_proj = ColumnLinear(width, width, parallel, bias=bias)
         self.add_v_proj = ColumnLinear(width, width, parallel, bias=bias)
         self.add_q_proj = ColumnLinear(width, width, parallel, bias=bias)
-        self.to_out = nn.ModuleList([RowLinear(width, width, parallel, bias=True), nn.Dropout(config.dropout)])
+        dropout = Dropout(config.dropout, 1, parallel)
+        self.to_out = nn.ModuleList([RowLinear(width, width, parallel, bias=True), dropout])
         self.to_add_out = RowLinear(width, width, parallel, bias=True) if text_output else None
         self.norm_added_q = RMSNorm(config.head_dim, config.norm_eps)
         self.norm_added_k = RMSNorm(config.head_dim, config.norm_eps)
@@ -47,12 +49,17 @@ class JointAttention(nn.Module):
         return self.norm_q, self.norm_k, self.norm_added_q, self.norm_added_k
 
     def forward(
-        self, video: Tensor, text: Tensor, rope: tuple[Tensor, Tensor], keep: Tensor | None
+        self,
+        video: Tensor,
+        text: Tensor,
+        rope: tuple[Tensor, Tensor],
+        keep: Tensor | None,
+        places: Places | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """video [S,B,D] and text [L,B,D] (this rank's tokens) -> the same, attended.
 
         rope: tables for all S tokens of the video; keep: [k*B, S'/k + L] bool, real keys of each part,
-        None where all are (see `masks.py`).
+        None where all are (see `masks.py`). places: of dropout, None without.
         """
         q, k, v = (self._heads(x) for x in together(video, self.to_q, self.to_k, self.to_v))
         text_q, text_k, text_v = (
@@ -63,7 +70,10 @@ class JointAttention(nn.Module):
 
         out = attend(*(self._joint(*pair) for pair in ((q, text_q), (k, text_k), (v, text_v))), keep)
         video, text = split_text(out, self.sparsity, self.group, q.shape[0])
-        video = self.to_out[1](self.to_out[0](join_heads(video, self.parallel).flatten(2)))
+        project, dropout = self.to_out
+        video = project(join_heads(video, self.parallel).flatten(2))
+        if places is not None:
+            video = dropout(video, places.seeds, places.video_part)
         if self.to_add_out is None:
             return video, None
         return video, self.to_add_out(join_heads(text, self.parallel).flatten(2))

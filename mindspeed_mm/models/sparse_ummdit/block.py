@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from mindspeed_mm.config.model import DenoiserConfig
 from mindspeed_mm.models.sparse_ummdit.attention import JointAttention
+from mindspeed_mm.models.sparse_ummdit.dropout import Dropout, Places
 from mindspeed_mm.models.sparse_ummdit.modulation import BlockNorm
 from mindspeed_mm.ops.lean import gated, gelu, recomputed
 from mindspeed_mm.parallel.context import ParallelContext
@@ -34,24 +35,29 @@ class Gelu(nn.Module):
 class FeedForward(nn.Module):
     """Expands four times, GELU, contracts; no biases."""
 
-    def __init__(self, config: DenoiserConfig, parallel: ParallelContext):
+    def __init__(self, config: DenoiserConfig, parallel: ParallelContext, dropout_place: int):
         super().__init__()
         width = config.hidden_size
         self.net = nn.ModuleList(
             [
                 Gelu(width, 4 * width, config.activation_fn, parallel),
-                nn.Dropout(config.dropout),
+                Dropout(config.dropout, dropout_place, parallel, features_split=True),
                 RowLinear(4 * width, width, parallel, bias=False),
             ]
         )
 
-    def forward(self, x: Tensor, lean: bool = False) -> Tensor:
-        """lean: GELU's output, four times as wide as x, is computed again in the backward pass instead of kept."""
+    def forward(
+        self, x: Tensor, lean: bool = False, seeds: Tensor | None = None, tokens: Tensor | None = None
+    ) -> Tensor:
+        """lean: GELU's output, four times as wide as x, is computed again in the backward pass instead of kept.
+
+        seeds, tokens: of dropout, see `Places`; None without.
+        """
         expand, dropout, contract = self.net
         inner = expand(x)
         active, again = recomputed(lean, expand.activate, inner)
         with again:
-            return contract(dropout(active))
+            return contract(active if seeds is None else dropout(active, seeds, tokens))
 
 
 class Block(nn.Module):
@@ -69,8 +75,8 @@ class Block(nn.Module):
         self.norm1 = BlockNorm(*norm, with_text=True)
         self.attn1 = JointAttention(config, parallel, sparsity, group, text_output=not last)
         self.norm2 = BlockNorm(*norm, with_text=own_text_path)
-        self.ff = FeedForward(config, parallel)
-        self.ff_enc = FeedForward(config, parallel) if own_text_path else None
+        self.ff = FeedForward(config, parallel, 2)
+        self.ff_enc = FeedForward(config, parallel, 3) if own_text_path else None
 
     def forward(
         self,
@@ -81,30 +87,36 @@ class Block(nn.Module):
         keep: Tensor | None,
         recompute_feed_forward: bool = False,
         lean: bool = True,
+        places: Places | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """rope, keep: see `JointAttention`. recompute_feed_forward: its activations are, in the backward pass.
+        """rope, keep, places: see `JointAttention`. recompute_feed_forward: its activations are, in the backward pass.
 
         lean: what is cheap to compute again is not kept; for a block that is not recomputed whole.
         """
         video, text = _within_half_range(video, self.training), _within_half_range(text, self.training)
         video_in, text_in, gate, text_gate, again = self.norm1(video, text, condition, lean)
         with again:
-            video_out, text_out = self.attn1(video_in, text_in, rope, keep)
+            video_out, text_out = self.attn1(video_in, text_in, rope, keep, places)
         video = gated(video, gate, video_out)
         if text_out is not None:
             text = gated(text, text_gate, text_out)
         recompute = recompute_feed_forward and self.training
-        return maybe_recompute(recompute, self._feed_forward, video, text, condition, lean and not recompute)
+        return maybe_recompute(recompute, self._feed_forward, video, text, condition, lean and not recompute, places)
 
-    def _feed_forward(self, video: Tensor, text: Tensor, condition: Tensor, lean: bool) -> tuple[Tensor, Tensor]:
+    def _feed_forward(
+        self, video: Tensor, text: Tensor, condition: Tensor, lean: bool, places: Places | None
+    ) -> tuple[Tensor, Tensor]:
         video, text = _within_half_range(video, self.training), _within_half_range(text, self.training)
         video_in, text_in, gate, text_gate, again = self.norm2(video, text, condition, lean)
+        seeds = None if places is None else places.seeds
         with again:
             if self.last or self.ff_enc is not None:
-                video = gated(video, gate, self.ff(video_in, lean))
-                return video, text if self.last else gated(text, text_gate, self.ff_enc(text_in, lean))
+                video = gated(video, gate, self.ff(video_in, lean, seeds, places and places.video))
+                if self.last:
+                    return video, text
+                return video, gated(text, text_gate, self.ff_enc(text_in, lean, seeds, places and places.text))
         # One feed-forward for both. The text enters it neither normalised nor modulated, as in the original.
-        both = self.ff(torch.cat((video_in, text_in)), lean)
+        both = self.ff(torch.cat((video_in, text_in)), lean, seeds, places and places.both)
         tokens = video.shape[0]
         return gated(video, gate, both[:tokens]), gated(text, text_gate, both[tokens:])
 

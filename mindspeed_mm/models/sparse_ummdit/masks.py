@@ -16,21 +16,26 @@ def patch_keep(keep: Tensor, patch_size: int) -> Tensor:
     return blocks.any(dim=5).any(dim=3).flatten(1)
 
 
-def without_padding(text: TextFeatures, multiple: int) -> TextFeatures:
-    """The text without the tokens that are real in no sample: nothing sees them, so no number changes.
+def used_columns(keep: Tensor, multiple: int) -> Tensor:
+    """Which text tokens to compute with, [L] int64, without those that are real in no sample; keep: [B,L] bool.
 
-    Captions are padded to 512 tokens and are far shorter. The length stays a multiple of `multiple`. A sample without any
-    real token keeps all: it may be that nothing of it is real, and then attention sees everything (`ops/attention.py`).
+    Nothing sees those, so no number changes: captions are padded to 512 tokens and are far shorter. The length stays a
+    multiple of `multiple`. A sample without any real token keeps all: it may be that nothing of it is real, and then
+    attention sees everything (`ops/attention.py`).
     """
-    used = text.keep.any(0)
-    if not bool(text.keep.any(1).all()):
-        return text
-    count = int(used.sum())
+    used = keep.any(0)
+    count = int(used.sum()) if bool(keep.any(1).all()) else used.numel()
     length = -(-count // multiple) * multiple
-    if length == used.numel():
-        return text
+    if length >= used.numel():
+        return torch.arange(used.numel(), device=keep.device)
     # Real tokens first, in their order, then as many others as `multiple` asks for.
-    columns = torch.argsort(used, descending=True, stable=True)[:length]
+    return torch.argsort(used, descending=True, stable=True)[:length]
+
+
+def without_padding(text: TextFeatures, columns: Tensor) -> TextFeatures:
+    """The tokens in `columns` (see `used_columns`)."""
+    if columns.numel() == text.keep.shape[1]:
+        return text
     return TextFeatures(text.sequence[:, columns], text.keep[:, columns], text.pooled)
 
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from mindspeed_mm.config.model import DenoiserConfig
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.models.sparse_ummdit.block import Block
+from mindspeed_mm.models.sparse_ummdit.dropout import Places
 from mindspeed_mm.models.sparse_ummdit.embeddings import PatchEmbed, TimeTextEmbed, unpatchify
-from mindspeed_mm.models.sparse_ummdit.masks import key_masks, patch_keep, without_padding
+from mindspeed_mm.models.sparse_ummdit.masks import key_masks, patch_keep, used_columns, without_padding
 from mindspeed_mm.models.sparse_ummdit.modulation import FinalNorm
 from mindspeed_mm.models.sparse_ummdit.norms import NORMS, LayerNorm, RMSNorm
 from mindspeed_mm.models.sparse_ummdit.step_cache import StepCache
@@ -81,16 +82,20 @@ class SparseUMMDiT(nn.Module):
         keep: Tensor | None = None,
         rope_offset: tuple[int, int, int] = (0, 0, 0),
         step_cache: StepCache | None = None,
+        dropout_seeds: Tensor | None = None,
     ) -> Tensor:
         """Velocity [B,C,T,H,W] at `latents` [B,C,T,H,W] and noise level `sigma` [B] in [0,1], 1 being pure noise.
 
         keep: [B,T,H,W] bool, True where there is video (None: everywhere). rope_offset: first position per axis, in
         tokens; training with explicit_uniform_rope draws it. step_cache: sampling may skip the inner stages with it.
+        dropout_seeds: [B] int64, not negative, each sample's own; a network with dropout needs them in training.
         """
         extent = self._check(latents, sigma, text, keep)
         tokens = math.prod(extent)
         dtype = self.proj_out.weight.dtype
-        text = without_padding(text.to(dtype=dtype), token_parts(self.parallel))
+        columns = used_columns(text.keep, token_parts(self.parallel))
+        text = without_padding(text.to(dtype=dtype), columns)
+        places = self._dropout_places(dropout_seeds, tokens, columns)
 
         condition = self.time_text_embed(sigma, text.pooled)
         video = split_tokens(self.patch_embed(latents.to(dtype)), self.parallel)
@@ -100,32 +105,32 @@ class SparseUMMDiT(nn.Module):
         patches = None if keep is None else patch_keep(keep, self.config.patch_size)
         masks = key_masks({block.pattern for block in self.blocks()}, patches, text.keep, tokens)
 
-        video = self._stages(video, words, condition, rope, masks, step_cache)
+        video = self._stages(video, words, (condition, rope, masks, places), step_cache)
         video = self.norm_out(self.norm_final(video), condition)
         video = self.proj_out(join_tokens(video, self.parallel))
         return unpatchify(video, extent, self.config.patch_size, self.config.velocity_channels)
 
-    def _stages(
-        self, video: Tensor, text: Tensor, condition: Tensor, rope, masks, step_cache: StepCache | None
-    ) -> Tensor:
-        """The U: stages of the first half leave their outputs, those of the second take them, last first."""
+    def _stages(self, video: Tensor, text: Tensor, shared: tuple, step_cache: StepCache | None) -> Tensor:
+        """The U: stages of the first half leave their outputs, those of the second take them, last first.
+
+        shared: what every block is given: condition, rope, masks, places of dropout.
+        """
         skips: list[tuple[Tensor, Tensor]] = []
         last = len(self.transformer_blocks) - 1
-        streams = self._stage(0, video, text, skips, condition, rope, masks)
+        streams = self._stage(0, video, text, skips, shared)
         if step_cache is not None and step_cache.reuse:
             streams = step_cache.add(*streams)
         else:
             before = streams
             for index in range(1, last):
-                streams = self._stage(index, *streams, skips, condition, rope, masks)
+                streams = self._stage(index, *streams, skips, shared)
             if step_cache is not None:
                 step_cache.keep(before, streams)
-        return self._stage(last, *streams, skips, condition, rope, masks)[0]
+        return self._stage(last, *streams, skips, shared)[0]
 
-    def _stage(
-        self, index: int, video: Tensor, text: Tensor, skips: list, condition: Tensor, rope, masks
-    ) -> tuple[Tensor, Tensor]:
+    def _stage(self, index: int, video: Tensor, text: Tensor, skips: list, shared: tuple) -> tuple[Tensor, Tensor]:
         """One stage; `skips` is the stack of outputs that stages of the second half have not taken yet."""
+        condition, rope, masks, places = shared
         middle = len(self.transformer_blocks) // 2
         if index > middle and self.config.skip_connection:
             skip_video, skip_text = skips.pop()
@@ -135,12 +140,23 @@ class SparseUMMDiT(nn.Module):
         for depth, block in enumerate(self.transformer_blocks[index], start=sum(self.config.num_layers[:index]) + 1):
             whole = depth <= self.recompute_blocks and self.training
             feed_forward = depth <= self.recompute_feed_forwards
+            mask, dropped = masks[block.pattern], None if places is None else places.at(depth)
             video, text = maybe_recompute(
-                whole, block, video, text, condition, rope, masks[block.pattern], feed_forward, not whole
+                whole, block, video, text, condition, rope, mask, feed_forward, not whole, dropped
             )
         if index < middle and self.config.skip_connection:
             skips.append((video, text))
         return video, text
+
+    def _dropout_places(self, seeds: Tensor | None, tokens: int, columns: Tensor) -> Places | None:
+        """Of this forward pass; None where nothing is dropped."""
+        if not self.training or self.config.dropout == 0:
+            return None
+        if seeds is None:
+            raise ValueError(
+                f"dropout {self.config.dropout} in training needs dropout_seeds, one per sample; without dropout call eval()"
+            )
+        return Places.of(seeds, tokens, columns, self.parallel)
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """torch.compile each block, in place: names of parameters stay. On one TP x CP rank each is a single graph.

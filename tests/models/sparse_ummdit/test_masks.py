@@ -8,7 +8,7 @@ from tiny_denoiser import CONFIG
 from torch.nn import functional as F
 
 from mindspeed_mm.models.build import build_denoiser
-from mindspeed_mm.models.sparse_ummdit.masks import key_masks, without_padding
+from mindspeed_mm.models.sparse_ummdit.masks import key_masks, used_columns, without_padding
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.types import TextFeatures
 
@@ -23,22 +23,22 @@ def features(keep) -> TextFeatures:
 
 def test_only_tokens_that_some_sample_uses_stay_and_in_their_order():
     text = features([[1, 0, 1, 0, 0], [0, 0, 1, 0, 1]])
-    short = without_padding(text, 1)
+    short = without_padding(text, used_columns(text.keep, 1))
     assert torch.equal(short.sequence, text.sequence[:, [0, 2, 4]])
     assert short.keep.tolist() == [[True, True, False], [False, True, True]]
-    assert without_padding(features([[1, 1]]), 1).sequence.shape[1] == 2
+    assert used_columns(torch.ones(1, 2, dtype=torch.bool), 1).tolist() == [0, 1]
 
 
 def test_the_length_stays_a_multiple():
     text = features([[0, 1, 0, 1, 1, 0, 0, 0]])
-    short = without_padding(text, 4)
+    short = without_padding(text, used_columns(text.keep, 4))
     assert torch.equal(short.sequence[:, :3], text.sequence[:, [1, 3, 4]])
     assert short.keep.tolist() == [[True, True, True, False]]
 
 
 def test_a_sample_without_any_real_text_keeps_all_tokens():
     text = features([[1, 0, 0], [0, 0, 0]])
-    assert without_padding(text, 1) is text
+    assert without_padding(text, used_columns(text.keep, 1)) is text
 
 
 @pytest.mark.parametrize(

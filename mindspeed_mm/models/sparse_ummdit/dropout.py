@@ -1,0 +1,57 @@
+"""Dropout of the denoiser: equal at every layout, since each number's place in the whole network decides (`ops/dropout.py`)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mindspeed_mm.ops import dropout
+from mindspeed_mm.parallel.context import ParallelContext
+
+_FIRST_TEXT = 2**31  # places of text tokens begin here; no video has as many tokens
+
+
+class Places(NamedTuple):
+    """Seeds [B] of a forward pass's dropout, and the places of tokens in the whole sequence; all int64.
+
+    Inside the column-split linears a rank has the tokens of its context rank: `video`, `text`, or `both` one after the
+    other. Between them sequence parallel splits these over TP: `video_part`.
+    """
+
+    seeds: Tensor
+    video: Tensor
+    text: Tensor
+    both: Tensor
+    video_part: Tensor
+
+    @classmethod
+    def of(cls, seeds: Tensor, tokens: int, text: Tensor, parallel: ParallelContext) -> "Places":
+        """seeds: [B] int64 in [0, 2^63); tokens: of the whole video; text: [L], each text token's number before padding
+        was taken out."""
+        video = torch.arange(tokens, device=seeds.device).chunk(parallel.context_size)[parallel.context_rank]
+        text = (text + _FIRST_TEXT).chunk(parallel.context_size)[parallel.context_rank]
+        parts = parallel.tensor_size if parallel.sequence_parallel else 1
+        # Each TP rank has its part of both streams in a row, and the linear gathers them rank by rank.
+        pairs = list(zip(video.chunk(parts), text.chunk(parts), strict=True))
+        both = torch.cat([tokens for pair in pairs for tokens in pair])
+        mine = pairs[parallel.tensor_rank if parts > 1 else 0][0]
+        return cls(dropout.mix(seeds & 0xFFFFFFFF) ^ dropout.mix(seeds >> 32), video, text, both, mine)
+
+    def at(self, depth: int) -> "Places":
+        """For the block at this depth."""
+        return self._replace(seeds=dropout.derive(self.seeds, depth))
+
+
+class Dropout(nn.Module):
+    """Dropout at one of a block's places; without parameters. It is called where there are `Places`."""
+
+    def __init__(self, rate: float, place: int, parallel: ParallelContext, *, features_split: bool = False):
+        """place: tells the dropouts of a block apart; features_split: whether the features are split over TP."""
+        super().__init__()
+        self.rate = rate
+        self.place = place
+        self._rank = parallel.tensor_rank if features_split else 0
+
+    def forward(self, x: Tensor, seeds: Tensor, tokens: Tensor) -> Tensor:
+        """x: [S,B,D] of this rank; seeds: [B], tokens: [S], see `Places`."""
+        return dropout.dropout(x, self.rate, dropout.derive(seeds, self.place), tokens, self._rank * x.shape[2])
