@@ -120,7 +120,7 @@ def test_training_starts_from_every_source(every_source, whole, tensor_size, tmp
 
 def test_dialects_and_layouts_are_recognised(every_source):
     opened = {name: sources.open_checkpoint(path) for name, path in every_source.items()}
-    assert {name: checkpoint.dialect for name, checkpoint in opened.items()} == {
+    assert {name: checkpoint.dialect.name for name, checkpoint in opened.items()} == {
         name: "MM" if name.startswith("mm") else "OSP" for name in every_source
     }
     sizes = {name: checkpoint.tensor_size for name, checkpoint in opened.items() if checkpoint.tensor_size > 1}
