@@ -138,6 +138,7 @@ class TrainingState:
     def take_weights(self, into_average: bool) -> None:
         """Take over weights that were loaded into the network from a file; into_average: they start the EMA, too."""
         self.engine.weights_changed()
+        self.engine.publish()
         if into_average and self.optimizer.ema is not None:
             self.optimizer.ema.restart()
 
