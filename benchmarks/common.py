@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from table import table  # noqa: F401 (for the benchmarks)
 from tensor_memory import TensorMemory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a clone that is not installed, too
@@ -87,16 +88,6 @@ def _peak_of_the_allocator(function: Callable[[], object]) -> int:
         events = json.loads(Path(trace.name).read_text())["traceEvents"]
     changes = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
     return max(itertools.accumulate((size for _, size in changes), initial=0))
-
-
-def table(header: list[str], rows: list[list[object]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
-
-
-def _cell(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def denoiser_config(width: int, stages: tuple[int, ...], sparsities: tuple[int, ...], sparse: bool) -> DenoiserConfig:

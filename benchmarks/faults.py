@@ -19,8 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from common import table
 from fault_runs import ROOT, Row, Started, expect, make_world
+from table import table
 
 SCRIPT = ROOT / "examples" / "opensoraplan1.5" / "pretrain_opensoraplan1_5.sh"
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "--local-addr", "localhost")
