@@ -8,7 +8,7 @@ Names are loaded on first use, so that importing the package starts no device an
 
 from mindspeed_mm.version import __version__ as __version__
 
-_API = ("build_autoencoder", "build_denoiser", "sigma_grid")
+_API = ("build_autoencoder", "build_denoiser", "read_clip", "read_image", "sigma_grid")
 
 
 def __getattr__(name: str):

@@ -12,6 +12,7 @@ from mindspeed_mm import weights
 from mindspeed_mm.config import model_dialects
 from mindspeed_mm.config.geometry import as_grid
 from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig, DiffusionConfig
+from mindspeed_mm.data import images, readers
 from mindspeed_mm.diffusion import schedule
 from mindspeed_mm.models import build as builders
 from mindspeed_mm.parallel.context import ParallelContext
@@ -46,6 +47,18 @@ def build_autoencoder(config, *, device=None, dtype: str | None = None):
     if config.from_pretrained and not autoencoder.shift.is_meta:
         weights.load_autoencoder(autoencoder, config.from_pretrained)
     return autoencoder
+
+
+def read_clip(path, indices, *, fps: float | None = None):
+    """Frames of a video as training sees them before its transforms, uint8 [T,H,W,3]: as they are shown (turned, square
+    pixels, BT.709, one field, on white). indices: any order, from 0. fps: the rate at which they count; it matters in
+    files of variable rate, where frame i is what is shown i / fps seconds after the first. DataError for a bad file."""
+    return readers.read_clip(readers.build_reader("decoder"), str(path), [int(index) for index in indices], fps)
+
+
+def read_image(path):
+    """An image as training sees it before its transforms, uint8 [H,W,3], turned, on white. DataError for a bad file."""
+    return images.read_image(str(path))[0]
 
 
 def sigma_grid(config, grid) -> torch.Tensor:

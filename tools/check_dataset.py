@@ -16,7 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.data_dialects import data_node
+from mindspeed_mm.data import checksums
 from mindspeed_mm.data.check import check_list, draw_shapes
+from mindspeed_mm.data.lists.sources import read_list
 from mindspeed_mm.errors import said_in_one_line
 from mindspeed_mm.schema import build, read_json
 
@@ -37,7 +39,8 @@ def main() -> int:
         metavar="FRACTION",
         help="that cleaning may empty; more is exit code 1",
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write check.json and shapes.png there")
+    parser.add_argument("--checksums", action="store_true", help="of all files: compare, and write them to --output")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write check.json, shapes.png and samples.png there")
     options = parser.parse_args()
     with said_in_one_line():
         found = check_list(
@@ -53,14 +56,33 @@ def main() -> int:
         options.output.mkdir(parents=True, exist_ok=True)
         (options.output / "check.json").write_text(json.dumps(found.report(), indent=1, ensure_ascii=False))
         draw_shapes(found.result, options.output / "shapes.png")
-        print(f"wrote {options.output / 'check.json'} and shapes.png")
+        found.draw(options.output / "samples.png")
+        print(f"wrote {options.output / 'check.json'}, shapes.png and samples.png")
+    wrong = check_sums(options) if options.checksums else ()
     too_many = found.dropped_fraction > options.max_dropped_fraction
     if too_many:
         print(f"error: {found.dropped_fraction:.1%} of the rows are dropped, more than --max-dropped-fraction allows")
     emptied = found.emptied.fault(options.max_empty_captions)
     if emptied is not None:
         print(f"error: {emptied}")
-    return int(bool(found.faults) or too_many or emptied is not None)
+    return int(bool(found.faults or found.different or wrong) or too_many or emptied is not None)
+
+
+def check_sums(options) -> tuple[str, ...]:
+    """Compare the files of the list with their checksums; the lines about those that differ."""
+    with said_in_one_line():
+        rows = read_list(
+            build(DataConfig, data_node(read_json(options.mm_data))).dataset_param.basic_parameters.data_path
+        )
+    sums = checksums.compare(rows)
+    print(
+        f"data: {len(sums.sums)} files were read; {sums.verified} are as their checksums say, {len(sums.wrong)} are not"
+    )
+    print("".join(f"data: {line}\n" for line in sums.wrong), end="")
+    if options.output is not None:
+        checksums.write_list(rows, sums, options.output / "checksums.jsonl")
+        print(f"wrote {options.output / 'checksums.jsonl'}: the list with checksums; name it in data_path")
+    return sums.wrong
 
 
 if __name__ == "__main__":

@@ -7,17 +7,29 @@ import collections
 import dataclasses
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from mindspeed_mm.config.data import DataConfig
+from mindspeed_mm.config.data import DataConfig, DatasetConfig
 from mindspeed_mm.data import probe
 from mindspeed_mm.data.dataset import fixed_draws
+from mindspeed_mm.data.ledger import unforeseen
 from mindspeed_mm.data.lists.filters import Clip, FilterResult, filter_rows
 from mindspeed_mm.data.sampler import GroupedSampler
+from mindspeed_mm.data.samples import Look, draw_samples, look
+from mindspeed_mm.data.text.cleaning import preprocess
 from mindspeed_mm.data.text.emptied import Emptied, emptied
 from mindspeed_mm.data.video import VideoSource
 from mindspeed_mm.data.workers import Announce, WorkerPool
 from mindspeed_mm.errors import DataError
+
+_DONE = {  # about what is special in a file
+    "interlaced": "; one field is kept, the lines of the other are made from it",
+    "PQ": " (HDR); tone-mapped to BT.709",
+    "HLG": " (HDR); tone-mapped to BT.709",
+    "transparent": "; shown on white",
+}
+_SQUARED = "; shown with square pixels"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,6 +39,12 @@ class Decoded:
     path: str
     seconds: float
     fault: str | None
+    clip: Clip
+    look: Look | None  # None where there is a fault
+
+    def report(self) -> dict:
+        differences = self.look.differences if self.look else ()
+        return {"path": self.path, "seconds": self.seconds, "fault": self.fault, "differences": list(differences)}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,6 +53,7 @@ class Check:
 
     result: FilterResult
     emptied: Emptied
+    dataset: DatasetConfig
     decoded: tuple[Decoded, ...]
     global_batch_size: int
     epoch_samples: int
@@ -42,6 +61,11 @@ class Check:
     @property
     def faults(self) -> list[Decoded]:
         return [one for one in self.decoded if one.fault is not None]
+
+    @property
+    def different(self) -> list[Decoded]:
+        """Samples whose rows say something else than their files."""
+        return [one for one in self.decoded if one.look is not None and one.look.differences]
 
     @property
     def dropped_fraction(self) -> float:
@@ -64,7 +88,23 @@ class Check:
                 f"data: {len(self.decoded) - len(self.faults)} of {len(self.decoded)} samples were decoded; "
                 f"median {seconds[len(seconds) // 2]:.2f} s, longest {seconds[-1]:.2f} s"
             )
-        return lines + [f"data: bad sample: {one.fault}" for one in self.faults]
+        lines += [f"data: bad sample: {one.fault}" for one in self.faults]
+        lines += [f"data: {one.path}: {what}" for one in self.different for what in one.look.differences]
+        traits = collections.Counter(trait for one in self.decoded if one.look for trait in _traits(one.look))
+        return lines + [
+            f"data: {count} of {len(self.decoded)} samples: {trait}" for trait, count in traits.most_common()
+        ]
+
+    def draw(self, path: Path) -> None:
+        """A PNG of the middle frame of every sample that was decoded, with its caption after cleaning."""
+        tiles = [(one.clip, one.look, self._caption(one.clip)) for one in self.decoded if one.look is not None]
+        draw_samples(tiles, path)
+
+    def _caption(self, clip: Clip) -> str:
+        text = clip.row.captions[0]
+        if not self.dataset.enable_text_preprocessing:
+            return text
+        return preprocess(text, self.dataset.use_clean_caption, self.dataset.support_chinese)
 
     def report(self) -> dict:
         """The same for a JSON file, with every dropped row."""
@@ -74,7 +114,7 @@ class Check:
             "global_batch_size": self.global_batch_size,
             "epoch_samples": self.epoch_samples,
             "epoch_steps": self.epoch_samples // self.global_batch_size,
-            "decoded": [dataclasses.asdict(one) for one in self.decoded],
+            "decoded": [one.report() for one in self.decoded],
         }
 
 
@@ -109,7 +149,15 @@ def check_list(
     chosen = random.Random(seed).sample(range(len(result.clips)), min(samples, len(result.clips)))
     decoded = _decode(videos, [result.clips[place] for place in sorted(chosen)], processes)
     found = emptied((clip.row for clip in result.clips), dataset)
-    return Check(result, found, decoded, global_batch_size, sampler.epoch_size)
+    return Check(result, found, dataset, decoded, global_batch_size, sampler.epoch_size)
+
+
+def _traits(look: Look) -> Iterator[str]:
+    """What is special about a file, and what is done about it."""
+    if look.facts.variable:
+        yield "variable frame rate; frames are taken by time"
+    for trait in look.facts.traits:
+        yield trait + _DONE.get(trait, _SQUARED if trait.startswith("pixels of") else "")
 
 
 def _decode(videos: VideoSource, clips: list[Clip], processes: int) -> tuple[Decoded, ...]:
@@ -138,10 +186,14 @@ class _Decoder:
         if fault is None:
             announce(0)
             try:
-                self._videos.load(clip, fixed_draws(clip, 0))
+                video = self._videos.load(clip, fixed_draws(clip, 0))
+                seconds = time.perf_counter() - begin
+                return Decoded(clip.row.path, seconds, None, clip, look(clip, video))
             except DataError as error:
                 fault = str(error)
-        return Decoded(clip.row.path, time.perf_counter() - begin, fault)
+            except Exception as error:
+                fault = unforeseen(clip.row.path, error)
+        return Decoded(clip.row.path, time.perf_counter() - begin, fault, clip, None)
 
 
 def draw_shapes(result: FilterResult, path: Path) -> None:

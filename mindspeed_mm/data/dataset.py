@@ -13,13 +13,13 @@ from torch import Tensor
 from mindspeed_mm import logs
 from mindspeed_mm.config.data import DatasetConfig
 from mindspeed_mm.data import captions, probe
-from mindspeed_mm.data.ledger import Substitution
+from mindspeed_mm.data.ledger import Substitution, Unforeseen
 from mindspeed_mm.data.lists.filters import Clip, FilterResult, filter_rows
 from mindspeed_mm.data.lists.rows import Row
 from mindspeed_mm.data.text.cleaning import preprocess
 from mindspeed_mm.data.tokens import Tokenizer, load_tokenizer
 from mindspeed_mm.data.video import Allocate, VideoSource
-from mindspeed_mm.errors import DataError
+from mindspeed_mm.errors import DataError, MMError
 from mindspeed_mm.types import Posterior, TextFeatures, TokenIds
 
 log = logs.get(__name__)
@@ -97,7 +97,8 @@ class ClipDataset:
                 announce(candidate)
                 return self.sample(candidate, (epoch, index), tuple(missed), allocate)
             except DataError as error:
-                missed.append(Substitution(self.clips[candidate].row.path, str(error)))
+                traced = error.traceback if isinstance(error, Unforeseen) else ""
+                missed.append(Substitution(self.clips[candidate].row.path, str(error), traced))
         raise DataError(
             f"{len(missed)} files of shape {self.keys[index]} in a row cannot be used; the last reason: {missed[-1].reason}"
         )
@@ -109,7 +110,16 @@ class ClipDataset:
         missed: tuple[Substitution, ...] = (),
         allocate: Allocate = torch.empty,
     ) -> Sample:
-        """The sample of exactly the clip `chosen`, for the place `address` (epoch, index) in the stream."""
+        """The sample of exactly the clip `chosen`, for the place `address` (epoch, index) in the stream. DataError for
+        whatever goes wrong at this clip."""
+        try:
+            return self._sample(chosen, address, missed, allocate)
+        except MMError:
+            raise
+        except Exception as error:
+            raise Unforeseen(self.clips[chosen].row.path, error) from error
+
+    def _sample(self, chosen: int, address: tuple[int, int], missed: tuple[Substitution, ...], allocate: Allocate):
         clip, epoch = self.clips[chosen], address[0]
         # A text seed is hashed with SHA-512, the same in every process.
         video = self._videos.load(clip, self.video_draws(chosen, epoch), self.crop(epoch), allocate)

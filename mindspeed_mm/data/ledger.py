@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,6 +25,23 @@ class Substitution:
 
     path: str
     reason: str
+    traceback: str = ""  # of an error that nobody foresaw, which may be a defect of the program
+
+
+class Unforeseen(DataError):
+    """An error of another class at one clip: a bad sample like others, but the first is logged with its traceback."""
+
+    def __init__(self, path: str, error: Exception):
+        text = " ".join(str(error).split())
+        super().__init__(f"{path}: {type(error).__name__}: {text[:300]}")
+        self.traceback = "".join(traceback.format_exception(error))
+
+
+def unforeseen(path: str, error: Exception) -> str:
+    """The reason of a bad sample for an error that nobody foresaw; its traceback goes to the log."""
+    found = Unforeseen(path, error)
+    log.error("data: an error that nobody foresaw:\n%s", found.traceback)
+    return str(found)
 
 
 @dataclasses.dataclass(slots=True)
@@ -60,6 +78,7 @@ class Ledger:
         self._counts, self._writes = counts, writes
         self._pending: tuple[list[Substitution], int] = ([], 0)
         self._known: set[str] = set()
+        self._traced = False
         self._unwritten, self._written = True, float("-inf")
 
     @property
@@ -75,6 +94,9 @@ class Ledger:
         if not self._counts:
             return
         for item in substitutions:
+            if item.traceback and not self._traced:
+                log.error("data: an error that nobody foresaw, at %s:\n%s", item.path, item.traceback)
+                self._traced = True
             if item.path not in self._known and item.path not in self.bad_samples:
                 log.warning("data: bad sample, replaced by another of its shape: %s", item.reason)
             self._known.add(item.path)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from mindspeed_mm import atomic, logs
 from mindspeed_mm.data import media, suffixes
 from mindspeed_mm.data.facts import Facts, facts_of
+from mindspeed_mm.data.ledger import unforeseen
 from mindspeed_mm.data.lists.rows import Row
 from mindspeed_mm.data.lists.sources import read_list
 from mindspeed_mm.data.workers import Announce, WorkerPool
@@ -114,6 +115,8 @@ def _probe_one(task: tuple[str, str | None], announce: Announce) -> Facts:
         return facts_of(path, suffixes.kind_of(path, num_frames=2))
     except DataError as error:
         return Facts(fault=str(error))
+    except Exception as error:
+        return Facts(fault=unforeseen(path, error))
 
 
 def _stamp(path: str) -> tuple[int, int]:

@@ -6,6 +6,7 @@ and HLG (HDR) become BT.709 by FFmpeg's perceptual tone mapping; what is transpa
 itself, so that it is the same wherever decoding began.
 """
 
+import contextlib
 import fractions
 import functools
 
@@ -91,7 +92,7 @@ class Screen:
             width = _shown_width(frame.width, self._aspect)
             if width * frame.height > MAX_PIXELS:
                 raise DataError(f"{self._path}: is shown at {width}x{frame.height} pixels; {MAX_PIXELS} are the limit")
-            filters.append(("scale", f"w={width}:h={frame.height}:flags=bicubic+accurate_rnd"))
+            filters.append(("scale", f"w={width}:h={frame.height}:flags=bicubic+accurate_rnd+full_chroma_int"))
         return filters
 
 
@@ -101,7 +102,6 @@ class _Chain:
     def __init__(self, frame: av.VideoFrame, filters: list[tuple[str, str]]):
         self._alpha = has_alpha(frame.format.name)
         self._graph = Graph()
-        self._graph.nb_threads = 1
         base = fractions.Fraction(1, 1000)
         buffer = self._graph.add_buffer(
             width=frame.width, height=frame.height, format=frame.format.name, time_base=base
@@ -115,13 +115,14 @@ class _Chain:
         self._time = 0
 
     def __call__(self, frame: av.VideoFrame) -> Planes:
-        stamp, frame.pts = frame.pts, self._time  # filters want time to go on
-        self._time += 1
-        try:
+        stamp, made = frame.pts, None
+        for _ in range(2):  # the second time pushes the first out of filters that wait for the next frame
+            frame.pts = self._time  # filters want time to go on
+            self._time += 1
             self._graph.push(frame)
-            made = self._graph.pull()
-        finally:
-            frame.pts = stamp
+            with contextlib.suppress(av.error.BlockingIOError):
+                made = self._graph.pull()
+        frame.pts = stamp
         pixels = made.to_ndarray()
         return split(composite(pixels) if self._alpha else pixels)
 

@@ -19,6 +19,7 @@ from mindspeed_mm.data import features, stored
 from mindspeed_mm.data.buffers import SharedBuffers
 from mindspeed_mm.data.dataset import Sample, Tokens, filtered_list, fixed_draws, load_tokens
 from mindspeed_mm.data.features import TEXT, VIDEO, Entry, PartWriter, Stamp, digest
+from mindspeed_mm.data.ledger import unforeseen
 from mindspeed_mm.data.lists.filters import Clip
 from mindspeed_mm.data.loader import joiner
 from mindspeed_mm.data.video import VideoSource
@@ -194,6 +195,9 @@ class _Decoder:
         except DataError as error:
             self._buffers.lend(None)
             return str(error)
+        except Exception as error:
+            self._buffers.lend(None)
+            return unforeseen(clip.row.path, error)
         return Lent(batch, batch.video, self._buffers.lend(batch.video))
 
     def take_back(self, numbers: Sequence[int]) -> None:

@@ -1,5 +1,6 @@
 """tools/check_dataset.py: what a user is told about a list before a run."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -8,7 +9,9 @@ from pathlib import Path
 from data_helpers import data_config, row, write_clip, write_list
 from PIL import Image
 
+from mindspeed_mm.data import checksums
 from mindspeed_mm.data.check import check_list, draw_shapes
+from mindspeed_mm.data.lists.sources import read_list
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "check_dataset.py"
 
@@ -69,3 +72,42 @@ def test_the_exit_code_says_whether_a_run_can_start(tmp_path):
     write_clip(tmp_path / "c.mp4", 12)
     assert run_tool(config).returncode == 0
     assert run_tool(config, "--max-dropped-fraction", 0.1).returncode == 1
+
+
+def test_rows_are_compared_with_their_files_and_shown(tmp_path):
+    for name in "abcde":
+        write_clip(tmp_path / f"{name}.mp4", 12)
+    rows = [
+        row("a.mp4", num_frames=12),
+        row("b.mp4", height=128, width=64, num_frames=12),
+        row("c.mp4", num_frames=120),
+    ]
+    rows += [row("d.mp4", num_frames=12, fps=240), row("e.mp4", num_frames=12, cap="<br>A <b>Cat</b> sleeps")]
+    settings = {"train_fps": 24, "min_h_div_w_ratio": 0.1, "max_h_div_w_ratio": 10}
+    found = check_list(data_config(write_list(tmp_path, rows), settings), global_batch_size=1, samples=5, processes=1)
+    said = {Path(one.path).name: one.look.differences for one in found.different}
+    assert said["b.mp4"] == ("its row says 128x64 (height x width), the file is shown at 64x128: transposed",)
+    assert "a.mp4" not in said and "e.mp4" not in said
+    assert "data: " + str(tmp_path / "b.mp4") in "\n".join(found.lines())
+    found.draw(tmp_path / "samples.png")
+    with Image.open(tmp_path / "samples.png") as picture:
+        assert picture.width > 300 and len(picture.convert("RGB").getcolors(2**24)) > 100
+
+
+def test_checksums_are_written_and_compared(tmp_path):
+    for name in "ab":
+        write_clip(tmp_path / f"{name}.mp4", 12)
+    rows = read_list(write_list(tmp_path, [row("a.mp4", num_frames=12), row("b.mp4", num_frames=12)]))
+    first = checksums.compare(rows)
+    assert (first.verified, first.wrong) == (0, ())
+    checksums.write_list(rows, first, tmp_path / "with.jsonl")
+    again = read_list(tmp_path / "with.jsonl")
+    assert [one.checksum for one in again] == [
+        hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("a.mp4", "b.mp4")
+    ]
+    assert checksums.compare(again).verified == 2
+    data = bytearray((tmp_path / "b.mp4").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "b.mp4").write_bytes(data)
+    (wrong,) = checksums.compare(again).wrong
+    assert wrong.startswith(f"{tmp_path / 'b.mp4'}: is not the file it was")

@@ -53,6 +53,7 @@ def read_row(entry, folder: Path, place: str) -> Row:
         crop=_crop(facts.get("crop"), place),
         aesthetic=_number(facts, "aesthetic", place),
         seconds=_seconds_of(facts, place),
+        checksum=_checksum(facts.get("checksum"), place),
     )
     return row if row.seconds is None else row.timed(fps)
 
@@ -67,6 +68,15 @@ def _path(key: str, value, place: str) -> str:
     if "\0" in value or not value.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise DataError(f"{place}: {key} {_short(value)} cannot be the name of a file")
     return value
+
+
+def _checksum(found: Found | None, place: str) -> str | None:
+    if found is None:
+        return None
+    key, value = found
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", value.strip()):
+        raise DataError(f"{place}: {key} must be a SHA-256, 64 hexadecimal digits, found {_short(value)}")
+    return value.strip().lower()
 
 
 def _captions(found: Found | None, place: str) -> tuple[str, ...]:

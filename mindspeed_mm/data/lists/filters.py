@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from mindspeed_mm.config.data import PreprocessConfig
-from mindspeed_mm.data import frames
+from mindspeed_mm.data import frames, suffixes
 from mindspeed_mm.data.lists.rows import Row
 from mindspeed_mm.data.resolution import fit_pixels, stride_crop
 from mindspeed_mm.errors import DataError
@@ -89,6 +89,8 @@ class FilterResult:
         assumed = sum(clip.row.fps is None for clip in self.clips if clip.row.kind == "video")
         lines = [f"data: {len(self.clips)} of {self.total} rows are used"]
         lines += [f"data: dropped by rule {dropped}" for dropped in self.dropped]
+        if any(dropped.rule == "unknown_type" for dropped in self.dropped):
+            lines.append(f"data: unknown_type: {suffixes.accepted()}")
         if assumed:
             lines.append(f"data: {assumed} videos state no fps; {DEFAULT_FPS:g} is assumed")
         lines.append("data: clips by shape " + " ".join(f"{key}={count}" for key, count in shapes.most_common()))
@@ -148,6 +150,8 @@ def _nothing_left(source, total, report, config: PreprocessConfig, global_batch_
     text = f"{source}: none of {total} rows can be used: {rules}."
     if any(dropped.rule == "rare_shape" for dropped in report):
         text += f" rare_shape asks for {4 * global_batch_size} clips of one shape (4 x --global-batch-size)."
+    if any(dropped.rule == "unknown_type" for dropped in report):
+        text += f" {suffixes.accepted()}.".replace(" videos", " Videos", 1)
     return text + (
         f" preprocess_parameters ask for {config.num_frames} frames at {config.train_fps:g} fps "
         f"and at least {config.least_pixels} pixels"

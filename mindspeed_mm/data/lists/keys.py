@@ -24,6 +24,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "end": ("end", "end_time", "end_s", "end_sec", "end_seconds"),
     "duration": ("duration", "seconds", "duration_s", "duration_sec"),
     "crop": ("crop",),
+    "checksum": ("checksum", "sha256"),
     "aesthetic": ("aesthetic", "aes", "aesthetic_score"),
 }
 _RANKED = {key: (fact, rank) for fact, keys in ALIASES.items() for rank, key in enumerate(keys)}

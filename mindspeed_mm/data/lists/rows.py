@@ -23,6 +23,7 @@ class Row:
     aesthetic: float | None
     fault: str | None = None  # why the file could not be probed, if that was asked for
     seconds: tuple[float, float | None] | None = None  # start and end in the file, until its fps is known
+    checksum: str | None = None  # SHA-256 of the file, 64 hexadecimal digits; `check_dataset --checksums` compares it
     bare: bool = False  # no row of its source says enough to be used: the facts are always taken from the files
 
     @property
