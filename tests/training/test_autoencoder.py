@@ -91,7 +91,7 @@ def world(tmp_path_factory):
     (folder / "rows.json").write_text(json.dumps(rows))
     (folder / "data.txt").write_text(f"{folder},{folder / 'rows.json'}\n")
     (folder / "data.json").write_text(json.dumps(config_files.data_block(folder)))
-    (folder / "model.json").write_text(json.dumps({"ae": {**config_files.AUTOENCODER, "dropout": 0.1}}))
+    (folder / "model.json").write_text(json.dumps({"ae": config_files.AUTOENCODER}))
     return folder
 
 
