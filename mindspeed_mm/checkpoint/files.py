@@ -1,13 +1,12 @@
 """Writing files that are whole or not there, and reading files without running what is in them."""
 
 import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from mindspeed_mm.checkpoint import trusted
+from mindspeed_mm.checkpoint import integrity, torch_reader
 from mindspeed_mm.errors import CheckpointError
 
 _STRETCH = 2**28  # bytes
@@ -41,25 +40,24 @@ def flush_directory(path: Path) -> None:
         os.close(handle)
 
 
-def load(path: Path) -> dict:
-    """A torch file on the CPU, memory-mapped, with tensors and plain values only."""
+def load(path: Path, record_is_checked: bool = False) -> dict:
+    """What a torch file holds, on the CPU, memory-mapped; its values are compared with the checksums that there are.
+
+    record_is_checked: a file that a checkpoint's record lists has been compared with it already.
+    """
+    content, records = open_mapped(path)
+    integrity.Proof([path], records, record_is_checked).check_all()
+    return content
+
+
+def open_mapped(path: Path) -> tuple[dict, list[torch_reader.Record]]:
+    """What a torch file holds, and the records that its tensors lie in: nothing is read but names and shapes."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
-    try:
-        with trusted.classes(path):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0]
-        raise CheckpointError(f"{path}: refused, it holds more than tensors and plain values ({reason})") from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        raise CheckpointError(f"{path}: cannot be read, it is truncated or not a torch file ({reason})") from None
-
-
-def _is_zip(path: Path) -> bool:
-    """Whether the file is in torch's zip format, which can be memory-mapped; older ones cannot."""
-    with open(path, "rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+    content, records = torch_reader.read(path)
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds {type(content).__name__}, not a dict")
+    return content, records
 
 
 class _Steady:

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mindspeed_mm.checkpoint.integrity import Proof
+
 # The same numbers on every Linux we run on; Python's mmap module has them for its own mappings only.
 _MADV_DONTNEED = 4
 _MADV_POPULATE_READ = 22  # since Linux 5.14; an older one says no, and faults the pages in one by one
@@ -29,10 +31,19 @@ class MappedFiles:
     /proc/self/maps nothing is released.
     """
 
-    def __init__(self, paths: Iterable[Path], tensors: Iterable[Tensor]):
-        """tensors: all of those in the files; they are kept, so that the mappings stay while this object does."""
+    def __init__(self, paths: Iterable[Path], tensors: Iterable[Tensor], proof: Proof | None = None):
+        """tensors: all of those in the files; they are kept, so that the mappings stay while this object does.
+
+        proof: that the files are what was written; asked for before values are used.
+        """
+        paths = list(paths)
         self._tensors = list(tensors)
+        self._proof = proof or Proof(paths)
         self._ranges = _ranges({os.path.realpath(path) for path in paths})
+
+    def check(self, tensors: Iterable[Tensor]) -> None:
+        """Raise CheckpointError unless the bytes of the tensors are those that were written, as far as can be known."""
+        self._proof.check(tensors)
 
     def fetch(self, tensor: Tensor) -> None:
         """Map the pages under a tensor all at once; faults of a few pages each cost more than the reading."""

@@ -4,6 +4,7 @@ How a parameter is split is given (`partition.partition_dims` reads it from the 
 """
 
 import collections
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -91,9 +92,17 @@ class Weights:
         """Part `index` of `count` as contiguous pieces of rows, in order; each is valid until the one after the next is asked for.
 
         Of a parameter that every shard holds, the last shard's is taken, as the original's converter does; `report`
-        tells where the others differ.
+        tells where the others differ. CheckpointError for bytes that are not those that were written, and for values that
+        are not finite.
         """
         parts = [shard[name] for shard in self.shards]
+        if self.mapped is not None:
+            self.mapped.check(parts)
+        for chunk in self._pieces(name, parts, index, count):
+            self._check_values(name, chunk, chunk.dtype)
+            yield chunk
+
+    def _pieces(self, name: str, parts: list[Tensor], index: int, count: int) -> Iterator[Tensor]:
         dim = self.dim(name) if count > 1 or len(parts) > 1 else None
         if dim is None:
             for rows in _row_slices(parts[-1]):
@@ -120,9 +129,21 @@ class Weights:
     def copy_into(self, target: Tensor, name: str, index: int = 0, count: int = 1) -> None:
         """Fill a contiguous tensor of the part's shape, of any dtype and device."""
         flat, at = target.view(-1), 0
-        for chunk in self.chunks(name, index, count):
+        if target.is_floating_point() and not self.dtype(name).is_floating_point:
+            raise CheckpointError(
+                f"{self.origin}: {name} is {self.dtype(name)}, quantized or another thing than weights"
+            )
+        for chunk in self.cast_chunks(name, target.dtype, index, count):
             flat[at : at + chunk.numel()].copy_(chunk.reshape(-1))
             at += chunk.numel()
+
+    def cast_chunks(self, name: str, dtype: torch.dtype, index: int = 0, count: int = 1) -> Iterator[Tensor]:
+        """`chunks` on the CPU in another dtype; CheckpointError for a value that it cannot hold."""
+        for chunk in self.chunks(name, index, count):
+            cast = chunk.to("cpu", dtype)
+            if dtype == torch.float16 != chunk.dtype:
+                self._check_values(name, cast, dtype)
+            yield cast
 
     def report(self) -> None:
         """Warn of the parameters seen so far that every shard should hold alike and does not."""
@@ -133,6 +154,19 @@ class Weights:
                 "the last rank's are taken"
             )
             self._different.clear()
+
+    def _check_values(self, name: str, chunk: Tensor, dtype: torch.dtype) -> None:
+        """Raise CheckpointError if a value is not finite; `dtype` is what it was when it was found to be so."""
+        if chunk.numel() == 0 or not chunk.is_floating_point():
+            return
+        least, most = torch.aminmax(chunk)  # NaN if there is one; ten times as fast as isfinite
+        if not math.isfinite(least) or not math.isfinite(most):
+            if dtype != self.dtype(name):
+                raise CheckpointError(f"{self.origin}: {name} has values beyond 65504, the largest of fp16; use bf16")
+            raise CheckpointError(
+                f"{self.origin}: {name} has values that are not finite (NaN or infinite); the weights are damaged, or the "
+                "run that wrote them had diverged: take an earlier checkpoint"
+            )
 
     def _joined(self, pieces: list[Tensor], dim: int) -> Iterator[Tensor]:
         if self.mapped is not None:

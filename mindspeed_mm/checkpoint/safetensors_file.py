@@ -19,7 +19,7 @@ from mindspeed_mm.checkpoint.plan import Piece
 from mindspeed_mm.checkpoint.write_behind import WriteBehind
 from mindspeed_mm.errors import CheckpointError
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "BF16": torch.bfloat16,
@@ -31,23 +31,40 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LARGEST_HEADER = 100_000_000  # the library's limit
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file by name, in the mapped file; nothing is read but the header."""
+    """Tensors of a file by name, in the mapped file; nothing is read but the header.
+
+    As the format demands, the tensors fill the bytes behind the header without a gap or an overlap, each under one name.
+    """
     size = path.stat().st_size
     header, start = _header(path, size)
     storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
     tensors = {}
+    places: list[tuple[int, int, str]] = []
     for name, entry in header.items():
         if name == "__metadata__":
             continue
         dtype, shape, begin, end = _entry(path, name, entry, size - start)
+        places.append((begin, end, name))
         # A slice of the storage and not a view: a view of dtype float32 must start at a multiple of 4.
         tensors[name] = torch.tensor([], dtype=dtype).set_(storage[start + begin : start + end]).view(shape)
+    _check_places(path, places, size - start)
     return tensors
+
+
+def _check_places(path: Path, places: list[tuple[int, int, str]], available: int) -> None:
+    """Raise CheckpointError unless the tensors (first byte, end, name) lie one behind the other."""
+    at, before = 0, "the header"
+    for begin, end, name in sorted(places):
+        if begin != at:
+            raise CheckpointError(f"{path}: {name} begins at byte {begin}, {before} ends at {at}; the file is damaged")
+        at, before = end, name
+    if at != available:
+        raise CheckpointError(f"{path}: its tensors end at byte {at}, there are {available}; the file is damaged")
 
 
 def indexed_files(path: Path) -> list[Path]:
@@ -62,9 +79,18 @@ def indexed_files(path: Path) -> list[Path]:
 def read_index(path: Path) -> dict[str, Tensor]:
     """Tensors of all files that an `*.safetensors.index.json` names."""
     tensors: dict[str, Tensor] = {}
-    for file in indexed_files(path):
-        tensors.update(read(file))
     table = _weight_map(path)
+    for file in indexed_files(path):
+        found = read(file)
+        twice = sorted(found.keys() & tensors.keys())
+        if twice:
+            raise CheckpointError(f"{path}: {twice[0]} is in {file.name} and in another of its files; which is meant?")
+        tensors |= found
+        strange = [name for name in found if table.get(name) != file.name]
+        if strange:
+            raise CheckpointError(
+                f"{path}: does not say that {strange[0]} is in {file.name}; its files are of two models"
+            )
     missing = sorted(table.keys() - tensors.keys())
     if missing:
         raise CheckpointError(f"{path}: names {missing[0]}, but {table[missing[0]]} does not hold it")
@@ -122,9 +148,11 @@ class SafetensorsWriter:
 def _weight_map(path: Path) -> dict[str, str]:
     """Name of each tensor -> its file."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        table = _json(path.read_bytes())["weight_map"]
         return {str(name): str(file) for name, file in table.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except _Twice as error:
+        raise CheckpointError(f"{path}: names {error} twice; the file is damaged") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f'{path}: is no index of safetensors files: needs "weight_map" of name to file') from None
 
 
@@ -136,8 +164,10 @@ def _header(path: Path, size: int) -> tuple[dict, int]:
         if count is None or count > min(size - 8, _LARGEST_HEADER):
             raise CheckpointError(f"{path}: cannot be read, it is truncated or not a safetensors file")
         try:
-            header = json.loads(file.read(count))
-        except ValueError:
+            header = _json(file.read(count))
+        except _Twice as error:
+            raise CheckpointError(f"{path}: names {error} twice in its header; the file is damaged") from None
+        except (ValueError, RecursionError):
             header = None
     if not isinstance(header, dict):
         raise CheckpointError(
@@ -146,16 +176,33 @@ def _header(path: Path, size: int) -> tuple[dict, int]:
     return header, 8 + count
 
 
+class _Twice(ValueError):
+    """A key that is there twice."""
+
+
+def _json(text: bytes) -> object:
+    """A JSON text in UTF-8; _Twice for a key that an object has twice, ValueError for what is no JSON."""
+
+    def unique(pairs: list[tuple[str, object]]) -> dict:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            raise _Twice(next(name for name in names if names.count(name) > 1))
+        return found
+
+    return json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+
+
 def _entry(path: Path, name: str, entry: object, available: int) -> tuple[torch.dtype, list[int], int, int]:
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        numbers_are_fine = all(isinstance(size, int) and size >= 0 for size in (*shape, begin, end))
+        numbers_are_fine = all(type(size) is int and size >= 0 for size in (*shape, begin, end))
     except (TypeError, KeyError, ValueError):
         raise CheckpointError(f"{path}: {name} has no dtype, shape and data_offsets; the file is damaged") from None
-    if dtype not in _DTYPES:
-        raise CheckpointError(f"{path}: {name} is of dtype {dtype}; readable are {', '.join(_DTYPES)}")
-    if not numbers_are_fine or end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise CheckpointError(f"{path}: {name} is of dtype {dtype!r}; readable are {', '.join(DTYPES)}")
+    if not numbers_are_fine or end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
         raise CheckpointError(f"{path}: {name} {shape} {dtype} does not fill its bytes {begin} to {end}; it is damaged")
     if end > available:
         raise CheckpointError(f"{path}: truncated: {name} ends at byte {end} of the tensors, there are {available}")
-    return _DTYPES[dtype], shape, begin, end
+    return DTYPES[dtype], shape, begin, end

@@ -10,15 +10,17 @@
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from mindspeed_mm import families
 from mindspeed_mm.checkpoint import files, layout, safetensors_file, torch_dist_reader
+from mindspeed_mm.checkpoint.integrity import Proof
 from mindspeed_mm.checkpoint.mapped import MappedFiles
 from mindspeed_mm.checkpoint.reshard import DimOf, Weights, some
+from mindspeed_mm.checkpoint.torch_reader import Record
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.families.base import Dialect, Family
 
@@ -42,6 +44,7 @@ class Checkpoint:
     files: tuple[Path, ...] = ()
     iteration: int | None = None  # None: a release, or a file
     mapped: MappedFiles | None = None
+    records: tuple[Record, ...] = ()  # what the tensors of torch files lie in
 
     @property
     def tensor_size(self) -> int:
@@ -107,12 +110,14 @@ def _open_directory(path: Path) -> Checkpoint:
     groups = {group: checkpoint.weights().shards for group, checkpoint in opened.items()}
     kinds = " and ".join(sorted({checkpoint.kind for checkpoint in opened.values()}))
     paths = [file for checkpoint in opened.values() for file in checkpoint.files]
-    return _checkpoint(path, f"folder with a {kinds}", groups, paths)
+    records = [record for checkpoint in opened.values() for record in checkpoint.records]
+    return _checkpoint(path, f"folder with a {kinds}", groups, paths, records=records)
 
 
 def _open_megatron(location: layout.Location) -> Checkpoint:
     paths = layout.rank_files(location.directory)
-    states = [files.load(path) for path in paths]
+    opened = [files.open_mapped(path) for path in paths]
+    states = [state for state, _ in opened]
     _check_one_run(paths, states, location)
     groups: dict[str, list[Mapping[str, Tensor]]] = {}
     for group in (MODEL, EMA):
@@ -120,61 +125,58 @@ def _open_megatron(location: layout.Location) -> Checkpoint:
             groups[group] = [_flat(state[group], path) for path, state in zip(paths, states, strict=True)]
     if not groups:
         raise CheckpointError(f"{paths[0]}: holds no {MODEL!r}, only {some(sorted(map(str, states[0])))}")
-    return _checkpoint(location.directory, "Megatron directory", groups, paths, location.iteration)
+    records = [record for _, found in opened for record in found]
+    return _checkpoint(location.directory, "Megatron directory", groups, paths, location.iteration, records)
 
 
 def _open_torch(path: Path) -> Checkpoint:
     """A `.pt` or `.ckpt` file: a flat dict, or one of the wrappers that trainers put around it."""
-    state = files.load(path)
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: holds {type(state).__name__}, not a dict of weights")
-    world = getattr(state.get("args"), "tensor_model_parallel_size", 1)
-    if world > 1:
+    state, records = files.open_mapped(path)
+    world = _plain(getattr(state.get("args"), "tensor_model_parallel_size", None))
+    if world not in (None, 1):
         raise CheckpointError(f"{path}: is one of {world} TP shards; give the directory of the run")
     groups = {}
     live = next((state[key] for key in ("model", "state_dict") if isinstance(state.get(key), dict)), None)
     live = (state if live is None else live).get("gen_model", live)
-    average = next((state[key] for key in ("ema_model", "ema_state_dict") if state.get(key)), None)
+    average = next((state[key] for key in ("ema_model", "ema_state_dict") if isinstance(state.get(key), dict)), None)
     if live is not None:
         groups[MODEL] = [_flat(live, path)]
-    if average is not None:
+    if average:
         groups[EMA] = [_flat(average, path)]
-    return _checkpoint(path, "torch file", groups or {MODEL: [_flat(state, path)]}, [path])
+    return _checkpoint(path, "torch file", groups or {MODEL: [_flat(state, path)]}, [path], records=records)
 
 
 def _open_torch_dist(location: layout.Location) -> Checkpoint:
     """Our own --ckpt-format torch_dist. Its average is in fp32, as the run holds it."""
-    groups, paths, iteration = torch_dist_reader.read(location.directory, {"model": MODEL, "ema_params": EMA})
+    groups, paths, records, iteration = torch_dist_reader.read(location.directory, {"model": MODEL, "ema_params": EMA})
     if None not in (iteration, location.iteration) and iteration != location.iteration:
         raise CheckpointError(
             f"{location.directory}: holds iteration {iteration}; these are files of another checkpoint"
         )
-    return _checkpoint(location.directory, "torch_dist directory", groups, paths, iteration)
+    return _checkpoint(location.directory, "torch_dist directory", groups, paths, iteration, records)
 
 
 def _check_one_run(paths: list[Path], states: list[dict], location: layout.Location) -> None:
     """All shards are there and of the same run and iteration."""
     first = states[0]
     for path, state in zip(paths, states, strict=True):
-        if not isinstance(state, dict):
-            raise CheckpointError(f"{path}: holds {type(state).__name__}, not the dict that Megatron saves")
         flags, first_flags = state.get("args"), first.get("args")
-        world = getattr(flags, "tensor_model_parallel_size", None)
+        world = _plain(getattr(flags, "tensor_model_parallel_size", None))
         if world is not None and world != len(paths):
             raise CheckpointError(
                 f"{path}: was saved by {world} TP ranks, but {location.directory} holds {len(paths)} shards"
             )
-        iteration = state.get("iteration")
+        iteration = _plain(state.get("iteration"))
         if None not in (iteration, location.iteration) and iteration != location.iteration:
             raise CheckpointError(f"{path}: is of iteration {iteration}, its directory of {location.iteration}")
         for key in ("iteration", "consumed_train_samples", "checkpoint_version"):
-            if state.get(key) != first.get(key):
+            if _plain(state.get(key)) != _plain(first.get(key)):
                 raise CheckpointError(
                     f"{path}: {key} is {state.get(key)}, that of {paths[0].parent.name} {first.get(key)}; "
                     "the shards are not of one checkpoint"
                 )
         for flag in _OF_A_RUN:
-            mine, theirs = getattr(flags, flag, None), getattr(first_flags, flag, None)
+            mine, theirs = _plain(getattr(flags, flag, None)), _plain(getattr(first_flags, flag, None))
             if None not in (mine, theirs) and mine != theirs:
                 raise CheckpointError(
                     f"{path}: was trained with {flag} {mine!r}, {paths[0].parent.name} with {theirs!r}; "
@@ -188,24 +190,42 @@ def _checkpoint(
     groups: dict[str, list[Mapping[str, Tensor]]],
     paths: list[Path],
     iteration: int | None = None,
+    records: Iterable[Record] = (),
 ) -> Checkpoint:
+    """records: those that the tensors of torch files lie in."""
     family, dialect = families.of_names(next(iter(groups.values()))[0]) or (None, None)
     to_ours = family.to_ours if family else str
-    renamed = {
-        group: [{to_ours(name): value for name, value in shard.items()} for shard in shards]
-        for group, shards in groups.items()
-    }
+    renamed = {group: [_renamed(shard, to_ours, path) for shard in shards] for group, shards in groups.items()}
     tensors = [value for shards in renamed.values() for shard in shards for value in shard.values()]
-    return Checkpoint(path, kind, renamed, family, dialect, tuple(paths), iteration, MappedFiles(paths, tensors))
+    records = tuple(records)
+    mapped = MappedFiles(paths, tensors, Proof(paths, records))
+    return Checkpoint(path, kind, renamed, family, dialect, tuple(paths), iteration, mapped, records)
+
+
+def _renamed(shard: Mapping[str, Tensor], to_ours: Callable[[str], str], path: Path) -> dict[str, Tensor]:
+    """The tensors by our names; one that is there under two names is an error."""
+    ours = {to_ours(name): value for name, value in shard.items()}
+    if len(ours) != len(shard):
+        name = next(name for name in shard if to_ours(name) != name and to_ours(name) in shard)
+        raise CheckpointError(f"{path}: holds {name} and {to_ours(name)}, two names of one parameter")
+    return ours
 
 
 def _flat(state: object, path: Path) -> dict[str, Tensor]:
     """The tensors of a state dict; Megatron's empty `_extra_state` and a wrapper's "module." are left out."""
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds {type(state).__name__}, not a dict of weights")
-    tensors = {
-        name.removeprefix("module."): value.detach() for name, value in state.items() if isinstance(value, Tensor)
-    }
+    tensors = {str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensors at its top level, only {some(sorted(map(str, state)))}")
+    if len(tensors) != sum(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f'{path}: holds names with and without "module." before them, which are the same ones')
+    for name, value in tensors.items():
+        if value.dtype not in safetensors_file.DTYPES.values():
+            raise CheckpointError(f"{path}: {name} is {value.dtype}; readable are {', '.join(safetensors_file.DTYPES)}")
     return tensors
+
+
+def _plain(value: object) -> object:
+    """A number or a text, which can be compared; None for anything else that a file may hold in its place."""
+    return value if isinstance(value, (int, float, str)) else None

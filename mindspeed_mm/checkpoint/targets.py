@@ -112,8 +112,8 @@ def execute(todo: Plan, groups: Mapping[str, Weights] | Weights, what: str, prog
         jobs.sort(key=lambda job: (job[1].group, place[job[1].group][job[1].name], job[1].index))
         with Progress(todo.nbytes, what, progress) as bar:
             for writer, piece in jobs:
-                chunks = groups[piece.group].chunks(piece.name, piece.index, piece.count)
-                writer.write(piece, (_counted(chunk.to("cpu", piece.dtype), bar) for chunk in chunks))
+                chunks = groups[piece.group].cast_chunks(piece.name, piece.dtype, piece.index, piece.count)
+                writer.write(piece, (_counted(chunk, bar) for chunk in chunks))
         for writer, _ in writers:
             writer.close()
         staging.commit()

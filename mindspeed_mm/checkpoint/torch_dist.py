@@ -1,7 +1,7 @@
 """`--ckpt-format torch_dist`: megatron-core's dist_checkpointing, whose files any TP and DP size can load.
 
-Tensors are stored whole, by name, as shards over TP. The rest of a run's state is `state.pt` beside them. Its index is a
-pickle of torch.distributed.checkpoint: load checkpoints of your own runs only.
+Tensors are stored whole, by name, as shards over TP. The rest of a run's state is `state.pt` beside them. megatron-core
+writes it; it is read by `torch_dist_reader.py`, since megatron-core and torch would run what is in its pickles.
 """
 
 from pathlib import Path
@@ -9,13 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mindspeed_mm.checkpoint import files, integrity
+from mindspeed_mm.checkpoint import files, integrity, torch_dist_reader
 from mindspeed_mm.checkpoint.layout import STATE_FILE
+from mindspeed_mm.checkpoint.mapped import MappedFiles
+from mindspeed_mm.checkpoint.reshard import Weights
 from mindspeed_mm.checkpoint.store import Writing
 from mindspeed_mm.checkpoint.write_behind import flushed_as_they_grow
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.megatron import ShardedTensor, dist_checkpointing, write_in_this_process
+from mindspeed_mm.parallel.partition import full_shape
 
 
 def prepare(
@@ -48,16 +51,40 @@ def prepare(
 
 
 def load_common(directory: Path) -> dict:
-    return files.load(directory / STATE_FILE)
+    return files.load(directory / STATE_FILE, record_is_checked=True)
 
 
 def load(wanted: dict[str, tuple[Tensor, int | None]], directory: Path, parallel: ParallelContext) -> dict[str, Tensor]:
-    """This TP rank's parts of the named tensors; those given say shape and dtype, and are overwritten; collective."""
-    try:
-        return dist_checkpointing.load(_sharded(wanted, parallel), str(directory))["tensors"]
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{directory}: does not fit this network ({reason})") from None
+    """This TP rank's parts of the named tensors; those given say shape, dtype and the dimension that is split.
+
+    CheckpointError for names, shapes and values that are not as they should be. Files that a record of checksums lists
+    have been compared with it (`CheckpointStore.latest_whole`).
+    """
+    dims = {name: dim for name, (_, dim) in wanted.items()}
+    prefixes = {name.partition(".")[0] for name in wanted}
+    groups, paths, records, _ = torch_dist_reader.read(directory, {prefix: prefix for prefix in prefixes})
+    tensors = [value for shards in groups.values() for shard in shards for value in shard.values()]
+    mapped = MappedFiles(paths, tensors, integrity.Proof(paths, records, record_is_checked=True))
+    found = {}
+    for prefix in prefixes:
+        shards = [{f"{prefix}.{name}": value for name, value in shard.items()} for shard in groups.get(prefix, [{}])]
+        weights = Weights(shards, dims.get, str(directory), mapped)
+        for name in (name for name in wanted if name.startswith(f"{prefix}.")):
+            found[name] = _part(weights, name, *wanted[name], parallel)
+    return found
+
+
+def _part(weights: Weights, name: str, target: Tensor, dim: int | None, parallel: ParallelContext) -> Tensor:
+    """`target`, filled with this TP rank's part of a tensor."""
+    whole = full_shape(target.shape, dim, parallel.tensor_size)
+    if name not in weights:
+        raise CheckpointError(f"{weights.origin}: does not fit this network: it holds no {name}")
+    if weights.shape(name) != whole:
+        raise CheckpointError(
+            f"{weights.origin}: does not fit this network: {name} is {list(weights.shape(name))}, not {list(whole)}"
+        )
+    weights.copy_into(target, name, parallel.tensor_rank, parallel.tensor_size)
+    return target
 
 
 def _sharded(tensors: dict[str, tuple[Tensor, int | None]], parallel: ParallelContext) -> dict:

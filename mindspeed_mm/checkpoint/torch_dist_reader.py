@@ -2,22 +2,21 @@
 
 Its index, `.metadata`, is a pickle of torch.distributed.checkpoint: it says for every tensor where which part of it lies.
 It is read here and not by that library, which would run whatever is in it. Each part in a `.distcp` file is a small file
-of torch.save, whose bytes are found without being read.
+of torch.save, read as any other (`torch_reader.py`).
 """
 
-import collections
+import dataclasses
 import io
-import math
 import pickle
-import struct
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 
-from mindspeed_mm.checkpoint import files
+from mindspeed_mm.checkpoint import files, integrity, torch_reader
 from mindspeed_mm.checkpoint.layout import STATE_FILE
 from mindspeed_mm.errors import CheckpointError
 
@@ -39,42 +38,88 @@ _CLASSES = {
     ),
     "torch.distributed.checkpoint.planner": ("SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"),
 }
-_RECORD_HEADER = 30  # bytes of a zip record's header before its name; the last four are the lengths of name and extra
 
 Places = dict[tuple[str, tuple[int, ...]], object]  # (name, where in the whole tensor) -> where in the files
 
 
 def read(
     directory: Path, groups: Mapping[str, str]
-) -> tuple[dict[str, list[dict[str, Tensor]]], list[Path], int | None]:
-    """Tensors in the mapped files, these files, and the iteration.
+) -> tuple[dict[str, list[dict[str, Tensor]]], list[Path], list[torch_reader.Record], int | None]:
+    """Tensors in the mapped files, these files, the records that the tensors lie in, and the iteration.
 
     groups: prefix of the stored names -> the group that the tensors go to. Each group is a list with a dict per TP rank
     that wrote it; a tensor that is not split is in all of them.
     """
+    integrity.Proof([directory / INDEX]).check_all()
     index = _index(directory / INDEX)
     places = {(key.fqn, tuple(key.offset or ())): place for key, place in index.storage_data.items()}
-    opened: dict[Path, torch.UntypedStorage] = {}
+    reader = _Reader(directory, places)
     found: dict[str, dict[str, list[Tensor]]] = {}
     for stored, facts in index.state_dict_metadata.items():
         prefix, _, name = stored.partition(".")
-        if prefix in groups and hasattr(facts, "chunks"):
-            found.setdefault(groups[prefix], {})[name] = _parts(directory, stored, facts, places, opened)
+        if prefix in groups and isinstance(facts, TensorStorageMetadata):
+            found.setdefault(groups[prefix], {})[name] = reader.parts(stored, facts)
     if not found:
         raise CheckpointError(f"{directory}: holds no tensors under {' or '.join(groups)}")
     shards = {group: _per_rank(tensors, directory) for group, tensors in found.items()}
-    return shards, sorted(opened), files.load(directory / STATE_FILE).get("iteration")
+    return shards, sorted(reader.opened), reader.records, files.load(directory / STATE_FILE).get("iteration")
 
 
-def _parts(directory: Path, stored: str, facts, places: Places, opened: dict[Path, torch.UntypedStorage]):
-    """The parts of one tensor, in the order of the dimension that is split."""
-    found = []
-    for chunk in sorted(facts.chunks, key=lambda chunk: tuple(chunk.offsets)):
-        place = places.get((stored, tuple(chunk.offsets)))
+class _Reader:
+    """Tensors of one directory. `opened` are the files that are mapped, `records` what the tensors lie in."""
+
+    def __init__(self, directory: Path, places: Places):
+        self.directory = directory
+        self.places = places
+        self.opened: dict[Path, torch.UntypedStorage] = {}
+        self.records: list[torch_reader.Record] = []
+
+    def parts(self, stored: str, facts: TensorStorageMetadata) -> list[Tensor]:
+        """The parts of one tensor, in the order of the dimension that is split; together they are the whole of it."""
+        chunks = sorted(facts.chunks, key=lambda chunk: tuple(chunk.offsets))
+        _check_cover(self.directory, stored, tuple(facts.size), chunks)
+        return [self._part(stored, chunk, facts.properties.dtype) for chunk in chunks]
+
+    def _part(self, stored: str, chunk: ChunkStorageMetadata, dtype: torch.dtype) -> Tensor:
+        """A tensor that torch.save wrote into a part of a larger file."""
+        place = self.places.get((stored, tuple(chunk.offsets)))
         if place is None:
-            raise CheckpointError(f"{directory}: the part of {stored} at {list(chunk.offsets)} is in no file")
-        found.append(_tensor(directory, place, stored, tuple(chunk.sizes), facts.properties.dtype, opened))
-    return found
+            raise CheckpointError(f"{self.directory}: the part of {stored} at {list(chunk.offsets)} is in no file")
+        path = self.directory / Path(place.relative_path).name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing; the index says that {stored} is in it")
+        size, end = path.stat().st_size, place.offset + place.length
+        if place.offset < 0 or place.length < 1 or end > size:
+            raise CheckpointError(f"{path}: truncated: {stored} ends at byte {end} of {size}")
+        if path not in self.opened:
+            self.opened[path] = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
+        try:
+            tensor, found = torch_reader.read(path, self.opened[path], place.offset, place.length)
+        except CheckpointError as error:
+            raise CheckpointError(f"{stored} cannot be read: {error}") from None
+        if not isinstance(tensor, Tensor) or (tuple(tensor.shape), tensor.dtype) != (tuple(chunk.sizes), dtype):
+            what = f"{list(tensor.shape)} {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise CheckpointError(f"{path}: {stored} is {what}; the index says {list(chunk.sizes)} {dtype}")
+        self.records += [dataclasses.replace(record, tensor=stored) for record in found]
+        return tensor
+
+
+def _check_cover(directory: Path, stored: str, size: tuple[int, ...], chunks: list[ChunkStorageMetadata]) -> None:
+    """Raise CheckpointError unless the parts lie side by side, along one dimension, and are the whole tensor."""
+    sizes = [tuple(chunk.sizes) for chunk in chunks]
+    split = [axis for axis in range(len(size)) if any(part[axis : axis + 1] != size[axis : axis + 1] for part in sizes)]
+    axis = split[0] if split else 0
+    at = 0
+    for chunk, part in zip(chunks, sizes, strict=True):
+        offsets = [at if place == axis and split else 0 for place in range(len(size))]
+        same = len(part) == len(size) and all(part[place] == size[place] for place in range(len(size)) if place != axis)
+        if list(chunk.offsets) != offsets or not same:
+            raise CheckpointError(
+                f"{directory}: the parts of {stored} {list(size)} overlap, or leave a hole at {offsets}"
+            )
+        at += part[axis] if part else 1
+    if not chunks or (split and at != size[axis]) or (not split and len(chunks) != 1):
+        raise CheckpointError(f"{directory}: the parts of {stored} {list(size)} are not the whole of it")
 
 
 def _per_rank(tensors: dict[str, list[Tensor]], directory: Path) -> list[dict[str, Tensor]]:
@@ -85,50 +130,43 @@ def _per_rank(tensors: dict[str, list[Tensor]], directory: Path) -> list[dict[st
     return [{name: parts[rank % len(parts)] for name, parts in tensors.items()} for rank in range(count)]
 
 
-def _tensor(directory: Path, place, name: str, shape, dtype, opened: dict[Path, torch.UntypedStorage]) -> Tensor:
-    """A tensor that torch.save wrote into a part of a larger file."""
-    path = directory / Path(place.relative_path).name
-    if not path.is_file():
-        raise CheckpointError(f"{path}: missing; the index says that {name} is in it")
-    size = path.stat().st_size
-    if place.offset + place.length > size:
-        raise CheckpointError(f"{path}: truncated: {name} ends at byte {place.offset + place.length} of {size}")
-    if path not in opened:
-        opened[path] = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
-    begin, nbytes = _data(path, place, name, shape)
-    if nbytes != math.prod(shape) * dtype.itemsize:
-        raise CheckpointError(f"{path}: {name} has {nbytes} bytes, {list(shape)} {dtype} needs others; it is damaged")
-    # A slice of the storage and not a view: a view of dtype float32 must start at a multiple of 4.
-    return torch.tensor([], dtype=dtype).set_(opened[path][begin : begin + nbytes]).view(shape)
-
-
-def _data(path: Path, place, name: str, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Where in the file the values begin, and their number of bytes."""
-    with open(path, "rb") as file:
-        part = _Part(file, place.offset, place.length)
-        try:
-            with zipfile.ZipFile(part) as archive:
-                (values,) = [entry for entry in archive.infolist() if "/data/" in entry.filename]
-                (description,) = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
-                layout = _TensorLayout(io.BytesIO(archive.read(description))).load()
-            part.seek(values.header_offset)
-            header = part.read(_RECORD_HEADER)
-            name_length, extra_length = struct.unpack("<HH", header[-4:])
-        except (ValueError, EOFError, OSError, struct.error, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{path}: {name} cannot be read, the file is damaged ({error})") from None
-    if layout != (0, shape, torch.empty(shape, device="meta").stride()):
-        raise CheckpointError(f"{path}: {name} is stored as {layout}; expected contiguous values of {list(shape)}")
-    return place.offset + values.header_offset + _RECORD_HEADER + name_length + extra_length, values.file_size
-
-
-def _index(path: Path):
+def _index(path: Path) -> Metadata:
     if not path.is_file():
         raise CheckpointError(f"{path}: missing; without it nothing in the directory can be found")
+    pickled = path.read_bytes()
     try:
-        with open(path, "rb") as file:
-            return _IndexUnpickler(file).load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-        raise CheckpointError(f"{path}: refused or damaged ({error})") from None
+        torch_reader.check_opcodes(pickled)
+        index = _IndexUnpickler(io.BytesIO(pickled)).load()
+        reason = _misfit(index)
+    except Exception as error:  # hostile bytes end in whatever the unpickler stumbles over
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+    if reason is not None:
+        raise CheckpointError(f"{path}: refused or damaged ({reason})")
+    return index
+
+
+def _misfit(index: object) -> str | None:
+    """Why what was unpickled is no index; the pickle may have put anything into the fields of its records."""
+    if not isinstance(index, Metadata):
+        return f"it is a {type(index).__name__}"
+    for name, facts in index.state_dict_metadata.items():
+        if not isinstance(name, str):
+            return f"{name!r} is no name"
+        if isinstance(facts, TensorStorageMetadata):
+            sizes = [facts.size, *(size for chunk in facts.chunks for size in (chunk.offsets, chunk.sizes))]
+            numbers_are_fine = all(type(number) is int and number >= 0 for size in sizes for number in size)
+            if not numbers_are_fine or not isinstance(facts.properties.dtype, torch.dtype):
+                return f"it says of {name!r} what no tensor is"
+    for key, place in index.storage_data.items():
+        if not isinstance(key, MetadataIndex) or not isinstance(place, _StorageInfo):
+            return f"it does not say where {key!r} is"
+        if not isinstance(place.relative_path, str) or not all(type(number) is int for number in key.offset or ()):
+            return f"{key!r} is in {place.relative_path!r}"
+        if type(place.offset) is not int or type(place.length) is not int:
+            return f"{key!r} is at {place.offset!r}"
+        if place.transform_descriptors:
+            return f"{key!r} is compressed"
+    return None
 
 
 class _IndexUnpickler(pickle.Unpickler):
@@ -140,47 +178,3 @@ class _IndexUnpickler(pickle.Unpickler):
         if name in _CLASSES.get(module, ()):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no index needs")
-
-
-class _TensorLayout(pickle.Unpickler):
-    """Reads torch.save's description of one tensor as (offset in its storage, shape, strides)."""
-
-    def find_class(self, module: str, name: str):
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, offset, shape, strides, *rest: (offset, tuple(shape), tuple(strides))
-        if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if module == "torch" and name.endswith("Storage"):
-            return name
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no tensor")
-
-    def persistent_load(self, reference):
-        return reference
-
-
-class _Part(io.RawIOBase):
-    """A part of an open file, as a file."""
-
-    def __init__(self, file, start: int, length: int):
-        self._file, self._start, self._length, self._at = file, start, length, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
-        return self._at
-
-    def readinto(self, buffer) -> int:
-        count = max(0, min(len(buffer), self._length - self._at))
-        self._file.seek(self._start + self._at)
-        data = self._file.read(count)
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)

@@ -18,21 +18,10 @@ from torch import Tensor
 from mindspeed_mm.checkpoint.checksum import crc32
 from mindspeed_mm.checkpoint.mapped import as_bytes
 from mindspeed_mm.checkpoint.plan import Piece
+from mindspeed_mm.checkpoint.torch_reader import STORAGES
 from mindspeed_mm.checkpoint.write_behind import WriteBehind
 from mindspeed_mm.errors import CheckpointError
 
-_STORAGES = {
-    torch.float64: torch.DoubleStorage,
-    torch.float32: torch.FloatStorage,
-    torch.bfloat16: torch.BFloat16Storage,
-    torch.float16: torch.HalfStorage,
-    torch.int64: torch.LongStorage,
-    torch.int32: torch.IntStorage,
-    torch.int16: torch.ShortStorage,
-    torch.int8: torch.CharStorage,
-    torch.uint8: torch.ByteStorage,
-    torch.bool: torch.BoolStorage,
-}
 _ROOT = "archive"
 _ALIGNMENT = 64  # torch's; a mapped tensor then starts on a cache line
 _PADDING_ID = b"FB"  # of torch's own padding in a record's header
@@ -124,10 +113,10 @@ class _Pickler(pickle.Pickler):
         if not isinstance(value, _Storage):
             return None
         piece = value.piece
-        if piece.dtype not in _STORAGES:
+        if piece.dtype not in STORAGES:
             raise CheckpointError(f"{piece.name}: {piece.dtype} cannot be written to a .pt file here; use --dtype")
         key = self.keys.setdefault(piece, str(len(self.keys)))
-        return "storage", _STORAGES[piece.dtype], key, "cpu", piece.nbytes // piece.dtype.itemsize
+        return "storage", STORAGES[piece.dtype], key, "cpu", piece.nbytes // piece.dtype.itemsize
 
 
 def _pickle(content: dict) -> tuple[bytes, dict[Piece, str]]:

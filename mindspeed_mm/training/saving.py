@@ -132,11 +132,11 @@ class Saver:
             paths = [paths[self.parallel.tensor_rank]]
         else:
             _log.info(f"resharding from {len(paths)} to {self.parallel.tensor_size} TP ranks")
-        models = [files.load(path) for path in paths]
+        models = [files.load(path, record_is_checked=True) for path in paths]
         optimizer = None
         # The optimizer's tensors are only needed where they are scattered from.
         if self.parallel.data_and_context.rank() == 0 and paths[0].with_name(layout.OPTIMIZER_FILE).is_file():
-            groups = [files.load(path.with_name(layout.OPTIMIZER_FILE)) for path in paths]
+            groups = [files.load(path.with_name(layout.OPTIMIZER_FILE), record_is_checked=True) for path in paths]
             optimizer = {key: [group[key] for group in groups] for key in groups[0]}
             optimizer = {key: parts[0] if same else self._resharded(parts) for key, parts in optimizer.items()}
         model = models[0]["model"] if same else self._resharded([model["model"] for model in models])

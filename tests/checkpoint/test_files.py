@@ -27,9 +27,15 @@ def test_a_saved_state_comes_back(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["s.pt"]
 
 
-def test_the_old_format_is_read_too(tmp_path):
+def test_the_old_format_without_checksums_is_refused_with_the_fix(tmp_path):
     torch.save({"w": torch.ones(2)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    assert torch.equal(files.load(tmp_path / "old.pt")["w"], torch.ones(2))
+    with pytest.raises(
+        CheckpointError, match="old.pt: is in the format of torch before 1.6.*save it again: (python .*)"
+    ) as error:
+        files.load(tmp_path / "old.pt")
+    _, _, code = str(error.value).partition('-c "')
+    exec(code.removesuffix('"'))
+    assert torch.equal(files.load(tmp_path / "old.pt.new")["w"], torch.ones(2))
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path, monkeypatch):
