@@ -33,7 +33,7 @@ class TorchFileWriter:
 
     def __init__(self, file: WriteBehind, content: dict):
         self._file = file
-        self._zip = zipfile.ZipFile(file, "w", zipfile.ZIP_STORED)
+        self._zip = _Zip(file, "w", zipfile.ZIP_STORED)
         pickled, self._keys = _pickle(content)
         self._record("data.pkl", [pickled], len(pickled))
         self._record("byteorder", [b"little"], 6)
@@ -74,6 +74,11 @@ class TorchFileWriter:
         self._zip.filelist.append(info)
         self._zip.NameToInfo[info.filename] = info
         self._zip.start_dir = end  # where `close` puts the table of contents
+
+
+class _Zip(zipfile.ZipFile):
+    def __del__(self):
+        """Nothing: an archive that was not completed is thrown away, and its file is closed by then."""
 
 
 class _Storage:
