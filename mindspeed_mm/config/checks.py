@@ -13,7 +13,7 @@ from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.launch import LaunchConfig
 from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig, TrainModelConfig
 from mindspeed_mm.config.optimizer import OptimizerSettings
-from mindspeed_mm.config.sample import SampleModelConfig
+from mindspeed_mm.config.sample import MAX_PIXELS, SampleModelConfig
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.schema import Node, find
 
@@ -138,8 +138,16 @@ def _check_split(video_tokens: int, text_tokens: int, launch: LaunchConfig, plac
             )
 
 
-def check_sample_size(model: SampleModelConfig, launch: LaunchConfig, place: Node) -> None:
-    """Raise at `place` if the networks or the layout cannot make videos of `model`'s input_size."""
+def check_sample_size(
+    model: SampleModelConfig, launch: LaunchConfig, place: Node, max_pixels: int = MAX_PIXELS
+) -> None:
+    """Raise at `place` if the networks or the layout cannot make videos of `model`'s input_size, or it is too large."""
+    frames, height, width = model.pipeline_config.input_size
+    if frames * height * width > max_pixels:
+        raise place.error(
+            f"{frames} x {height} x {width} are {frames * height * width:,} pixels, more than --max-pixels {max_pixels:,}; "
+            "ask for less, or give a larger --max-pixels if the memory is there"
+        )
     try:
         grid = model.latent_grid
     except ConfigError as error:

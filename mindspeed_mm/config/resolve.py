@@ -112,7 +112,7 @@ def _sample_config(given: Given[_Sample], **replaced: object) -> SampleConfig:
     model = dataclasses.replace(model, **{key: value for key, value in replaced.items() if value is not None})
     launch = checks.launch_config(flags.launch, model.predictor, find(node, "predictor.num_heads"))
     checks.check_networks(model.ae, model.predictor, lambda path: find(node, path))
-    checks.check_sample_size(model, launch, find(node, "pipeline_config.input_size"))
+    checks.check_sample_size(model, launch, find(node, "pipeline_config.input_size"), flags.options.max_pixels)
     checks.check_sample_files(model, node, flags.load)
     _report(given.without_effect, notes)
     return SampleConfig(

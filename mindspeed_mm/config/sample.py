@@ -131,6 +131,9 @@ LONGEST_TEXT = 20_000  # characters of a caption or prompt that are looked at; T
 GUIDANCE_MODES = ("auto", "batched", "sequential")
 
 
+MAX_PIXELS = 400_000_000  # 121 x 1088 x 1920 are 253 million; their video in fp32 takes 12 bytes each
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingOptions:
     """How the work is done. `step_cache` changes the video, the others do not."""
@@ -148,6 +151,13 @@ class SamplingOptions:
         "--step-cache",
         at_least=1,
         help="run the denoiser's inner stages at every N-th step only: faster, and another video; 1 runs them at every step",
+    )
+    max_pixels: int = flag(
+        MAX_PIXELS,
+        "--max-pixels",
+        at_least=1,
+        at_most=2**62,
+        help="frames x height x width of a sample; a larger one is refused before any work",
     )
 
 

@@ -4,7 +4,7 @@ The halves (without and with the prompt) are one batch, or come one after the ot
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -43,13 +43,15 @@ def steps(
     sigmas: Tensor,
     diffusion: DiffusionConfig,
     options: SamplingOptions,
+    before_block: Callable[[], None] = lambda: None,
 ) -> Iterator[Step]:
     """Take latents [B,C,T,H,W] from noise level sigmas[0] to sigmas[-1], a step at a time.
 
     text: [B,...], or with guidance [2B,...] with the negative prompts first. options.guidance_mode must be decided.
-    SamplingError at the step whose velocity is not finite.
+    before_block: called before each block of the denoiser; what it raises ends the work. SamplingError at the step whose
+    velocity is not finite.
     """
-    velocities = _Velocities(denoiser, text, diffusion, options.guidance_mode, with_cache=options.step_cache > 1)
+    velocities = _Velocities(denoiser, text, diffusion, options.guidance_mode, options.step_cache > 1, before_block)
     total = len(sigmas) - 1
     for index, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         velocity = velocities(latents, sigma, reuse=reuses(index, total, options.step_cache))
@@ -68,10 +70,17 @@ class _Velocities:
     """The guided velocity at a noise level; holds what the halves keep from step to step."""
 
     def __init__(
-        self, denoiser: SparseUMMDiT, text: TextFeatures, diffusion: DiffusionConfig, mode: str, with_cache: bool
+        self,
+        denoiser: SparseUMMDiT,
+        text: TextFeatures,
+        diffusion: DiffusionConfig,
+        mode: str,
+        with_cache: bool,
+        before_block: Callable[[], None],
     ):
         self.denoiser = denoiser
         self.diffusion = diffusion
+        self.before_block = before_block
         guided = diffusion.guidance_scale > 1
         self.paired = guided and denoiser.parallel.guidance_size > 1
         if self.paired:
@@ -96,7 +105,7 @@ class _Velocities:
         if cache is not None:
             cache.reuse = reuse
         repeated = latents.repeat(batch // latents.shape[0], 1, 1, 1, 1)
-        return self.denoiser(repeated, sigma.expand(batch), text, step_cache=cache)
+        return self.denoiser(repeated, sigma.expand(batch), text, step_cache=cache, before_block=self.before_block)
 
 
 def _check_finite(velocity: Tensor, number: int, total: int, sigma: Tensor, dtype: torch.dtype) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -175,8 +175,11 @@ class T2VPipeline:
         return latents
 
     @torch.no_grad()
-    def steps(self, requests: Sequence[Request]) -> Iterator[Step]:
-        """The steps of `denoise`, one at a time: for whoever wants to show them, or to stop in between."""
+    def steps(self, requests: Sequence[Request], before_block: Callable[[], None] = lambda: None) -> Iterator[Step]:
+        """The steps of `denoise`, one at a time: for whoever wants to show them, or to stop in between.
+
+        before_block: called before each block of the denoiser; what it raises ends the work in the middle of a step.
+        """
         first = requests[0]
         if not all(first.alike(request) for request in requests):
             raise ValueError("requests of a batch must have one size and one diffusion block")
@@ -185,7 +188,7 @@ class T2VPipeline:
         sigmas = schedule.grid(diffusion, grid).to(self.residence.device)
         options = dataclasses.replace(self.options, guidance_mode=self.guidance_mode(first, len(requests)))
         with self.residence.using(self.denoiser):
-            yield from steps(self.denoiser, noise, text, sigmas, diffusion, options)
+            yield from steps(self.denoiser, noise, text, sigmas, diffusion, options, before_block)
 
     def encode(self, requests: Sequence[Request]) -> TextFeatures:
         """Text features [B,...]; with guidance those of the negative prompts first, [2B,...]."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from mindspeed_mm import logs
 from mindspeed_mm.config import checks
 from mindspeed_mm.config.run import LaunchConfig
-from mindspeed_mm.config.sample import PromptConfig, SampleModelConfig
+from mindspeed_mm.config.sample import MAX_PIXELS, PromptConfig, SampleModelConfig
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.sampling.prompts import Prompt, compose, warning
 from mindspeed_mm.schema import Node
@@ -63,7 +63,12 @@ class Request:
 
 
 def requests_of(
-    model: SampleModelConfig, lines: Sequence[PromptConfig], seed: int, launch: LaunchConfig, file: str = ""
+    model: SampleModelConfig,
+    lines: Sequence[PromptConfig],
+    seed: int,
+    launch: LaunchConfig,
+    file: str = "",
+    max_pixels: int = MAX_PIXELS,
 ) -> list[Request]:
     """`num_samples_per_prompt` requests for each line, in order; ConfigError for a line that cannot be made.
 
@@ -76,7 +81,7 @@ def requests_of(
             settings = model.for_prompt(line)
         except ConfigError as error:
             raise place.error(str(error)) from None
-        checks.check_sample_size(settings, launch, place)
+        checks.check_sample_size(settings, launch, place, max_pixels)
         _warn(settings, index)
         for sample in range(model.num_samples_per_prompt):
             requests.append(

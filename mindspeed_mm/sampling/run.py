@@ -38,7 +38,8 @@ def run(config: SampleConfig, platform: Platform, parallel: ParallelContext) -> 
     """
     model = config.model
     file = model.prompt if is_prompt_file(model.prompt) else ""
-    requests = requests_of(model, read_prompts(model.prompt, model.max_prompts), config.seed, config.launch, file)
+    lines = read_prompts(model.prompt, model.max_prompts)
+    requests = requests_of(model, lines, config.seed, config.launch, file, config.options.max_pixels)
     plan = _plan(config, platform, requests) if parallel.is_first else None
     meet("the plan of sampling", parallel, for_ever=True)  # hashing weights may take minutes
     weights, done, load = from_first_rank(plan)

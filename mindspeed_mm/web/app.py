@@ -1,4 +1,4 @@
-"""The page on a port. Of files only finished samples are served; Gradio's own doors to files are shut."""
+"""The page on a port. Of files only finished samples are served; of Gradio's own doors those that the page needs are open."""
 
 import importlib.util
 import os
@@ -12,18 +12,11 @@ from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.platforms.base import Platform
 from mindspeed_mm.sampling.pipeline import T2VPipeline
 from mindspeed_mm.sampling.provenance import weights_of
+from mindspeed_mm.web.doors import Doors
 from mindspeed_mm.web.studio import Studio
 
 _log = logs.get(__name__)
 _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
-# Gradio would serve its cache and any web address, and store what is sent to it; the page needs none of that.
-_SHUT = (
-    "/gradio_api/file",
-    "/gradio_api/upload",
-    "/gradio_api/stream",
-    "/gradio_api/proxy",
-    "/gradio_api/component_server",
-)
 
 
 def serve(config: ServeConfig, platform: Platform, parallel: ParallelContext) -> None:
@@ -74,26 +67,12 @@ def build_app(studio: Studio, config: ServeConfig):
 
     if config.host in _THIS_MACHINE:  # a foreign page may not reach this one by a name of its own (DNS rebinding)
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
-    app.add_middleware(_ShutDoors)
+    app.add_middleware(Doors)
     theme = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("monospace",))
     return gr.mount_gradio_app(
         app, build_page(studio, config), path="/", theme=theme, css=CSS, footer_links=[], run_history=False,
         ssr_mode=False, enable_monitoring=False, max_file_size="1kb", mcp_server=False, pwa=False,
     )  # fmt: skip
-
-
-class _ShutDoors:
-    """ASGI middleware: these paths do not exist."""
-
-    def __init__(self, app):
-        self.app = app
-
-    async def __call__(self, scope, receive, send):
-        from starlette.responses import PlainTextResponse
-
-        if scope["type"] == "http" and scope["path"].startswith(_SHUT):
-            return await PlainTextResponse("Not Found", status_code=404)(scope, receive, send)
-        return await self.app(scope, receive, send)
 
 
 def _check_gradio() -> None:

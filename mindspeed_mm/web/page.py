@@ -12,8 +12,9 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from mindspeed_mm.config.sample import PromptConfig, ServeConfig
-from mindspeed_mm.errors import MMError
+from mindspeed_mm.config.sample import ServeConfig
+from mindspeed_mm.errors import ConfigError, MMError
+from mindspeed_mm.web import limits
 from mindspeed_mm.web.studio import Done, Progress, Studio
 
 _HISTORY = 24
@@ -37,19 +38,18 @@ def build_page(studio: Studio, config: ServeConfig) -> gr.Blocks:
         gr.Markdown("# Open-Sora Plan v1.5")
         with gr.Row():
             with gr.Column(scale=2):
-                prompt = gr.Textbox(label="Prompt", lines=3, max_length=4000, elem_id="prompt")
-                negative = gr.Textbox(label="Negative prompt", lines=2, max_length=4000, value=model.negative_prompt)
+                most = limits.MAX_CHARACTERS
+                prompt = gr.Textbox(label="Prompt", lines=3, max_length=most, elem_id="prompt")
+                negative = gr.Textbox(label="Negative prompt", lines=2, max_length=most, value=model.negative_prompt)
                 with gr.Row():
-                    steps = _whole("Steps", model.diffusion.num_inference_steps, 1, 200, "steps")
-                    guidance = gr.Number(
-                        model.diffusion.guidance_scale, label="Guidance", minimum=1, maximum=50, min_width=80
-                    )
-                    seed = _whole("Seed (empty: any)", None, 0, 2**31 - 1, "seed")
+                    steps = _number("Steps", model.diffusion.num_inference_steps, limits.STEPS)
+                    guidance = _number("Guidance", model.diffusion.guidance_scale, limits.GUIDANCE)
+                    seed = _number("Seed (empty: any)", None, limits.SEED)
                 with gr.Row():
                     size = [
-                        _whole("Frames", frames, 1, 4096, "frames"),
-                        _whole("Height", height, 1, 8192, "height"),
-                        _whole("Width", width, 1, 8192, "width"),
+                        _number("Frames", frames, limits.FRAMES),
+                        _number("Height", height, limits.HEIGHT),
+                        _number("Width", width, limits.WIDTH),
                     ]
                 with gr.Row():
                     sample = gr.Button("Sample", variant="primary", elem_id="sample")
@@ -60,8 +60,11 @@ def build_page(studio: Studio, config: ServeConfig) -> gr.Blocks:
         gr.Markdown("## History")
         history = gr.HTML("", elem_id="history")
 
-        def make(*values) -> Iterator[tuple]:
-            yield from _make(studio, *values)
+        def make(visit: gr.Request, *values) -> Iterator[tuple]:
+            yield from _make(studio, visit.session_hash or "", values)
+
+        def stop_it(visit: gr.Request) -> None:
+            studio.stop(visit.session_hash or "")
 
         inputs = [prompt, negative, steps, guidance, seed, *size]
         outputs = [status, result, history]
@@ -69,6 +72,8 @@ def build_page(studio: Studio, config: ServeConfig) -> gr.Blocks:
             [sample.click, prompt.submit], make, inputs, outputs, concurrency_limit=1, show_progress="hidden",
             api_visibility="private", trigger_mode="once",
         )  # fmt: skip
+        # Cancelled, Gradio asks for no further step; the one that is at work ends by `stop_it`.
+        stop.click(stop_it, None, None, queue=False, api_visibility="private")
         # Said only when the server has stopped: what it had sent before would come after, and stay.
         stop.click(None, cancels=[work]).then(
             lambda: "<p>Stopped.</p>", None, status, queue=False, api_visibility="private"
@@ -80,24 +85,27 @@ def build_page(studio: Studio, config: ServeConfig) -> gr.Blocks:
     return page.queue(max_size=config.max_queue, api_open=False)
 
 
-def _whole(label: str, value: int | None, minimum: int, maximum: int, name: str) -> gr.Number:
-    return gr.Number(value, label=label, precision=0, minimum=minimum, maximum=maximum, min_width=80, elem_id=name)
+def _number(label: str, value: float | None, range: limits.Range) -> gr.Number:
+    field = gr.Number(
+        value, label=label, precision=0 if range.whole else None, minimum=range.least, maximum=range.most,
+        min_width=80, elem_id=range.name,
+    )  # fmt: skip
+    # The browser keeps to the range by itself; what another program sends is for `limits.line_of` to judge and to name.
+    field.preprocess = lambda sent: sent
+    return field
 
 
-def _make(studio: Studio, prompt, negative, steps, guidance, seed, frames, height, width) -> Iterator[tuple]:
-    """What the three panels (status, result, history) show, from the click to the video."""
+def _make(studio: Studio, owner: str, values: tuple) -> Iterator[tuple]:
+    """What the three panels (status, result, history) show, from the click to the video. values: of the form, as sent."""
     unchanged = gr.skip()
-    line = PromptConfig(
-        prompt=prompt.strip(),
-        negative_prompt=negative.strip(),
-        seed=seed,
-        input_size=(frames, height, width),
-        guidance_scale=guidance,
-        num_inference_steps=steps,
-    )
+    try:
+        line = limits.line_of(*values)
+    except ConfigError as error:
+        yield _failure(error), unchanged, unchanged
+        return
     yield "<p>Reading the prompt ...</p>", "", unchanged
     picture = ""
-    work = studio.make(line)
+    work = studio.make(line, owner)
     try:
         for news in work:
             if isinstance(news, Progress):
@@ -106,9 +114,13 @@ def _make(studio: Studio, prompt, negative, steps, guidance, seed, frames, heigh
             elif isinstance(news, Done):
                 yield "", _figure(news.entry, autoplay=True), _history(studio)
     except MMError as error:
-        yield f'<p class="failed" role="alert">{escape(str(error))}</p>', unchanged, unchanged
+        yield _failure(error), unchanged, unchanged
     finally:
         work.close()
+
+
+def _failure(error: MMError) -> str:
+    return f'<p class="failed" role="alert">{escape(str(error))}</p>'
 
 
 def _progress(news: Progress) -> str:

@@ -1,5 +1,6 @@
 """What the page does when somebody asks for a sample: one at a time, with news at every step. Knows no web."""
 
+import contextlib
 import dataclasses
 import re
 import secrets
@@ -42,6 +43,10 @@ class Done:
     entry: dict[str, Any]
 
 
+class _Stopped(Exception):
+    """Whoever asked for the sample wants it no longer."""
+
+
 class Studio:
     """Makes samples for a page, and knows those of its folder."""
 
@@ -54,35 +59,56 @@ class Studio:
         self.platform = platform
         self.archive = Archive(config, weights, platform)
         self._busy = threading.Lock()
+        self._owner: str | None = None  # who asked for the sample that is made now
+        self._stop = threading.Event()
 
-    def make(self, line: PromptConfig) -> Iterator[Progress | Done]:
+    def stop(self, owner: str) -> None:
+        """End the sample that `owner` asked for, in the middle of a step; nobody else's."""
+        if owner == self._owner:
+            self._stop.set()
+
+    def make(self, line: PromptConfig, owner: str = "") -> Iterator[Progress | Done]:
         """Sample what a line of a prompts file would; closing the iterator ends the work after the current step.
 
-        Without a seed one is drawn. ConfigError before anything is done, SamplingError when it cannot be finished.
+        Without a seed one is drawn. ConfigError before anything is done, SamplingError when it cannot be finished. `stop`
+        ends it in the middle of a step: the iterator is then at its end without a `Done`.
         """
         request = self._request(line)
-        with self._busy:
-            self.platform.reset_peak_memory()
-            started = time.monotonic()
-            preview_s, shown = 0.0, started - 1
+        with self._busy, contextlib.suppress(_Stopped):
+            self._stop.clear()
+            self._owner = owner
             try:
-                text = self._encode(request)
-                for step in self.pipeline.steps([request]):
-                    latents, preview, now = step.latents, None, time.monotonic()
-                    if (now - shown) * _PREVIEW_SHARE >= preview_s and step.number < step.total:
-                        preview = self._preview(step)
-                        shown = time.monotonic()
-                        preview_s = shown - now
-                    yield Progress(step.number, step.total, time.monotonic() - started, preview)
-                self.platform.synchronize()
-                total_s = time.monotonic() - started
-                timing = {"text_s": text, "denoise_s": total_s - text, "s_per_step": (total_s - text) / step.total}
-                self.archive.keep(request, latents, self.pipeline, {**timing, "batch": 1})
-            except torch.OutOfMemoryError as error:
-                self.platform.release_memory()
-                raise SamplingError(f"the device's memory is too small for this size: {error}") from None
+                yield from self._make(request)
+            finally:
+                self._owner = None
+
+    def _make(self, request: Request) -> Iterator[Progress | Done]:
+        """`make` of one request, on a device that nobody else uses."""
+        self.platform.reset_peak_memory()
+        started = time.monotonic()
+        preview_s, shown = 0.0, started - 1
+        try:
+            text = self._encode(request)
+            for step in self.pipeline.steps([request], self._unless_stopped):
+                latents, preview, now = step.latents, None, time.monotonic()
+                if (now - shown) * _PREVIEW_SHARE >= preview_s and step.number < step.total:
+                    preview = self._preview(step)
+                    shown = time.monotonic()
+                    preview_s = shown - now
+                yield Progress(step.number, step.total, time.monotonic() - started, preview)
+            self.platform.synchronize()
+            total_s = time.monotonic() - started
+            timing = {"text_s": text, "denoise_s": total_s - text, "s_per_step": (total_s - text) / step.total}
+            self.archive.keep(request, latents, self.pipeline, {**timing, "batch": 1})
+        except torch.OutOfMemoryError as error:
+            self.platform.release_memory()
+            raise SamplingError(f"the device's memory is too small for this size: {error}") from None
         entry = record.read(self.archive.folder / f"{request.name}.json")
         yield Done({**entry, "name": request.name})
+
+    def _unless_stopped(self) -> None:
+        if self._stop.is_set():
+            raise _Stopped
 
     def history(self, limit: int) -> list[dict[str, Any]]:
         """Records of the folder's finished samples, the latest first."""
@@ -115,6 +141,8 @@ class Studio:
         if line.seed is None:
             line = dataclasses.replace(line, seed=secrets.randbelow(2**31))
         model = dataclasses.replace(self.config.model, num_samples_per_prompt=1)
-        (request,) = requests_of(model, [line], self.config.seed, self.config.launch, "the page")
+        (request,) = requests_of(
+            model, [line], self.config.seed, self.config.launch, "the page", self.config.options.max_pixels
+        )
         name = f"page_{time.strftime('%Y%m%d_%H%M%S')}_{secrets.token_hex(3)}"
         return dataclasses.replace(request, name=name)

@@ -9,6 +9,7 @@ Notable choices, all the original's:
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,10 @@ from mindspeed_mm.types import TextFeatures
 
 # Blocks are compiled once per Skiparse pattern, and again where a number of tokens changes; torch's default is 8.
 _RECOMPILE_LIMIT = 64
+
+
+def _nothing() -> None:
+    pass
 
 
 class SparseUMMDiT(nn.Module):
@@ -83,12 +88,14 @@ class SparseUMMDiT(nn.Module):
         rope_offset: tuple[int, int, int] = (0, 0, 0),
         step_cache: StepCache | None = None,
         dropout_seeds: Tensor | None = None,
+        before_block: Callable[[], None] = _nothing,
     ) -> Tensor:
         """Velocity [B,C,T,H,W] at `latents` [B,C,T,H,W] and noise level `sigma` [B] in [0,1], 1 being pure noise.
 
         keep: [B,T,H,W] bool, True where there is video (None: everywhere). rope_offset: first position per axis, in
         tokens; training with explicit_uniform_rope draws it. step_cache: sampling may skip the inner stages with it.
         dropout_seeds: [B] int64, not negative, each sample's own; a network with dropout needs them in training.
+        before_block: called before each block; what it raises ends the pass.
         """
         extent = self._check(latents, sigma, text, keep)
         tokens = math.prod(extent)
@@ -105,7 +112,7 @@ class SparseUMMDiT(nn.Module):
         patches = None if keep is None else patch_keep(keep, self.config.patch_size)
         masks = key_masks({block.pattern for block in self.blocks()}, patches, text.keep, tokens)
 
-        video = self._stages(video, words, (condition, rope, masks, places), step_cache)
+        video = self._stages(video, words, (condition, rope, masks, places, before_block), step_cache)
         video = self.norm_out(self.norm_final(video), condition)
         video = self.proj_out(join_tokens(video, self.parallel))
         return unpatchify(video, extent, self.config.patch_size, self.config.velocity_channels)
@@ -113,7 +120,7 @@ class SparseUMMDiT(nn.Module):
     def _stages(self, video: Tensor, text: Tensor, shared: tuple, step_cache: StepCache | None) -> Tensor:
         """The U: stages of the first half leave their outputs, those of the second take them, last first.
 
-        shared: what every block is given: condition, rope, masks, places of dropout.
+        shared: what every block is given: condition, rope, masks, places of dropout, and what to call before it.
         """
         skips: list[tuple[Tensor, Tensor]] = []
         last = len(self.transformer_blocks) - 1
@@ -130,7 +137,7 @@ class SparseUMMDiT(nn.Module):
 
     def _stage(self, index: int, video: Tensor, text: Tensor, skips: list, shared: tuple) -> tuple[Tensor, Tensor]:
         """One stage; `skips` is the stack of outputs that stages of the second half have not taken yet."""
-        condition, rope, masks, places = shared
+        condition, rope, masks, places, before_block = shared
         middle = len(self.transformer_blocks) // 2
         if index > middle and self.config.skip_connection:
             skip_video, skip_text = skips.pop()
@@ -138,6 +145,7 @@ class SparseUMMDiT(nn.Module):
             video = self.skip_norm_linear[join](torch.cat((video, skip_video), dim=-1))
             text = self.skip_norm_linear_enc[join](torch.cat((text, skip_text), dim=-1))
         for depth, block in enumerate(self.transformer_blocks[index], start=sum(self.config.num_layers[:index]) + 1):
+            before_block()
             whole = depth <= self.recompute_blocks and self.training
             feed_forward = depth <= self.recompute_feed_forwards
             mask, dropped = masks[block.pattern], None if places is None else places.at(depth)

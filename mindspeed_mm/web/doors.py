@@ -1,0 +1,127 @@
+"""Which requests reach Gradio: those that the page makes, from the page itself, and small ones. All others end here.
+
+Gradio has some fifty routes, among them ones that store what is sent, fetch any address, edit the page's code or run
+ffmpeg; each new version may bring more. So the doors that are open are listed, and not those that are shut.
+"""
+
+import json
+import re
+from urllib.parse import urlsplit
+
+_FILE = r"[A-Za-z0-9_@~+.-]+"
+OPEN = {
+    "GET": (
+        r"/",
+        r"/samples/[A-Za-z0-9_]+\.(mp4|png|json)",
+        r"/config/?",
+        r"/theme\.css",
+        r"/favicon\.ico",
+        r"/manifest\.json",
+        rf"/(assets|static|svelte)/({_FILE}/)*{_FILE}",
+        r"/gradio_api/(info|app_id|startup-events|theme\.css|queue/data)",
+        r"/gradio_api/heartbeat/[A-Za-z0-9_-]+",
+    ),
+    "HEAD": (r"/", r"/samples/[A-Za-z0-9_]+\.(mp4|png|json)"),
+    "POST": (r"/gradio_api/(queue/join|run/predict|cancel|reset)",),
+}
+MAX_BODY = 2**16  # bytes; the form's texts are at most 2 x 4000 characters
+_MAX_TARGET = 2**12  # bytes of path and query
+
+
+def is_open(method: str, path: str) -> bool:
+    """Whether a request may go on."""
+    if ".." in path.split("/"):
+        return False
+    return any(re.fullmatch(pattern, path) for pattern in OPEN.get(method, ()))
+
+
+class Doors:
+    """ASGI middleware. What is not listed does not exist (404), and nothing is taken from other pages (403)."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        if scope["type"] != "http":  # the page has no web sockets
+            await receive()
+            return await send({"type": "websocket.close", "code": 1008})
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        target = len(scope["path"]) + len(scope.get("query_string", b""))
+        if not is_open(scope["method"], scope["path"]) or target > _MAX_TARGET:
+            return await _answer(404, "Not Found", send)
+        if not _comes_from_here(headers):
+            return await _answer(403, "this page is not for other pages", send)
+        if scope["method"] == "POST":
+            body = await _body(headers, receive)
+            if isinstance(body, int):
+                return await _answer(body, "needs a small JSON object", send)
+            receive = _again(body, receive)
+        return await self.app(scope, receive, send)
+
+
+def _comes_from_here(headers: dict[bytes, bytes]) -> bool:
+    """False for a request that another page makes: a browser says so, and other programs say nothing."""
+    host = headers.get(b"host", b"").decode("latin-1").lower()
+    origin = headers.get(b"origin")
+    if origin is not None:
+        try:
+            parts = urlsplit(origin.decode("latin-1").lower())
+        except ValueError:
+            return False
+        if parts.scheme not in ("http", "https") or parts.netloc != host:
+            return False
+    site, mode = headers.get(b"sec-fetch-site", b"none"), headers.get(b"sec-fetch-mode", b"")
+    # Following a link to the page is no request of the other page's.
+    return site in (b"none", b"same-origin") or mode == b"navigate"
+
+
+async def _body(headers: dict[bytes, bytes], receive) -> bytes | int:
+    """The body of a POST; the status of the refusal if it is large, broken off, or no JSON object of plain values."""
+    found = b""
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return 400
+        found += message.get("body", b"")
+        if len(found) > MAX_BODY:
+            return 413
+        if not message.get("more_body"):
+            break
+    try:
+        value = json.loads(found)
+    except (ValueError, RecursionError):
+        return 400
+    return found if _is_plain(value) else 400
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a body is what the page sends: an object, whose `data` are the form's texts, numbers and empty fields."""
+    if not isinstance(value, dict):
+        return False
+    data = value.get("data", [])
+    if not isinstance(data, list) or not all(isinstance(item, (str, int, float, type(None))) for item in data):
+        return False
+    return "\\ud" not in json.dumps(value)  # a lone surrogate, which no answer could repeat
+
+
+def _again(body: bytes, receive):
+    """A `receive` that gives the body that was read, and then what comes next: that the visitor has gone."""
+    given = False
+
+    async def once():
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return once
+
+
+async def _answer(status: int, text: str, send) -> None:
+    body = text.encode()
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

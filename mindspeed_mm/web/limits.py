@@ -1,0 +1,73 @@
+"""What a visitor of the page may ask for. The page shows these limits, and the server checks them: a request need not come
+from the page. Knows no web.
+"""
+
+import dataclasses
+import math
+
+from mindspeed_mm.config.sample import PromptConfig
+from mindspeed_mm.errors import ConfigError
+
+MAX_CHARACTERS = 4000  # of a prompt; T5 reads 512 tokens of it
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Range:
+    """A number of the form. whole: without a fraction; may_be_empty: left to the server."""
+
+    name: str
+    least: int
+    most: int
+    whole: bool = True
+    may_be_empty: bool = False
+
+    def check(self, value: object) -> int | float | None:
+        """The number; ConfigError for anything else that a browser, or another program, may send in its place."""
+        if value is None and self.may_be_empty:
+            return None
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        fits = number and math.isfinite(value) and self.least <= value <= self.most
+        if not fits or (self.whole and value != int(value)):
+            kind = "a whole number" if self.whole else "a number"
+            raise ConfigError(f"{self.name} {_short(value)}: give {kind} from {self.least} to {self.most}")
+        return int(value) if self.whole else float(value)
+
+
+STEPS = Range("steps", 1, 200)
+GUIDANCE = Range("guidance", 1, 50, whole=False)
+SEED = Range("seed", 0, 2**31 - 1, may_be_empty=True)
+FRAMES = Range("frames", 1, 4096)
+HEIGHT = Range("height", 1, 8192)
+WIDTH = Range("width", 1, 8192)
+
+
+def line_of(prompt, negative, steps, guidance, seed, frames, height, width) -> PromptConfig:
+    """A line of a prompts file from the values of the form, whatever was sent; ConfigError names the first that cannot be."""
+    return PromptConfig(
+        prompt=_text("prompt", prompt),
+        negative_prompt=_text("negative prompt", negative),
+        num_inference_steps=STEPS.check(steps),
+        guidance_scale=GUIDANCE.check(guidance),
+        seed=SEED.check(seed),
+        input_size=(FRAMES.check(frames), HEIGHT.check(height), WIDTH.check(width)),
+    )
+
+
+def _text(name: str, value: object) -> str:
+    """A text that is short enough to be cleaned, and that a file can hold. An empty field is sent as None."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ConfigError(f"{name} {_short(value)}: give a text")
+    if len(value) > MAX_CHARACTERS:
+        raise ConfigError(f"{name}: {len(value)} characters; at most {MAX_CHARACTERS} are read, shorten it")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ConfigError(f"{name}: holds a half of a character (a lone surrogate); remove it")
+    return value.strip()
+
+
+def _short(value: object) -> str:
+    text = repr(value) if isinstance(value, (str, float, bool, type(None))) else type(value).__name__
+    if isinstance(value, int) and not isinstance(value, bool):
+        text = str(value) if abs(value) < 10**20 else "with more than 20 digits"
+    return text if len(text) <= 40 else f"{text[:40]}..."
