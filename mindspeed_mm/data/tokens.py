@@ -13,9 +13,26 @@ from mindspeed_mm.types import TokenIds
 class Tokenizer:
     """Fixed-length token ids of texts; see `load_tokenizer`. Can be pickled, so that worker processes get a copy."""
 
-    def __init__(self, backend, max_length: int):
+    def __init__(self, backend, max_length: int, folder: str = ""):
+        """folder: that it is from, for messages."""
         self._backend = backend
         self.max_length = max_length
+        self.folder = folder
+
+    @property
+    def size(self) -> int:
+        """Of the vocabulary, with what was added to it."""
+        return len(self._backend)
+
+    @property
+    def end(self) -> int | None:
+        """Number of the token behind a text."""
+        return self._backend.eos_token_id
+
+    @property
+    def padding(self) -> int:
+        """Number of the token that fills a text up."""
+        return self._backend.pad_token_id
 
     def __call__(self, texts: Sequence[str]) -> TokenIds:
         """ids and keep [B, max_length]: special tokens added, cut or padded at the end. "" keeps its special tokens."""
@@ -45,7 +62,9 @@ def load_tokenizer(config: TokenizerConfig, key: str, max_length: int | None = N
     import transformers  # here, because it takes seconds and tests of the rest of the folder do without it
 
     try:
-        backend = getattr(transformers, config.autotokenizer_name).from_pretrained(str(folder), local_files_only=True)
+        backend = getattr(transformers, config.autotokenizer_name).from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # transformers raises OSError, ValueError, ImportError, KeyError ... for a bad folder
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
@@ -57,4 +76,4 @@ def load_tokenizer(config: TokenizerConfig, key: str, max_length: int | None = N
         raise ConfigError(f"{key}.model_max_length: give it; tokenizer_config.json in {folder} does not state one")
     if backend.pad_token is None:
         raise ConfigError(f"{key}.from_pretrained: the tokenizer in {folder} has no padding token")
-    return Tokenizer(backend, length)
+    return Tokenizer(backend, length, str(folder))

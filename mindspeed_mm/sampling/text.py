@@ -14,6 +14,7 @@ from mindspeed_mm.errors import SamplingError
 from mindspeed_mm.models.text.encoders import TextEncoders
 from mindspeed_mm.sampling.residence import Residence
 from mindspeed_mm.types import TORCH_DTYPES, TextFeatures
+from mindspeed_mm.weights.encoders import check_encoders, check_widths
 
 _T5_LENGTH = 512  # fixed in the original, whatever model_max_length says
 
@@ -38,8 +39,11 @@ class PromptEncoder:
     @classmethod
     def load(cls, config: SampleModelConfig, residence: Residence, capacity: int | None = None) -> "PromptEncoder":
         """The encoders and tokenizers of an inference JSON."""
+        check_widths(config)  # first: transformers reads the same files, and says less of what is wrong with them
+        tokenizers = tokenizers_of(config)
+        check_encoders(config, tokenizers, ("tokenizer", "tokenizer_2"))
         encoders = TextEncoders(config.text_encoder, config.text_encoder_2, TORCH_DTYPES[config.weight_dtype])
-        return cls(encoders.to(residence.home), tokenizers_of(config), residence, capacity)
+        return cls(encoders.to(residence.home), tokenizers, residence, capacity)
 
     def __call__(self, texts: Sequence[str]) -> TextFeatures:
         """Features [B,...] of the texts, in their order."""

@@ -8,6 +8,7 @@ import torch
 from mindspeed_mm import logs
 from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.config.run import RunConfig
+from mindspeed_mm.data.dataset import load_tokens
 from mindspeed_mm.models.build import build_autoencoder, build_denoiser
 from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
 from mindspeed_mm.models.text.encoders import TextEncoders
@@ -29,6 +30,7 @@ from mindspeed_mm.training.task import FlowMatchingTask
 from mindspeed_mm.training.trainer import Sampler, Trainer
 from mindspeed_mm.types import TORCH_DTYPES
 from mindspeed_mm.weights import load_autoencoder, load_denoiser
+from mindspeed_mm.weights.encoders import check_encoders
 
 _log = logs.get(__name__)
 
@@ -90,6 +92,8 @@ def _encoders(config: RunConfig, device: torch.device) -> FrozenEncoders:
 def frozen_text_encoders(config: RunConfig, device: torch.device) -> TextEncoders:
     """T5 and CLIP with their published weights."""
     dtype = TORCH_DTYPES[config.precision.text_encoders]
+    tokens, key = load_tokens(config.data.dataset_param), "dataset_param.tokenizer_config"
+    check_encoders(config.model, (tokens.first, tokens.second), (key, f"{key}_2"))
     return TextEncoders(config.model.text_encoder, config.model.text_encoder_2, dtype).to(device)
 
 

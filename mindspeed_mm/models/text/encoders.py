@@ -1,6 +1,7 @@
 """The frozen text encoders, T5 and CLIP, from Hugging Face transformers."""
 
 import contextlib
+import math
 from pathlib import Path
 
 import torch
@@ -67,14 +68,17 @@ def _load(config: TextEncoderConfig, dtype: torch.dtype) -> nn.Module:
             model, info = cls.from_pretrained(
                 folder, local_files_only=True, torch_dtype=dtype, output_loading_info=True
             )
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).split("\n")[0]
+        except Exception as error:  # transformers and what it reads with raise of many kinds for a bad folder
+            reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{folder}: {config.model_id} encoder cannot be loaded ({reason})") from None
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise CheckpointError(
             f"{folder}: {len(missing)} weights of {config.model_id} are missing, for example {missing[0]}"
         )
+    for name, values in model.named_parameters():
+        if values.is_floating_point() and not all(map(math.isfinite, torch.aminmax(values))):
+            raise CheckpointError(f"{folder}: {name} has values that are not finite in {dtype}; is the file damaged?")
     return model
 
 

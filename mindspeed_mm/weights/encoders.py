@@ -1,0 +1,58 @@
+"""Weights of text encoders as they lie in a Hugging Face folder, looked at before transformers reads them."""
+
+from pathlib import Path
+
+from mindspeed_mm.checkpoint import files, safetensors_file
+from mindspeed_mm.config.encoders import encoder_facts
+from mindspeed_mm.config.model import TextEncoderConfig, TrainModelConfig
+from mindspeed_mm.config.sample import SampleModelConfig
+from mindspeed_mm.data.tokens import Tokenizer
+from mindspeed_mm.errors import CheckpointError
+
+_ADAPTER = "adapter_config.json"
+
+
+def check_widths(model: TrainModelConfig | SampleModelConfig) -> None:
+    """Raise ConfigError unless the folders are of encoders of the right kind, as wide as the denoiser wants them."""
+    widths = {"text_encoder": "caption_channels", "text_encoder_2": "pooled_projection_dim"}
+    for key, width in widths.items():
+        encoder_facts(getattr(model, key), key).check_width(getattr(model.predictor, width), width)
+
+
+def check_encoders(
+    model: TrainModelConfig | SampleModelConfig, tokenizers: tuple[Tokenizer, Tokenizer], keys: tuple[str, str]
+) -> None:
+    """Raise ConfigError or CheckpointError unless both encoders are whole and read what the tokenizers write.
+
+    keys: of the tokenizers in their JSON.
+    """
+    _check_encoder(model.text_encoder, "text_encoder", tokenizers[0], keys[0])
+    _check_encoder(model.text_encoder_2, "text_encoder_2", tokenizers[1], keys[1])
+
+
+def _check_encoder(config: TextEncoderConfig, key: str, tokenizer: Tokenizer, tokenizer_key: str) -> None:
+    """Raise ConfigError or CheckpointError unless the folder holds whole weights, and the tokenizer belongs to them.
+
+    Pickles are read only as far as they make tensors; every value of a .bin file
+    is compared with its checksum.
+    """
+    facts = encoder_facts(config, key)
+    facts.check_tokens(
+        tokenizer_key, tokenizer.folder, tokenizer.size, tokenizer.max_length, tokenizer.end, tokenizer.padding
+    )
+    folder = Path(config.from_pretrained)
+    if (folder / _ADAPTER).exists():
+        raise CheckpointError(
+            f"{key}.from_pretrained: {folder / _ADAPTER}: an adapter would change the encoder; remove it"
+        )
+    found = sorted(folder.glob("model*.safetensors"))
+    read = safetensors_file.read
+    if not found:
+        found, read = sorted(folder.glob("pytorch_model*.bin")), files.load
+    if not found:
+        raise CheckpointError(f"{key}.from_pretrained: {folder}: holds no model.safetensors and no pytorch_model.bin")
+    for path in found:
+        try:
+            read(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{key}.from_pretrained: {error}") from None
