@@ -52,6 +52,10 @@ class Tokens:
     def __init__(self, first: Tokenizer, second: Tokenizer | None):
         self._first, self._second = first, second
 
+    @property
+    def tokenizers(self) -> tuple[Tokenizer, Tokenizer | None]:
+        return self._first, self._second
+
     def load(self, text: str) -> tuple[TokenIds, TokenIds | None]:
         return self._first([text]), self._second([text]) if self._second else None
 

@@ -30,7 +30,7 @@ from mindspeed_mm.training.task import FlowMatchingTask
 from mindspeed_mm.training.trainer import Sampler, Trainer
 from mindspeed_mm.types import TORCH_DTYPES
 from mindspeed_mm.weights import load_autoencoder, load_denoiser
-from mindspeed_mm.weights.encoders import check_encoders
+from mindspeed_mm.weights.encoders import check_encoders, check_widths
 
 _log = logs.get(__name__)
 
@@ -44,6 +44,8 @@ def build_trainer(
     """Everything for a run, on this rank's device; collective. build_sampler: makes videos while training, if given."""
     device = platform.device(int(os.environ.get("LOCAL_RANK", "0")))
     parallel.pulse.patience_s = 60 * config.report.hang_minutes
+    if not config.model.load_text_features:
+        check_widths(config.model)
     data = RunData(config, parallel)
     loader = data.train()
     encoders = _encoders(config, device)
@@ -69,6 +71,7 @@ def build_trainer(
 def build_extraction(config: RunConfig, platform: Platform, parallel: ParallelContext) -> Extraction:
     """What fills a run's feature folder, on this rank's device; collective."""
     device = platform.device(int(os.environ.get("LOCAL_RANK", "0")))
+    check_widths(config.model)
     autoencoder = frozen_autoencoder(config.model.ae, device, config.precision.autoencoder)
     encoders = FrozenEncoders(autoencoder, frozen_text_encoders(config, device), device, config.seed)
     return Extraction(config, RunData(config, parallel), encoders)
@@ -93,7 +96,7 @@ def frozen_text_encoders(config: RunConfig, device: torch.device) -> TextEncoder
     """T5 and CLIP with their published weights."""
     dtype = TORCH_DTYPES[config.precision.text_encoders]
     tokens, key = load_tokens(config.data.dataset_param), "dataset_param.tokenizer_config"
-    check_encoders(config.model, (tokens.first, tokens.second), (key, f"{key}_2"))
+    check_encoders(config.model, tokens.tokenizers, (key, f"{key}_2"))
     return TextEncoders(config.model.text_encoder, config.model.text_encoder_2, dtype).to(device)
 
 

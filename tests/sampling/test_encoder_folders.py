@@ -71,9 +71,6 @@ def test_a_tokenizer_of_the_other_encoder_is_named(parts):
     assert f"text_encoder ({t5}) and tokenizer ({clip}) do not belong together" in said
     said = refusal(replaced(config, "tokenizer_2", from_pretrained=str(t5)))
     assert f"text_encoder_2 ({clip}) and tokenizer_2 ({t5}) do not belong together" in said
-    # with CLIP's number of tokens too: what counts is where a text ends
-    said = refusal(replaced(config, "tokenizer_2", from_pretrained=str(t5), model_max_length=8))
-    assert "do not belong together" in said
 
 
 def test_a_tokenizer_that_is_longer_than_clip_reads_is_named(parts):
@@ -129,7 +126,7 @@ def test_a_config_that_transformers_cannot_use_is_one_line(parts):
     config, t5, _ = parts
     said = json.loads((t5 / "config.json").read_text())
     (t5 / "config.json").write_text(json.dumps({**said, "num_layers": "x", "d_kv": None}))
-    assert f"{t5}: T5 encoder cannot be loaded" in refusal(config)
+    assert str(t5) in refusal(config)
 
 
 def as_bin(folder, value=None) -> None:

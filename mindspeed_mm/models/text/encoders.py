@@ -77,7 +77,7 @@ def _load(config: TextEncoderConfig, dtype: torch.dtype) -> nn.Module:
             f"{folder}: {len(missing)} weights of {config.model_id} are missing, for example {missing[0]}"
         )
     for name, values in model.named_parameters():
-        if values.is_floating_point() and not all(map(math.isfinite, torch.aminmax(values))):
+        if values.is_floating_point() and not all(map(math.isfinite, torch.aminmax(values.detach()))):
             raise CheckpointError(f"{folder}: {name} has values that are not finite in {dtype}; is the file damaged?")
     return model
 
