@@ -220,6 +220,8 @@ def _take(flag: Flag, given: Any, values: dict[tuple[str, ...], Any], by_name: d
         values[flag.path] = flag.constant
         return
     value = flag.default
+    if given == [] and not flag.facts.many:
+        given = "--"  # argparse takes these two for the end of the flags, and leaves nothing
     if given is not None:
         value = tuple(map(flag.read, given)) if flag.facts.many else flag.read(given)
         values[flag.path] = value

@@ -47,7 +47,7 @@ def flat(tmp_path):
 
 def values(path) -> dict[str, torch.Tensor]:
     """What a reader of weights gets."""
-    weights = sources.open_checkpoint(path).weights(lambda name: None)
+    weights = sources.open_checkpoint(path).weights(dim_of=lambda name: None)
     return {name: weights.part(name) for name in weights}
 
 
@@ -424,7 +424,7 @@ def dist_values(directory) -> dict[str, torch.Tensor]:
 
 
 def converted_values(directory) -> dict[str, torch.Tensor]:
-    weights = sources.open_checkpoint(directory).weights({name: dim for name, (_, dim) in SHAPES.items()}.get)
+    weights = sources.open_checkpoint(directory).weights(dim_of={name: dim for name, (_, dim) in SHAPES.items()}.get)
     return {f"model.{name}": weights.part(name) for name in weights}
 
 
