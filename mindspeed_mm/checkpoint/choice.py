@@ -202,6 +202,6 @@ def _check_iteration(location: layout.Location, parallel: ParallelContext) -> No
     if location.iteration is None:
         return
     for path in layout.state_files(location.directory)[parallel.rank :: parallel.world_size]:
-        inside = files.load(path).get("iteration")
+        inside = files.open_mapped(path)[0].get("iteration")
         if inside is not None and inside != location.iteration:
             raise CheckpointError(f"{path}: is of iteration {inside}, its directory's name says {location.iteration}")

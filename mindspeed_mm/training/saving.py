@@ -60,7 +60,7 @@ class Saver:
         location = choice.choose(root, self.parallel)
         if location is None:
             return False
-        held = files.load(layout.state_files(location.directory)[0])
+        held, _ = files.open_mapped(layout.state_files(location.directory)[0])
         if self.state.settings.finetune or not origin.is_ours(held):
             self._adopt(location, held)
         else:
