@@ -19,13 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mindspeed_mm.config.model import DenoiserConfig, TrainModelConfig
-from mindspeed_mm.config.reader import build, read_json
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.parallel import partition
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.gathering import Gathering
 from mindspeed_mm.parallel.megatron import DistributedDataParallel, DistributedDataParallelConfig
 from mindspeed_mm.platforms.cpu import CpuPlatform
+from mindspeed_mm.schema import build, read_json
 from mindspeed_mm.types import TextFeatures
 
 _MODEL = Path(__file__).resolve().parents[1] / "examples" / "opensoraplan1.5" / "model_opensoraplan1_5.json"

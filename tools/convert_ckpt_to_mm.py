@@ -12,7 +12,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 from mindspeed_mm import logs
 from mindspeed_mm.errors import said_in_one_line
 from mindspeed_mm.schema import flag, parse
-from mindspeed_mm.weights import split_checkpoint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +67,8 @@ def main() -> None:
             epilog="EMA weights are split as well if the source has both. Another TP size than a run was trained with is "
             "reached directly, without a merged file in between.",
         ).values
+        from mindspeed_mm.weights import split_checkpoint  # imports torch, which --help needs not
+
         path = split_checkpoint(
             flags.load,
             flags.save_dir,

@@ -12,7 +12,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 from mindspeed_mm import logs
 from mindspeed_mm.errors import said_in_one_line
 from mindspeed_mm.schema import flag, parse
-from mindspeed_mm.weights import convert_autoencoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +38,8 @@ def main() -> None:
             epilog="Taken are the EMA weights (`ema_state_dict`) if the file has any, else `state_dict`, and `gen_model` "
             "in it. NOT_USE_EMA_MODEL=1 in the environment takes the live weights.",
         ).values
+        from mindspeed_mm.weights import convert_autoencoder  # imports torch, which --help needs not
+
         print(convert_autoencoder(flags.load, flags.save, dtype=flags.dtype, dry_run=flags.dry_run))
 
 

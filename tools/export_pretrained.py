@@ -14,7 +14,6 @@ from mindspeed_mm.config.model_dialects import sample_node
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.errors import said_in_one_line
 from mindspeed_mm.schema import build, flag, parse, read_json
-from mindspeed_mm.weights import folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +40,8 @@ def main() -> None:
     logs.setup()
     with said_in_one_line():
         flags = parse(Flags, sys.argv[1:], description=__doc__.splitlines()[0]).values
+        from mindspeed_mm.weights import folder  # imports torch, which --help needs not
+
         path = folder.from_config(
             build(SampleModelConfig, sample_node(read_json(flags.mm_model))),
             flags.save_dir,

@@ -12,7 +12,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 from mindspeed_mm.config.model_dialects import network_config
 from mindspeed_mm.errors import said_in_one_line
 from mindspeed_mm.schema import flag, parse
-from mindspeed_mm.weights import describe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +37,8 @@ class Flags:
 def main() -> None:
     with said_in_one_line():
         flags = parse(Flags, sys.argv[1:], description=__doc__.splitlines()[0]).values
+        from mindspeed_mm.weights import describe  # imports torch, which --help needs not
+
         config = None if flags.mm_model is None else network_config(flags.mm_model, flags.block)
         for line in describe(flags.path, config, norms=flags.norms):
             print(line)

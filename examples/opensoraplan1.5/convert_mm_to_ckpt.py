@@ -12,7 +12,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a check
 from mindspeed_mm import logs
 from mindspeed_mm.errors import said_in_one_line
 from mindspeed_mm.schema import flag, parse
-from mindspeed_mm.weights import merge_checkpoint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +56,8 @@ def main() -> None:
             epilog="Shards are read and written tensor by tensor: neither they nor the result is ever held in memory. "
             "Names are Open-Sora Plan's, also if the run is MindSpeed-MM's. The path of the result is printed last.",
         ).values
+        from mindspeed_mm.weights import merge_checkpoint  # imports torch, which --help needs not
+
         path = merge_checkpoint(
             flags.load_dir,
             flags.save_dir,

@@ -99,7 +99,9 @@ class PreprocessConfig:
 
     @property
     def least_pixels(self) -> int:
-        return self.max_hxw // 4 if self.min_hxw is None else self.min_hxw
+        if self.min_hxw is not None:
+            return self.min_hxw
+        return 0 if self.max_hxw is None else self.max_hxw // 4  # `problems` refuses a config without both
 
     @property
     def keeps_every_speed(self) -> bool:

@@ -9,12 +9,19 @@ import itertools
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
+from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.schema.fields import facts_of, faults
 from mindspeed_mm.schema.node import Node, join, name_of
 
 Config = TypeVar("Config")
+
+
+class Place(Protocol):
+    """Where a value was written, a key's `Node` or a flag, and its error."""
+
+    def error(self, message: str) -> ConfigError: ...
 
 
 def build(cls: type[Config], node: Node, notes: list[str] | None = None) -> Config:
@@ -25,7 +32,7 @@ def build(cls: type[Config], node: Node, notes: list[str] | None = None) -> Conf
     """
     if not isinstance(node.value, dict):
         raise node.error(f"expected an object, found {name_of(node.value)}")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
     given = _keys(cls, fields, node.value, notes)
     hints = typing.get_type_hints(cls)
     values = {}
@@ -58,7 +65,7 @@ def _keys(cls: type, fields: dict, items: dict[str, Node], notes: list[str] | No
     return given
 
 
-def check(config: Any, place: Callable[[str], Node] | None = None) -> None:
+def check(config: Any, place: Callable[[str], Place] | None = None) -> None:
     """Raise the first value out of range or of `config.problems()`; `place` maps a field name to its node."""
     # one after the other: problems() may rely on values that are in range
     for name, message in itertools.chain(faults(config), _problems(config)):

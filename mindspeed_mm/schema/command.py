@@ -119,7 +119,7 @@ def flags_of(cls: type) -> Iterator[Flag]:
             yield from _of_field(field, hints[field.name], field.default, (), "")
             continue
         inner_hints = typing.get_type_hints(type(field.default))
-        for inner in dataclasses.fields(field.default):
+        for inner in dataclasses.fields(typing.cast(Any, field.default)):
             if inner.name in chosen.without or (chosen.only is not None and inner.name not in chosen.only):
                 continue
             default, required = getattr(field.default, inner.name), inner.name in chosen.required
@@ -166,7 +166,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser(flags: list[Flag], ignored: Mapping[str, int], prog, description, epilog) -> argparse.ArgumentParser:
     """All values are read as text; `Flag.read` knows what they may be."""
     parser = _Parser(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
-    sections = {"": parser}
+    sections: dict[str, Any] = {"": parser}
     for flag in flags:
         if flag.section not in sections:
             sections[flag.section] = parser.add_argument_group(flag.section)
@@ -234,7 +234,7 @@ def _filled(cls: type[Flags], values: dict[tuple[str, ...], Any], flags: list[Fl
     for field in dataclasses.fields(typing.cast(Any, cls)):
         if "group" in field.metadata:
             inside = {path[1]: value for path, value in values.items() if path[0] == field.name}
-            top[field.name] = dataclasses.replace(field.default, **inside)
+            top[field.name] = dataclasses.replace(typing.cast(Any, field.default), **inside)
             check(top[field.name], lambda name, group=field.name: _Place(flags, (group, name)))
     result = cls(**top)
     check(result, lambda name: _Place(flags, (name,)))

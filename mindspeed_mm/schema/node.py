@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from typing import Any
 
 from mindspeed_mm.errors import ConfigError
 
@@ -15,7 +16,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 class Node:
     """`value` holds dicts and lists of nodes, or a plain scalar."""
 
-    value: object
+    value: Any
     file: str
     line: int  # 1-based; 0 when the value came from Python and not from a file
     path: str  # dotted, for example "predictor.num_layers[2]"

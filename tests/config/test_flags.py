@@ -1,6 +1,7 @@
 """Every flag of every program: a bad value is one line that begins with the flag, before anything is started."""
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -145,3 +146,30 @@ def test_the_flags_of_tools_are_as_strict():
         test_a_number_is_finite_and_written_as_one(program)
         test_a_number_has_a_range_and_what_is_outside_is_refused(program)
         assert not [flag.name for flag in flags_of(program) if not flag.help]
+
+
+def test_help_of_every_program_starts_at_once():
+    """Neither torch nor megatron-core nor numpy is imported before there is something to compute."""
+    check = """
+import contextlib, io, pathlib, runpy, sys
+from mindspeed_mm import launch
+from mindspeed_mm.config import arguments, autoencoder
+shown = 0
+def helps(program, *arguments):
+    global shown
+    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+        program(*arguments)
+    shown += "--help" in text.getvalue()
+for program in (arguments.parse_train, arguments.parse_extract, arguments.parse_sample, arguments.parse_serve,
+                autoencoder.training_config, autoencoder.evaluation_config):
+    helps(program, ["--help"])
+for name in ("convert_ckpt_to_mm", "convert_vae", "export_pretrained", "inspect_checkpoint"):
+    sys.argv = [name, "--help"]
+    helps(lambda: runpy.run_path(f"tools/{name}.py", run_name="__main__"))
+sys.argv = ["merge", "--help"]
+helps(lambda: runpy.run_path("examples/opensoraplan1.5/convert_mm_to_ckpt.py", run_name="__main__"))
+print(shown, sorted({"torch", "megatron", "numpy", "transformers", "av", "PIL"} & set(sys.modules)))
+"""
+    root = Path(__file__).resolve().parents[2]
+    result = subprocess.run([sys.executable, "-c", check], cwd=root, capture_output=True, text=True)
+    assert result.stdout.strip() == "11 []", result.stdout + result.stderr
