@@ -16,7 +16,7 @@ from tensor_memory import TensorMemory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a clone that is not installed, too
 
-from mindspeed_mm.config.model import DenoiserConfig
+from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
 from mindspeed_mm.parallel.context import ParallelContext
@@ -90,9 +90,11 @@ def _peak_of_the_allocator(function: Callable[[], object]) -> int:
     return max(itertools.accumulate((size for _, size in changes), initial=0))
 
 
-def denoiser_config(width: int, stages: tuple[int, ...], sparsities: tuple[int, ...], sparse: bool) -> DenoiserConfig:
+def denoiser_config(
+    width: int, stages: tuple[int, ...], sparsities: tuple[int, ...], sparse: bool
+) -> SparseUMMDiTConfig:
     """v1.5's layout with fewer channels: heads of 128, condition a quarter of the width."""
-    return DenoiserConfig(
+    return SparseUMMDiTConfig(
         num_layers=stages,
         sparse_n=sparsities,
         sparse1d=sparse,
@@ -107,12 +109,12 @@ def denoiser_config(width: int, stages: tuple[int, ...], sparsities: tuple[int, 
     )
 
 
-def denoiser(config: DenoiserConfig, device: str, dtype: str) -> SparseUMMDiT:
+def denoiser(config: SparseUMMDiTConfig, device: str, dtype: str) -> SparseUMMDiT:
     return build_denoiser(config, ParallelContext.current(), device=device, dtype=dtype, seed=0).train()
 
 
 def denoiser_inputs(
-    config: DenoiserConfig, extent: tuple[int, int, int], text_tokens: int, real_text: int, device: str, dtype: str
+    config: SparseUMMDiTConfig, extent: tuple[int, int, int], text_tokens: int, real_text: int, device: str, dtype: str
 ) -> tuple[torch.Tensor, torch.Tensor, TextFeatures]:
     """Latents of `extent` (t, h, w) patches, sigma and a caption of which `real_text` tokens are real; one sample."""
     generator = torch.Generator().manual_seed(0)

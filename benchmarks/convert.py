@@ -142,12 +142,12 @@ def make(root: Path, size: float, count: int) -> None:
 
     from mindspeed_mm.checkpoint import targets
     from mindspeed_mm.checkpoint.reshard import Weights
-    from mindspeed_mm.config.model import DenoiserConfig
     from mindspeed_mm.families import sparse_ummdit
+    from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 
     blocks = max(6, round(size / _BLOCK_BYTES / 2) * 2)
     width = min(1.0, math.sqrt(size / (blocks * _BLOCK_BYTES)))  # for sizes that six blocks exceed
-    config = DenoiserConfig(
+    config = SparseUMMDiTConfig(
         num_layers=(2, blocks - 4, 2),
         sparse_n=(1, 1, 1),
         double_ff=True,

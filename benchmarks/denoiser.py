@@ -14,8 +14,7 @@ import torch
 from common import clock_of, denoiser, denoiser_config, denoiser_inputs, measure, peak_bytes, synchronize, table
 from original_way import OriginalWay
 
-from mindspeed_mm.config.model import DenoiserConfig
-from mindspeed_mm.families.sparse_ummdit import forward_flops
+from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig, forward_flops
 
 ORIGINAL = "SUV in the original's way"
 
@@ -61,7 +60,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def networks(options: argparse.Namespace) -> dict[str, tuple[torch.nn.Module, DenoiserConfig]]:
+def networks(options: argparse.Namespace) -> dict[str, tuple[torch.nn.Module, SparseUMMDiTConfig]]:
     """The rows of the table, the baseline first; all but the dense one have the same weights."""
     layout = (options.width, tuple(options.stages), tuple(options.sparsities))
     sparse, dense = (denoiser_config(*layout, sparse=flag) for flag in (True, False))

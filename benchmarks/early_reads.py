@@ -18,7 +18,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mindspeed_mm.config.model import DenoiserConfig, TrainModelConfig
+from mindspeed_mm.config.model import TrainModelConfig
+from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.parallel import partition
 from mindspeed_mm.parallel.context import ParallelContext
@@ -74,7 +75,7 @@ def _start(group, force_sync: bool = False) -> None:
     group.param_gather_handle, group.param_gather_dispatched = _UnderWay(), True
 
 
-def reads(config: DenoiserConfig, tensor: int, data: int, of_units: bool) -> tuple[Reads, int]:
+def reads(config: SparseUMMDiTConfig, tensor: int, data: int, of_units: bool) -> tuple[Reads, int]:
     """What one rank of the layout reads in its first forward pass, and the number of its buckets."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=tensor * data)
     parallel = ParallelContext.start(backend="fake", tensor_size=tensor, sequence_parallel=True)

@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works from a clo
 
 from common import SPARSITIES, STAGES, denoiser_config, peak_bytes, synchronize, table
 
-from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.config.sample import SampleModelConfig, SamplingOptions
+from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
+from mindspeed_mm.families.wfvae import WFVAEConfig
 from mindspeed_mm.models.build import build_autoencoder, build_denoiser
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.platforms.select import select
@@ -129,7 +130,7 @@ def text_and_denoiser(flags: argparse.Namespace) -> str:
     return f"Text and denoiser: {head}\n" + table(["component", "s", "activations MiB", "weights MiB"], rows)
 
 
-def random_pipeline(config: DenoiserConfig, text: Remembered, flags, options: SamplingOptions):
+def random_pipeline(config: SparseUMMDiTConfig, text: Remembered, flags, options: SamplingOptions):
     """A pipeline with random weights and a request of `flags.size`."""
     model = build(SampleModelConfig, read_json(PUBLISHED))
     model = dataclasses.replace(
@@ -166,7 +167,7 @@ def row(name: str, function, network: nn.Module, flags, parts: int = 1) -> list:
 
 def autoencoders(channels: int, tile: tuple[int, int], device: str, dtype: str) -> dict[str, nn.Module]:
     """The published decoder with other channels: all at once, in chunks of time, and in tiles too."""
-    published = build(AutoencoderConfig, find(read_json(PUBLISHED), "ae"))
+    published = build(WFVAEConfig, find(read_json(PUBLISHED), "ae"))
     config = dataclasses.replace(published, base_channels=channels, dtype=dtype)
     size, overlap = tile
     variants = {
@@ -211,7 +212,7 @@ def autoencoder(flags: argparse.Namespace) -> str:
 
 @torch.no_grad()
 def autoencoder_at_full_size() -> str:
-    default = build(AutoencoderConfig, find(read_json(PUBLISHED), "ae"))
+    default = build(WFVAEConfig, find(read_json(PUBLISHED), "ae"))
     tile = (default.spatial_tile, default.spatial_tile_overlap)
     frames, height, width = FULL_SIZE
     z = torch.empty(1, 32, (frames - 1) // 8 + 1, height // 8, width // 8, dtype=torch.bfloat16, device="meta")

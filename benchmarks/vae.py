@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from common import measure, peak_bytes, table, void
 from torch import Tensor, nn
 
-from mindspeed_mm.config.model import AutoencoderConfig
+from mindspeed_mm.families.wfvae import WFVAEConfig
 from mindspeed_mm.models.build import build_autoencoder
 from mindspeed_mm.models.wfvae.causal_conv import CausalConv3d
 from mindspeed_mm.models.wfvae.model import WFVAE
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
     options = parser.parse_args()
 
-    config = AutoencoderConfig(
+    config = WFVAEConfig(
         base_channels=options.channels,
         latent_dim=32,
         norm_type="layernorm",

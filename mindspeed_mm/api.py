@@ -8,10 +8,9 @@ from pathlib import Path
 
 import torch
 
-from mindspeed_mm import weights
-from mindspeed_mm.config import model_dialects
+from mindspeed_mm import families, weights
 from mindspeed_mm.config.geometry import as_grid
-from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig, DiffusionConfig
+from mindspeed_mm.config.model import DiffusionConfig
 from mindspeed_mm.data import images, readers
 from mindspeed_mm.diffusion import schedule
 from mindspeed_mm.models import build as builders
@@ -27,7 +26,7 @@ def build_denoiser(config, *, device=None, dtype: str = "fp32", seed: int = 0, p
     """
     if isinstance(config, (str, Path)):
         config = folder.read_denoiser(config)
-    config = _typed(DenoiserConfig, config, "predictor")
+    config = _typed(config, "predictor", families.DENOISERS, families.read_denoiser)
     source = config.from_pretrained
     fresh = None if source else seed
     network = builders.build_denoiser(
@@ -42,7 +41,7 @@ def build_autoencoder(config, *, device=None, dtype: str | None = None):
     """The autoencoder of an `ae` block, or of a folder with both: encode, encode_moments, decode (see WFVAE)."""
     if isinstance(config, (str, Path)):
         config = folder.read_autoencoder(config)
-    config = _typed(AutoencoderConfig, config, "ae")
+    config = _typed(config, "ae", families.AUTOENCODERS, families.read_autoencoder)
     autoencoder = builders.build_autoencoder(config, device=device, dtype=dtype)
     if config.from_pretrained and not autoencoder.shift.is_meta:
         weights.load_autoencoder(autoencoder, config.from_pretrained)
@@ -63,13 +62,16 @@ def read_image(path):
 
 def sigma_grid(config, grid) -> torch.Tensor:
     """num_inference_steps + 1 descending noise levels of a `diffusion` block, ending at 0, for a latent (t, h, w)."""
-    return schedule.grid(_typed(DiffusionConfig, config, "diffusion"), as_grid(grid))
+    if isinstance(config, DiffusionConfig):
+        check(config)
+    else:
+        config = build(DiffusionConfig, node_from_python(config, "diffusion"))
+    return schedule.grid(config, as_grid(grid))
 
 
-def _typed(cls, config, name: str):
-    if isinstance(config, cls):
+def _typed(config, name: str, table, read):
+    """The config of a network of the table, from its dataclass or from the block as a dict."""
+    if isinstance(config, tuple(family.config for family in table.values())):
         check(config)
         return config
-    node = node_from_python(config, name)
-    ours = {"predictor": model_dialects.predictor_node, "ae": model_dialects.ae_node}.get(name)
-    return build(cls, ours(node) if ours else node)
+    return read(node_from_python(config, name))

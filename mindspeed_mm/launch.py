@@ -15,10 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mindspeed_mm import atomic, logs, stopping
-from mindspeed_mm.config import autoencoder, model_dialects, resolve
+from mindspeed_mm.config import autoencoder, resolve
 from mindspeed_mm.config.launch import LaunchConfig
 from mindspeed_mm.config.run import RunConfig
 from mindspeed_mm.errors import MMError
+from mindspeed_mm.families import wfvae
 from mindspeed_mm.stopping import Reason, StopRequest
 
 _log = logs.get(__name__)
@@ -142,7 +143,7 @@ def _evaluate_autoencoder() -> None:
         write_video(found.comparison.numpy(), Path(config.video), config.fps)
         _log.info(f"wrote {config.video}: original, reconstruction, 4 x difference")
     if config.statistics is not None:
-        atomic.write_text(config.statistics, json.dumps(model_dialects.statistics(found.shift, found.scale), indent=1))
+        atomic.write_text(config.statistics, json.dumps(wfvae.statistics(found.shift, found.scale), indent=1))
         _log.info(f"wrote shift and scale of {len(found.shift)} latent channels; name it in ae: {config.statistics}")
     parallel.stop()
 

@@ -4,10 +4,10 @@ import dataclasses
 
 import torch
 
-from mindspeed_mm.config.model import AutoencoderConfig
+from mindspeed_mm.families.wfvae import WFVAEConfig
 from mindspeed_mm.models.wfvae import WFVAE
 
-TINY = AutoencoderConfig(
+TINY = WFVAEConfig(
     base_channels=8,
     latent_dim=4,
     encoder_num_resblocks=1,

@@ -17,8 +17,8 @@ FLOORS = {
     "types": 0,
     "version": 0,
     "schema": 1,  # how a file or a flag becomes a value
-    "config": 2,
-    "families": 3,  # networks without tensors
+    "families": 2,  # networks without tensors
+    "config": 3,
     "platforms": 3,
     "parallel": 4,
     "ops": 4,

@@ -1,8 +1,8 @@
 """The denoiser of the tests in this folder: three stages, of which the middle one is sparse."""
 
-from mindspeed_mm.config.model import DenoiserConfig
+from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 
-CONFIG = DenoiserConfig(
+CONFIG = SparseUMMDiTConfig(
     num_layers=(2, 2, 2),
     sparse_n=(1, 2, 1),
     sparse1d=True,

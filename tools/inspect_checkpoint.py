@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installing it
 
-from mindspeed_mm.config.model_dialects import network_config
+from mindspeed_mm import families
 from mindspeed_mm.errors import said_in_one_line
 from mindspeed_mm.schema import flag, parse
 
@@ -39,7 +39,7 @@ def main() -> None:
         flags = parse(Flags, sys.argv[1:], description=__doc__.splitlines()[0]).values
         from mindspeed_mm.weights import describe  # imports torch, which --help needs not
 
-        config = None if flags.mm_model is None else network_config(flags.mm_model, flags.block)
+        config = None if flags.mm_model is None else families.read_file(flags.mm_model, flags.block)
         for line in describe(flags.path, config, norms=flags.norms):
             print(line)
 

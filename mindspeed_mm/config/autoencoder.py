@@ -6,14 +6,15 @@ Both read the `ae` block of a model JSON and the data JSON that a training run h
 import dataclasses
 import os
 
+from mindspeed_mm import families
 from mindspeed_mm.config import checks, data_dialects, model_dialects
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.launch import LaunchConfig
-from mindspeed_mm.config.model import DTYPES, AutoencoderConfig
 from mindspeed_mm.config.optimizer import OptimizerSettings
 from mindspeed_mm.config.run import CheckpointConfig, ReportConfig
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.families.base import DTYPES, AutoencoderConfig
 from mindspeed_mm.schema import build, find, flag, group, parse, read_json, switches
 
 # In a loss over all values of a clip, each a sum over one part: the table's keys are what --distance may be.
@@ -169,7 +170,7 @@ def _read(flags: AutoencoderFlags) -> tuple[AutoencoderConfig, DataConfig]:
     """The `ae` block of --mm-model with --weights, and --mm-data; they are checked against each other."""
     model_node = model_dialects.model_node(read_json(flags.mm_model))
     data_node = data_dialects.data_node(read_json(flags.mm_data))
-    autoencoder = build(AutoencoderConfig, find(model_node, "ae"))
+    autoencoder = families.read_autoencoder(find(model_node, "ae"))
     if flags.weights is not None:
         autoencoder = dataclasses.replace(autoencoder, from_pretrained=flags.weights)
     if autoencoder.from_pretrained is not None and not os.path.isfile(autoencoder.from_pretrained):

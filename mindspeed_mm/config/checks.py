@@ -7,14 +7,15 @@ import dataclasses
 import os
 from collections.abc import Callable
 
-from mindspeed_mm import logs
+from mindspeed_mm import families, logs
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.launch import LaunchConfig
-from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig, TrainModelConfig
+from mindspeed_mm.config.model import TrainModelConfig
 from mindspeed_mm.config.optimizer import OptimizerSettings
 from mindspeed_mm.config.sample import MAX_PIXELS, SampleModelConfig
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.families.base import AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.schema import Node, find
 
 _log = logs.get(__name__)
@@ -85,10 +86,13 @@ def decay_iters(optimizer: OptimizerSettings, train_iters: int) -> int:
 
 def check_networks(ae: AutoencoderConfig, denoiser: DenoiserConfig, place: Callable[[str], Node]) -> None:
     """Channels of the autoencoder's latents and the denoiser's."""
-    if denoiser.in_channels != ae.latent_dim:
-        raise place("predictor.in_channels").error(f"{denoiser.in_channels}, but ae.latent_dim is {ae.latent_dim}")
+    channels = families.of_config(denoiser).latent_channels(denoiser)
+    if channels != ae.latent_dim:
+        raise place("predictor.in_channels").error(f"{channels}, but ae.latent_dim is {ae.latent_dim}")
     if denoiser.velocity_channels != ae.latent_dim:
-        raise place("predictor.out_channels").error(f"{denoiser.out_channels}, but ae.latent_dim is {ae.latent_dim}")
+        raise place("predictor.out_channels").error(
+            f"{denoiser.velocity_channels}, but ae.latent_dim is {ae.latent_dim}"
+        )
 
 
 def check_clips(data: DataConfig, data_node: Node, model: TrainModelConfig, launch: LaunchConfig) -> None:

@@ -12,12 +12,13 @@ from mindspeed_mm import logs
 from mindspeed_mm.config import arguments, checks, data_dialects, model_dialects
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.launch import LaunchConfig
-from mindspeed_mm.config.model import DenoiserConfig, TrainModelConfig
+from mindspeed_mm.config.model import TrainModelConfig
 from mindspeed_mm.config.optimizer import OPTIMIZERS, OptimizerSettings
 from mindspeed_mm.config.run import EvaluationConfig, PrecisionConfig, RunConfig, RunFlags
 from mindspeed_mm.config.sample import SampleConfig, SampleFlags, SampleModelConfig, ServeConfig
 from mindspeed_mm.config.tool import ToolConfig
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.families.base import DenoiserConfig
 from mindspeed_mm.schema import Given, Node, build, find, read_json
 
 _log = logs.get(__name__)

@@ -6,14 +6,8 @@ from typing import ClassVar
 
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.launch import LaunchConfig
-from mindspeed_mm.config.model import (
-    DTYPES,
-    AutoencoderConfig,
-    DenoiserConfig,
-    DiffusionConfig,
-    TextEncoderConfig,
-    TokenizerConfig,
-)
+from mindspeed_mm.config.model import DiffusionConfig, TextEncoderConfig, TokenizerConfig
+from mindspeed_mm.families.base import DTYPES, AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.schema import check, flag, group, option, switches
 
 TEMPLATES = ("v1.2", "v1.3", "v1.5")

@@ -3,10 +3,12 @@
 Adding a network: a file here, a folder in `models/`, a row below and one in `models/build.py`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from mindspeed_mm.families import sparse_ummdit, wfvae
-from mindspeed_mm.families.base import Dialect, Family
+from mindspeed_mm.families.base import AutoencoderConfig, DenoiserConfig, Dialect, Family
+from mindspeed_mm.schema import Node, build, did_you_mean, read_json
 
 DENOISERS = {family.model_id: family for family in (sparse_ummdit.FAMILY,)}
 AUTOENCODERS = {family.model_id: family for family in (wfvae.FAMILY,)}
@@ -30,3 +32,32 @@ def of_names(names: Iterable[str]) -> tuple[Family, Dialect] | None:
 def of_config(config: object) -> Family:
     """The family of a config object."""
     return next(family for family in known() if isinstance(config, family.config))
+
+
+def read_denoiser(node: Node, notes: list[str] | None = None) -> DenoiserConfig:
+    """A `predictor` block, in any published spelling, as the config of the family that its `model_id` names."""
+    return _read(DENOISERS, node, notes)
+
+
+def read_autoencoder(node: Node, notes: list[str] | None = None) -> AutoencoderConfig:
+    """An `ae` block, in any published spelling, as the config of the family that its `model_id` names."""
+    return _read(AUTOENCODERS, node, notes)
+
+
+def read_file(path: str | Path, block: str = "predictor") -> DenoiserConfig | AutoencoderConfig:
+    """The denoiser ("predictor") or the autoencoder ("ae") of a model or inference JSON, or of such a block alone."""
+    node = read_json(path)
+    if isinstance(node.value, dict) and block in node.value:
+        node = node.value[block]
+    return {"predictor": read_denoiser, "ae": read_autoencoder}[block](node)
+
+
+def _read(table: Mapping[str, Family], node: Node, notes: list[str] | None):
+    family = next(iter(table.values()))  # a block that names no network is the first one's
+    if isinstance(node.value, dict) and "model_id" in node.value:
+        named = node.value["model_id"]
+        if not isinstance(named.value, str) or named.value not in table:
+            close = did_you_mean(named.value, table) if isinstance(named.value, str) else ""
+            raise named.error(f"{named.plain()!r} is not one of {', '.join(map(repr, table))}{close}")
+        family = table[named.value]
+    return build(family.config, family.published(node), notes)

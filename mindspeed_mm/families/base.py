@@ -7,9 +7,46 @@ need neither torch nor megatron-core, and adding a network changes none of them.
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+from mindspeed_mm.schema import Node
 
 Shape = tuple[int, ...]
 Grid = tuple[int, int, int]
+DTYPES = ("fp32", "bf16", "fp16")
+
+
+class DenoiserConfig(Protocol):
+    """What every denoiser's config says to those that do not know the network."""
+
+    model_id: str
+    from_pretrained: str | None
+    num_heads: int  # shared out over TP x CP ranks
+    in_channels: int
+    patch_size: int  # latent pixels per side of a token
+    caption_channels: int  # width of the text features
+    pooled_projection_dim: int  # width of the pooled text features
+
+    @property
+    def velocity_channels(self) -> int:
+        """Channels of the output."""
+        ...
+
+
+class AutoencoderConfig(Protocol):
+    """What every autoencoder's config says to those that do not know the network."""
+
+    model_id: str
+    from_pretrained: str | None
+    latent_dim: int
+    dtype: str
+    scale: tuple[float, ...] | None
+    shift: tuple[float, ...] | None
+
+    @property
+    def strides(self) -> Grid:
+        """(t, h, w) compression."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,10 +105,12 @@ class Family:
     model_id: str  # the config's name for it
     title: str  # as messages call it
     config: type  # the dataclass of its block in a model JSON
+    published: Callable[[Node], Node]  # such a block in any published spelling -> in ours
     parameters: Callable[[object], dict[str, Parameter]]  # config -> every parameter, in the network's order
     split: Callable[[str], int | None]  # name -> dimension that is split over TP; KeyError for an unknown name
     dialects: tuple[Dialect, ...]  # the first one is ours
     describe: Callable[[Iterable[str], Callable[[str], Shape]], dict[str, object]]  # weights -> keys of the config
+    latent_channels: Callable[[object], int] | None = None  # config -> channels of the latents that it denoises
     extent: Callable[[object, Grid], Grid] | None = None  # config, latent (t, h, w) -> the grid of its video tokens
     forward_flops: Callable[[object, Grid, int], int] | None = None  # config, grid of tokens, number of text tokens
     unused: Callable[[Iterable[str]], dict[str, Unused]] = lambda names: {}  # by name, for the network with these names
@@ -120,3 +159,14 @@ def _rules(templates: Mapping[str, str]) -> list[tuple[re.Pattern, str]]:
         (re.compile(re.escape(source).replace(r"\*", r"([^.]+)")), target.replace("*", "{}"))
         for source, target in templates.items()
     ]
+
+
+def with_values(node: Node, names: Mapping[str, Mapping[str, str]]) -> Node:
+    """The block with values renamed: key -> their value -> ours."""
+    if not isinstance(node.value, dict):
+        return node
+    value = dict(node.value)
+    for key, ours in names.items():
+        if key in value and isinstance(value[key].value, str):
+            value[key] = dataclasses.replace(value[key], value=ours.get(value[key].value, value[key].value))
+    return dataclasses.replace(node, value=value)

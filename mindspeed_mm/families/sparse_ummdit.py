@@ -3,12 +3,101 @@
 Names are Open-Sora Plan's own ("OSP"). The network is in `models/sparse_ummdit/`; a test holds `parameters` equal to it.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
+from typing import ClassVar
 
-from mindspeed_mm.config.model import DenoiserConfig
-from mindspeed_mm.families.base import Dialect, Family, Parameter, Renaming, Shape, Unused
+from mindspeed_mm.families.base import Dialect, Family, Parameter, Renaming, Shape, Unused, with_values
+from mindspeed_mm.schema import Node, option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SparseUMMDiTConfig:
+    """`predictor`: SparseUMMDiT, the U-shaped sparse multimodal DiT of the v1.5 report, section 3."""
+
+    model_id: str = option("SparseUMMDiT", choices=("SparseUMMDiT",))
+    # blocks per stage; an odd number of stages, even numbers of blocks
+    num_layers: tuple[int, ...] = option((2, 4, 8, 4, 2), at_least=2, at_most=1024)
+    sparse_n: tuple[int, ...] = option((1, 4, 16, 4, 1), at_least=1, at_most=4096)  # Skiparse sparsity k per stage
+    sparse1d: bool = False  # false: dense attention, `sparse_n` is ignored
+    double_ff: bool = False  # true: the text has a feed-forward layer of its own
+    num_heads: int = option(16, at_least=1, at_most=4096)
+    head_dim: int = option(88, at_least=16, at_most=4096)  # a multiple of 16: RoPE splits it 4:6:6 over t, h, w
+    in_channels: int = option(at_least=1, at_most=2**20)
+    out_channels: int | None = option(None, at_least=1, at_most=2**20)  # None: as in_channels
+    patch_size: int = option(2, at_least=1, at_most=64)
+    patch_size_t: int = option(1, at_least=1, at_most=64)
+    timestep_embed_dim: int = option(512, at_least=2, at_most=2**20)
+    caption_channels: int = option(at_least=1, at_most=2**20)  # width of the T5 features
+    pooled_projection_dim: int = option(1024, at_least=1, at_most=2**20)  # width of the pooled CLIP features
+    skip_connection: bool = False  # long skips from the first half of the stages to the second
+    skip_connection_zero_init: bool = True  # skips start as the identity, without a norm
+    attention_bias: bool = True
+    activation_fn: str = option("gelu-approximate", choices=("gelu", "gelu-approximate"))
+    dropout: float = option(0.0, at_least=0, below=1)
+    norm_cls: str = option("layer_norm", choices=("layer_norm", "rms_norm"))
+    norm_eps: float = option(1e-6, at_least=0, at_most=1)
+    interpolation_scale_t: float = option(1.0, above=0, at_most=1e6)  # RoPE positions are divided by these
+    interpolation_scale_h: float = option(1.0, above=0, at_most=1e6)
+    interpolation_scale_w: float = option(1.0, above=0, at_most=1e6)
+    explicit_uniform_rope: bool = False  # training draws a RoPE offset so that all of sample_size_* is seen
+    # largest extents in tokens, for explicit_uniform_rope
+    sample_size_t: int | None = option(None, at_least=1, at_most=2**20)
+    sample_size_h: int | None = option(None, at_least=1, at_most=2**20)
+    sample_size_w: int | None = option(None, at_least=1, at_most=2**20)
+    from_pretrained: str | None = None
+
+    ACCEPTED: ClassVar[dict[str, str]] = {
+        "norm_elementwise_affine": "norms are always affine, as in the original, which ignores this key",
+        "dtype": "the precision is set by weight_dtype and by --bf16 or --fp16",
+    }
+
+    @property
+    def hidden_size(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def sparsities(self) -> tuple[int, ...]:
+        """Sparsity per stage; all ones for a dense model."""
+        return self.sparse_n if self.sparse1d else (1,) * len(self.num_layers)
+
+    @property
+    def velocity_channels(self) -> int:
+        return self.in_channels if self.out_channels is None else self.out_channels
+
+    @property
+    def interpolation_scale(self) -> tuple[float, float, float]:
+        return self.interpolation_scale_t, self.interpolation_scale_h, self.interpolation_scale_w
+
+    def problems(self):
+        stages = len(self.num_layers)
+        if stages < 3 or stages % 2 == 0:
+            # The original ran a single stage twice, as the middle and again as the decoder.
+            yield (
+                "num_layers",
+                f"{list(self.num_layers)} has {stages} stages; a U shape needs an odd number, at least 3",
+            )
+        if any(n % 2 for n in self.num_layers):
+            yield (
+                "num_layers",
+                f"{list(self.num_layers)}: each stage needs an even number of blocks (single, then group skip)",
+            )
+        if len(self.sparse_n) != stages:
+            yield (
+                "sparse_n",
+                f"{list(self.sparse_n)} has {len(self.sparse_n)} entries for {stages} stages of num_layers",
+            )
+        if self.head_dim % 16:
+            yield "head_dim", f"{self.head_dim} is not a multiple of 16 (RoPE splits it 4:6:6 over t, h, w)"
+        if self.patch_size_t != 1:
+            yield "patch_size_t", f"{self.patch_size_t}: the original runs with 1 only"
+        if self.timestep_embed_dim % 2:
+            yield "timestep_embed_dim", f"{self.timestep_embed_dim}: must be even (sines and cosines)"
+        if self.explicit_uniform_rope and None in (self.sample_size_t, self.sample_size_h, self.sample_size_w):
+            yield "explicit_uniform_rope", "needs sample_size_t, sample_size_h and sample_size_w, in tokens"
+
 
 _BLOCK = re.compile(r"transformer_blocks\.(\d+)\.(\d+)\.")
 _NUMBERS = re.compile(r"^(transformer_blocks|skip_norm_linear(?:_enc)?)\.(\d+)(?:\.(\d+)(?=\.[a-z]))?")
@@ -26,12 +115,12 @@ TEXT_TAIL = {
 # ---------------------------------------------------------------------------------------------------------- parameters
 
 
-def parameters(config: DenoiserConfig) -> dict[str, Parameter]:
+def parameters(config: SparseUMMDiTConfig) -> dict[str, Parameter]:
     """Every parameter by name, in the network's order."""
     return dict(_parameters(config))
 
 
-def _parameters(config: DenoiserConfig) -> Iterator[tuple[str, Parameter]]:
+def _parameters(config: SparseUMMDiTConfig) -> Iterator[tuple[str, Parameter]]:
     width, condition, patch = config.hidden_size, config.timestep_embed_dim, config.patch_size
     yield from _linear("patch_embed.proj", "embedding", (width, config.in_channels, patch, patch))
     yield from _linear("time_text_embed.timestep_embedder.linear_1", "embedding", (condition, condition))
@@ -55,7 +144,7 @@ def _parameters(config: DenoiserConfig) -> Iterator[tuple[str, Parameter]]:
     yield from _linear("proj_out", "output", (patch**2 * config.velocity_channels, width))
 
 
-def _block(prefix: str, config: DenoiserConfig, last: bool) -> Iterator[tuple[str, Parameter]]:
+def _block(prefix: str, config: SparseUMMDiTConfig, last: bool) -> Iterator[tuple[str, Parameter]]:
     width, bias = config.hidden_size, config.attention_bias
     text_path = config.double_ff and not last
     yield from _modulation(f"{prefix}.norm1", config, with_text=True)
@@ -75,7 +164,7 @@ def _block(prefix: str, config: DenoiserConfig, last: bool) -> Iterator[tuple[st
         yield from _linear(f"{prefix}.{name}.net.2", "feed_forward", (width, 4 * width), 1, bias=False)
 
 
-def _modulation(prefix: str, config: DenoiserConfig, with_text: bool) -> Iterator[tuple[str, Parameter]]:
+def _modulation(prefix: str, config: SparseUMMDiTConfig, with_text: bool) -> Iterator[tuple[str, Parameter]]:
     width = config.hidden_size
     yield from _linear(f"{prefix}.linear", "modulation", (6 * width, config.timestep_embed_dim), 0)
     yield from _norm(f"{prefix}.norm", config, width)
@@ -90,7 +179,7 @@ def _linear(prefix: str, kind: str, shape: Shape, dim: int | None = None, bias: 
         yield f"{prefix}.bias", Parameter(shape[:1], 0 if dim == 0 else None, kind)
 
 
-def _norm(prefix: str, config: DenoiserConfig, width: int):
+def _norm(prefix: str, config: SparseUMMDiTConfig, width: int):
     yield f"{prefix}.weight", Parameter((width,), None, "norm")
     if config.norm_cls == "layer_norm":
         yield f"{prefix}.bias", Parameter((width,), None, "norm")
@@ -107,7 +196,7 @@ def _pattern(name: str) -> str:
 
 
 # A small network that has a parameter of every kind.
-_SMALL = DenoiserConfig(
+_SMALL = SparseUMMDiTConfig(
     num_layers=(2, 2, 2),
     sparse_n=(1, 1, 1),
     double_ff=True,
@@ -195,13 +284,13 @@ def _blocks(names: set[str]) -> tuple[int, ...]:
 # ----------------------------------------------------------------------------------------------------------- arithmetic
 
 
-def extent(config: DenoiserConfig, latent: tuple[int, int, int]) -> tuple[int, int, int]:
+def extent(config: SparseUMMDiTConfig, latent: tuple[int, int, int]) -> tuple[int, int, int]:
     """The grid of video tokens (t, h, w) of a latent with t frames of h x w."""
     t, h, w = latent
     return t, h // config.patch_size, w // config.patch_size
 
 
-def forward_flops(config: DenoiserConfig, extent: tuple[int, int, int], text_tokens: int) -> int:
+def forward_flops(config: SparseUMMDiTConfig, extent: tuple[int, int, int], text_tokens: int) -> int:
     """Floating-point operations of one sample's forward pass; extent: (t, h, w) in patches.
 
     A matrix product of [m,k] and [k,n] counts 2mkn; norms, activations, RoPE and softmax are left out, as in every such
@@ -236,10 +325,34 @@ def attention_flops(video_tokens: int, text_tokens: int, width: int, sparsity: i
     return 4 * sparsity * part**2 * width
 
 
+def published(node: Node) -> Node:
+    """A `predictor` block of either published dialect in ours, which is Open-Sora Plan's."""
+    return _patch_sizes(with_values(node, {"norm_cls": {"fp32_layer_norm": "layer_norm"}}))
+
+
+def _patch_sizes(node: Node) -> Node:
+    """`patch_size_thw`: [t, h, w] -> `patch_size_t`, `patch_size`."""
+    if not isinstance(node.value, dict) or "patch_size_thw" not in node.value:
+        return node
+    value = dict(node.value)
+    sizes = value.pop("patch_size_thw")
+    if not isinstance(sizes.value, list) or len(sizes.value) != 3:
+        raise sizes.error("expected 3 values: time, height, width")
+    time, height, width = sizes.value
+    if height.value != width.value:
+        raise sizes.error(f"{sizes.plain()}: height and width must be equal")
+    for name, size in (("patch_size_t", time), ("patch_size", height)):
+        if name in value:
+            raise value[name].error(f"also given as {sizes.path!r}")
+        value[name] = size
+    return dataclasses.replace(node, value=value)
+
+
 FAMILY = Family(
     model_id="SparseUMMDiT",
     title="SparseUMMDiT",
-    config=DenoiserConfig,
+    config=SparseUMMDiTConfig,
+    published=published,
     parameters=parameters,
     split=split,
     dialects=(
@@ -259,6 +372,7 @@ FAMILY = Family(
         ),
     ),
     describe=describe,
+    latent_channels=lambda config: config.in_channels,
     extent=extent,
     forward_flops=forward_flops,
     unused=text_tail,

@@ -2,7 +2,7 @@
 
 import torch
 
-from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig
+from mindspeed_mm.families.base import AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
 from mindspeed_mm.models.wfvae.model import WFVAE
 from mindspeed_mm.parallel import partition

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from mindspeed_mm.config.model import DenoiserConfig, DiffusionConfig
+from mindspeed_mm.config.model import DiffusionConfig
 from mindspeed_mm.config.sample import SamplingOptions
 from mindspeed_mm.diffusion import euler, guidance
 from mindspeed_mm.errors import SamplingError
+from mindspeed_mm.families.base import DenoiserConfig
 from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
 from mindspeed_mm.models.sparse_ummdit.step_cache import StepCache, reuses
 from mindspeed_mm.parallel.collectives import exchange_halves

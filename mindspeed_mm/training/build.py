@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 
 from mindspeed_mm import logs
-from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.config.run import RunConfig
 from mindspeed_mm.data.dataset import load_tokens
+from mindspeed_mm.families.base import AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.models.build import build_autoencoder, build_denoiser
 from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
 from mindspeed_mm.models.text.encoders import TextEncoders

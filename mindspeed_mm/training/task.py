@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from mindspeed_mm.config.geometry import LatentGrid
-from mindspeed_mm.config.model import DenoiserConfig, DiffusionConfig
+from mindspeed_mm.config.model import DiffusionConfig
 from mindspeed_mm.diffusion import flow, schedule
+from mindspeed_mm.families.base import DenoiserConfig
 from mindspeed_mm.parallel.seeds import derive, generator
 from mindspeed_mm.training.encoders import Encoded, per_sample_noise
 

@@ -12,14 +12,14 @@ import json
 import shutil
 from pathlib import Path
 
-from mindspeed_mm import logs
+from mindspeed_mm import families, logs
 from mindspeed_mm.checkpoint import files, released, sources, targets
 from mindspeed_mm.checkpoint.plan import Plan
 from mindspeed_mm.checkpoint.reshard import Weights
 from mindspeed_mm.config import model_dialects
-from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.families.base import AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.schema import Node, build, read_json
 
 _log = logs.get(__name__)
@@ -124,12 +124,12 @@ def read(folder: str | Path) -> SampleModelConfig:
 
 def read_denoiser(folder: str | Path) -> DenoiserConfig:
     """The denoiser's config in a folder; its weights are the folder's."""
-    return build(DenoiserConfig, model_dialects.predictor_node(_node(Path(folder))))
+    return families.read_denoiser(_node(Path(folder)))
 
 
 def read_autoencoder(folder: str | Path) -> AutoencoderConfig:
     """The autoencoder's config in a folder such as `vae`; its weights are the folder's."""
-    return build(AutoencoderConfig, model_dialects.ae_node(_node(Path(folder))))
+    return families.read_autoencoder(_node(Path(folder)))
 
 
 def _node(folder: Path) -> Node:
@@ -172,8 +172,12 @@ def _check_encoders(config: SampleModelConfig) -> None:
 
 
 def _text(config: DenoiserConfig | AutoencoderConfig) -> str:
-    cls = {"SparseUMMDiT": "SparseUMMDiT", "wfvae": "WFVAE"}[config.model_id]
-    return json.dumps({_CLASS: cls, **_plain(config, leave_out=("from_pretrained",))}, indent=2) + "\n"
+    return (
+        json.dumps(
+            {_CLASS: families.of_config(config).title, **_plain(config, leave_out=("from_pretrained",))}, indent=2
+        )
+        + "\n"
+    )
 
 
 def _plain(config, leave_out: tuple[str, ...]) -> dict:

@@ -11,8 +11,7 @@ from mindspeed_mm import families
 from mindspeed_mm.checkpoint import plan, released, sources
 from mindspeed_mm.checkpoint.progress import Progress
 from mindspeed_mm.checkpoint.reshard import Weights
-from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig
-from mindspeed_mm.families.base import Family
+from mindspeed_mm.families.base import AutoencoderConfig, DenoiserConfig, Family
 
 
 def describe(

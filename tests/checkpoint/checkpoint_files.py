@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from mindspeed_mm.checkpoint import layout
-from mindspeed_mm.config.model import DenoiserConfig
+from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.parallel.context import ParallelContext
 
 # The blocks of v1.5 as published, so that the names are; widths as small as TP 4 allows.
-TINY = DenoiserConfig(
+TINY = SparseUMMDiTConfig(
     num_layers=(2, 4, 6, 8, 6, 4, 2),
     sparse_n=(1, 2, 4, 8, 4, 2, 1),
     sparse1d=True,
@@ -49,11 +49,11 @@ def dim_of(name: str) -> int | None:
     return 0 if SPLIT_0.search(name) else 1 if SPLIT_1.search(name) else None
 
 
-def last_block(config: DenoiserConfig) -> str:
+def last_block(config: SparseUMMDiTConfig) -> str:
     return f"transformer_blocks.{len(config.num_layers) - 1}.{config.num_layers[-1] - 1}"
 
 
-def whole_weights(seed: int = 0, config: DenoiserConfig = SMALL, text_tail: bool = False) -> Tensors:
+def whole_weights(seed: int = 0, config: SparseUMMDiTConfig = SMALL, text_tail: bool = False) -> Tensors:
     """Random bf16 values for every parameter; with text_tail also those that Open-Sora Plan's last block has at TP > 1."""
     network = build_denoiser(config, ParallelContext.current(), device="meta", seed=None)
     shapes = {name: value.shape for name, value in network.named_parameters()}

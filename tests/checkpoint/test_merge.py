@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 
 from mindspeed_mm.checkpoint import layout
-from mindspeed_mm.config.model import DenoiserConfig
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.schema import build, node_from_python
@@ -67,7 +67,9 @@ def test_the_golden_shards_merge_to_the_golden_weights(golden, golden_run, tmp_p
 
 
 def test_the_merged_file_loads_with_the_text_tail_dropped_by_name(golden, golden_run, tmp_path, whole, caplog):
-    config = build(DenoiserConfig, node_from_python(tensors(golden(f"{CASE}.safetensors"))[1]["config"], "predictor"))
+    config = build(
+        SparseUMMDiTConfig, node_from_python(tensors(golden(f"{CASE}.safetensors"))[1]["config"], "predictor")
+    )
     path = merge_checkpoint(golden_run, tmp_path / "out")
     for source in (path, golden_run):  # the merged file, and the directory itself
         network = build_denoiser(config, ParallelContext.current(), seed=1)
@@ -149,7 +151,9 @@ def test_another_models_names_are_refused(tmp_path):
 
 
 def test_weights_that_do_not_fit_are_listed(golden, tmp_path, whole):
-    config = build(DenoiserConfig, node_from_python(tensors(golden(f"{CASE}.safetensors"))[1]["config"], "predictor"))
+    config = build(
+        SparseUMMDiTConfig, node_from_python(tensors(golden(f"{CASE}.safetensors"))[1]["config"], "predictor")
+    )
     network = build_denoiser(config, ParallelContext.current(), seed=1)
     broken = {**whole, "surely.unknown": torch.ones(1), "proj_out.bias": torch.ones(3)}
     del broken["norm_final.weight"]

@@ -15,8 +15,8 @@ from data_runs import train
 from programs import ROOT
 from ranks import run_ranks
 
+from mindspeed_mm import families
 from mindspeed_mm.checkpoint import files, layout
-from mindspeed_mm.config.model_dialects import network_config
 from mindspeed_mm.sampling.writer import write_video
 
 SCRIPT = ROOT / "examples" / "opensoraplan1.5" / "pretrain_opensoraplan1_5.sh"
@@ -41,7 +41,7 @@ def folder(world, tmp_path_factory) -> Path:
     osp.mkdir()
     (osp / "model.json").write_text(json.dumps(config_files.model_block(folder)))
     (osp / "data.json").write_text(json.dumps(config_files.data_block(folder, height=32, width=64)))
-    whole = checkpoint_files.whole_weights(config=network_config(osp / "model.json"))
+    whole = checkpoint_files.whole_weights(config=families.read_file(osp / "model.json"))
     shards = checkpoint_files.shards_of(
         {checkpoint_files.mm_name(name): 0.02 * value for name, value in whole.items()}, 1
     )

@@ -9,13 +9,14 @@ import torch
 from denoiser_cases import CASES, Case
 
 from mindspeed_mm import families
-from mindspeed_mm.config.model import AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.families import sparse_ummdit, wfvae
+from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
+from mindspeed_mm.families.wfvae import WFVAEConfig
 from mindspeed_mm.models.build import build_autoencoder, build_denoiser
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.partition import partition_dims
 
-V1_5 = DenoiserConfig(
+V1_5 = SparseUMMDiTConfig(
     num_layers=(2, 4, 6, 8, 6, 4, 2),
     sparse_n=(1, 2, 4, 8, 4, 2, 1),
     sparse1d=True,
@@ -81,7 +82,7 @@ def test_the_full_size_has_the_reports_number_of_parameters():
     ],
 )
 def test_an_autoencoders_tensors_are_the_networks(more):
-    config = AutoencoderConfig(**more)
+    config = WFVAEConfig(**more)
     state = build_autoencoder(config, device="meta").state_dict()
     found = wfvae.parameters(config)
     assert {name: fact.shape for name, fact in found.items()} == {name: tuple(v.shape) for name, v in state.items()}

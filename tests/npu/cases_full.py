@@ -10,8 +10,9 @@ from simulation.device import OnHost
 from simulation.trace import Trace
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mindspeed_mm.config.model import DenoiserConfig, DiffusionConfig, TrainModelConfig
+from mindspeed_mm.config.model import DiffusionConfig, TrainModelConfig
 from mindspeed_mm.config.run import OptimizerSettings
+from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.build import build_autoencoder, build_denoiser
 from mindspeed_mm.models.sparse_ummdit import attention as joint_attention
 from mindspeed_mm.ops import attention as attention_ops
@@ -42,7 +43,7 @@ RECOMPUTED = 32  # feed-forwards, as the launch script
 class Features:
     """Stored features of one made-up clip, in place of the encoders; its caption has 100 words."""
 
-    def __init__(self, config: DenoiserConfig, device: torch.device):
+    def __init__(self, config: SparseUMMDiTConfig, device: torch.device):
         text = TextFeatures(
             torch.zeros(1, WORDS, config.caption_channels),
             torch.arange(WORDS)[None] < 100,
@@ -97,7 +98,7 @@ def kernels(fused: bool, whole_step: bool) -> dict[str, dict]:
         return found | (step_kernels(engine, config, device) if whole_step else {})
 
 
-def step_kernels(engine: Engine, config: DenoiserConfig, device: torch.device) -> dict[str, dict]:
+def step_kernels(engine: Engine, config: SparseUMMDiTConfig, device: torch.device) -> dict[str, dict]:
     engine.schedule(1)
     optimizer = OptimizerStep(engine, AdaptiveClip(0.99), Ema(engine, 0.9999), 5)
     task = FlowMatchingTask(DiffusionConfig(), config, 0)
@@ -111,7 +112,7 @@ def step_kernels(engine: Engine, config: DenoiserConfig, device: torch.device) -
     return {"step": whole.counts(), "update": update.counts()}
 
 
-def block_inputs(config: DenoiserConfig, device: torch.device) -> tuple:
+def block_inputs(config: SparseUMMDiTConfig, device: torch.device) -> tuple:
     """Video, text, condition and rope of a block, as this rank holds them."""
     width = config.hidden_size
     return (

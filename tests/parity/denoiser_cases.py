@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-from mindspeed_mm.config.model import DenoiserConfig
+from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
 from mindspeed_mm.parallel.context import ParallelContext
@@ -36,7 +36,7 @@ CASES = [
 class Case:
     """One golden file: its config, and its tensors by name."""
 
-    config: DenoiserConfig
+    config: SparseUMMDiTConfig
     tensors: dict[str, Tensor]
     meta: dict
 
@@ -46,7 +46,7 @@ class Case:
             meta = json.loads(file.metadata()["meta"])
             # cloned: safetensors maps the file unaligned, which moves results by 2e-6
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        return cls(build(DenoiserConfig, node_from_python(meta["config"], "predictor")), tensors, meta)
+        return cls(build(SparseUMMDiTConfig, node_from_python(meta["config"], "predictor")), tensors, meta)
 
     def weights(self) -> dict[str, Tensor]:
         return {name[2:]: value.float() for name, value in self.tensors.items() if name.startswith("w.")}

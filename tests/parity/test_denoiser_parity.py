@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import mindspeed_mm as mm
-from mindspeed_mm.config.model import DenoiserConfig
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.ops import rope3d
 from mindspeed_mm.parallel.context import ParallelContext
@@ -137,4 +137,4 @@ def test_default_initial_values(golden):
 def test_impossible_configs_name_the_value(change, message):
     base = {"num_layers": (2, 2, 2), "sparse_n": (1, 2, 1), "num_heads": 1, "head_dim": 16, "in_channels": 4}
     with pytest.raises(ConfigError, match=message):
-        mm.build_denoiser(DenoiserConfig(**{**base, "caption_channels": 8, **change}))
+        mm.build_denoiser(SparseUMMDiTConfig(**{**base, "caption_channels": 8, **change}))

@@ -40,12 +40,12 @@ def tables(queue) -> None:
     import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    from mindspeed_mm.config.model import DenoiserConfig
+    from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
     from mindspeed_mm.models.build import build_denoiser
     from mindspeed_mm.parallel.context import ParallelContext
     from mindspeed_mm.schema import build, node_from_python
 
-    config = build(DenoiserConfig, node_from_python(V1_5, "predictor"))
+    config = build(SparseUMMDiTConfig, node_from_python(V1_5, "predictor"))
     result = {}
     for size, rank in [(1, 0), (2, 0), (2, 1), (4, 0), (4, 3), (8, 0), (8, 7)]:
         dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from mindspeed_mm.config.model import AutoencoderConfig
+from mindspeed_mm.families.wfvae import WFVAEConfig
 from mindspeed_mm.models.wfvae import WFVAE
 from mindspeed_mm.schema import build, node_from_python
 
@@ -16,7 +16,7 @@ def load_case(golden, name):
     """(vae with the case's weights, in eval mode; the case's tensors; its JSON)."""
     facts = json.loads(golden(f"vae/{name}.json").read_text())
     tensors = load_file(golden(f"vae/{name}.safetensors"))
-    vae = WFVAE(build(AutoencoderConfig, node_from_python(facts["config"], "ae")))
+    vae = WFVAE(build(WFVAEConfig, node_from_python(facts["config"], "ae")))
     if facts["weights"]["stored"]:
         weights = {key[2:]: value.float() for key, value in tensors.items() if key.startswith("w.")}
     else:

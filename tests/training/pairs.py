@@ -12,9 +12,9 @@ import torch
 from allpairspy import AllPairs
 from rank_runs import DENOISER, SEED, FakeBatch, FakeEncoders, Layout, Run, Stream
 
-from mindspeed_mm.config.model import AutoencoderConfig
 from mindspeed_mm.config.optimizer import OptimizerSettings
 from mindspeed_mm.config.run import CheckpointConfig
+from mindspeed_mm.families.wfvae import WFVAEConfig
 from mindspeed_mm.models.build import build_autoencoder
 from mindspeed_mm.parallel.hosts import Hosts
 from mindspeed_mm.training.encoder_sharing import SharedEncoders
@@ -104,7 +104,7 @@ class StoredEncoders:
     """What FakeEncoders say, as features that were stored: posteriors of no spread, and text."""
 
     def __init__(self):
-        autoencoder = build_autoencoder(AutoencoderConfig(latent_dim=4), device="meta")
+        autoencoder = build_autoencoder(WFVAEConfig(latent_dim=4), device="meta")
         autoencoder.reset_statistics(torch.device("cpu"))
         self._encoders = FrozenEncoders(autoencoder, None, torch.device("cpu"), SEED)
 

@@ -5,7 +5,7 @@ import functools
 
 import torch
 
-from mindspeed_mm.config.model import DenoiserConfig, DiffusionConfig
+from mindspeed_mm.config.model import DiffusionConfig
 from mindspeed_mm.config.run import (
     CheckpointConfig,
     ExitConfig,
@@ -16,6 +16,7 @@ from mindspeed_mm.config.run import (
     RunConfig,
 )
 from mindspeed_mm.data.ledger import Ledger
+from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.optim.adaptive_clip import AdaptiveClip, FixedClip
 from mindspeed_mm.optim.ema import Ema
@@ -34,7 +35,7 @@ from mindspeed_mm.training.trainer import Trainer
 from mindspeed_mm.types import TextFeatures
 from mindspeed_mm.weights import load_denoiser
 
-DENOISER = DenoiserConfig(
+DENOISER = SparseUMMDiTConfig(
     num_layers=(2, 2, 2),
     sparse_n=(1, 2, 1),
     sparse1d=True,
@@ -148,7 +149,7 @@ class Run:
         lr: float = 1e-2,
         batch: int = GLOBAL_BATCH,
         optimizer: dict | None = None,
-        denoiser: DenoiserConfig = DENOISER,
+        denoiser: SparseUMMDiTConfig = DENOISER,
     ):
         """batch: the global batch; optimizer: more of OptimizerSettings."""
         self.layout = layout
@@ -221,7 +222,7 @@ class Run:
         return shards.gather(self.engine.main_shards(), self.ema.averages())
 
 
-def curve(layout: Layout, steps: int = 20, denoiser: DenoiserConfig = DENOISER) -> list[tuple[float, float]]:
+def curve(layout: Layout, steps: int = 20, denoiser: SparseUMMDiTConfig = DENOISER) -> list[tuple[float, float]]:
     """(loss, gradient norm) of each step."""
     run = Run(layout, denoiser=denoiser)
     return [(result.loss, result.report.gradient_norm) for result in run.steps(steps)]

@@ -11,7 +11,7 @@ from ranks import run_ranks
 
 from mindspeed_mm import launch
 from mindspeed_mm.config.autoencoder import AutoencoderLossConfig, evaluation_config, training_config
-from mindspeed_mm.config.model import AutoencoderConfig
+from mindspeed_mm.families.wfvae import WFVAEConfig
 from mindspeed_mm.models.build import build_autoencoder
 from mindspeed_mm.models.wfvae.chunks import Chunk
 from mindspeed_mm.sampling.writer import write_video
@@ -22,7 +22,7 @@ STEPS = 6
 
 
 def small_autoencoder(**changes):
-    config = build(AutoencoderConfig, node_from_python({**config_files.AUTOENCODER, **changes}, ""))
+    config = build(WFVAEConfig, node_from_python({**config_files.AUTOENCODER, **changes}, ""))
     torch.manual_seed(0)
     return build_autoencoder(config)
 

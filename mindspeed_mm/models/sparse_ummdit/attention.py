@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from mindspeed_mm.config.model import DenoiserConfig
+from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.sparse_ummdit.dropout import Dropout, Places
 from mindspeed_mm.models.sparse_ummdit.norms import RMSNorm
 from mindspeed_mm.ops.attention import attend
@@ -21,7 +21,7 @@ class JointAttention(nn.Module):
     """
 
     def __init__(
-        self, config: DenoiserConfig, parallel: ParallelContext, sparsity: int, group: bool, *, text_output: bool
+        self, config: SparseUMMDiTConfig, parallel: ParallelContext, sparsity: int, group: bool, *, text_output: bool
     ):
         """sparsity, group: the Skiparse pattern of this block. text_output: whether the text is projected out."""
         super().__init__()

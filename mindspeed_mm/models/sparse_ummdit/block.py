@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mindspeed_mm.config.model import DenoiserConfig
+from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.sparse_ummdit.attention import JointAttention
 from mindspeed_mm.models.sparse_ummdit.dropout import Dropout, Places
 from mindspeed_mm.models.sparse_ummdit.modulation import BlockNorm
@@ -35,7 +35,7 @@ class Gelu(nn.Module):
 class FeedForward(nn.Module):
     """Expands four times, GELU, contracts; no biases."""
 
-    def __init__(self, config: DenoiserConfig, parallel: ParallelContext, dropout_place: int):
+    def __init__(self, config: SparseUMMDiTConfig, parallel: ParallelContext, dropout_place: int):
         super().__init__()
         width = config.hidden_size
         self.net = nn.ModuleList(
@@ -66,7 +66,9 @@ class Block(nn.Module):
     The last block of the network has no text output: what it would say of the text is never used.
     """
 
-    def __init__(self, config: DenoiserConfig, parallel: ParallelContext, sparsity: int, group: bool, *, last: bool):
+    def __init__(
+        self, config: SparseUMMDiTConfig, parallel: ParallelContext, sparsity: int, group: bool, *, last: bool
+    ):
         super().__init__()
         self.pattern = (sparsity, group)
         self.last = last

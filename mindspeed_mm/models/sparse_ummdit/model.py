@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mindspeed_mm.config.model import DenoiserConfig
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.sparse_ummdit.block import Block
 from mindspeed_mm.models.sparse_ummdit.dropout import Places
 from mindspeed_mm.models.sparse_ummdit.embeddings import PatchEmbed, TimeTextEmbed, unpatchify
@@ -47,7 +47,7 @@ class SparseUMMDiT(nn.Module):
 
     def __init__(
         self,
-        config: DenoiserConfig,
+        config: SparseUMMDiTConfig,
         parallel: ParallelContext,
         *,
         recompute_blocks: int = 0,
@@ -266,7 +266,7 @@ class SparseUMMDiT(nn.Module):
             full.zero_()
 
 
-def _stage(config: DenoiserConfig, parallel: ParallelContext, stage: int) -> nn.ModuleList:
+def _stage(config: SparseUMMDiTConfig, parallel: ParallelContext, stage: int) -> nn.ModuleList:
     count, sparsity = config.num_layers[stage], config.sparsities[stage]
     is_last_stage = stage == len(config.num_layers) - 1
     return nn.ModuleList(
@@ -281,7 +281,7 @@ def _stage(config: DenoiserConfig, parallel: ParallelContext, stage: int) -> nn.
     )
 
 
-def _skip(config: DenoiserConfig) -> nn.Sequential:
+def _skip(config: SparseUMMDiTConfig) -> nn.Sequential:
     width = 2 * config.hidden_size
     norm = nn.Identity() if config.skip_connection_zero_init else NORMS[config.norm_cls](width, config.norm_eps)
     return nn.Sequential(norm, nn.Linear(width, config.hidden_size))

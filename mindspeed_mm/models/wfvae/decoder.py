@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mindspeed_mm.config.model import AutoencoderConfig
+from mindspeed_mm.families.wfvae import WFVAEConfig
 from mindspeed_mm.models.wfvae.causal_conv import CausalConv3d, CausalUpsample, channels_last
 from mindspeed_mm.models.wfvae.chunks import Chunk
 from mindspeed_mm.models.wfvae.layers import (
@@ -25,7 +25,7 @@ from mindspeed_mm.models.wfvae.layers import (
 class Decoder(nn.Module):
     """Latents -> video."""
 
-    def __init__(self, config: AutoencoderConfig):
+    def __init__(self, config: WFVAEConfig):
         super().__init__()
         width, flow = config.base_channels, config.decoder_energy_flow_hidden_size
         block = functools.partial(ResidualBlock3D, norm_type=config.norm_type, dropout=config.dropout)

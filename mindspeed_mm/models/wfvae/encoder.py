@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mindspeed_mm.config.model import AutoencoderConfig
+from mindspeed_mm.families.wfvae import WFVAEConfig
 from mindspeed_mm.models.wfvae.causal_conv import CausalConv3d, CausalDownsample, channels_last
 from mindspeed_mm.models.wfvae.chunks import Chunk
 from mindspeed_mm.models.wfvae.layers import (
@@ -28,7 +28,7 @@ DOWNSAMPLES = {"Downsample": FrameDownsample, "Spatial2xTime2x3DDownsample": Cau
 class Encoder(nn.Module):
     """Video -> mean and log-variance of its latents, [B, 2*latent_dim, ...]."""
 
-    def __init__(self, config: AutoencoderConfig):
+    def __init__(self, config: WFVAEConfig):
         super().__init__()
         width, flow = config.base_channels, config.encoder_energy_flow_hidden_size
         block_2d = functools.partial(ResidualBlock2D, norm_type=config.norm_type, dropout=config.dropout)

@@ -97,7 +97,7 @@ NORMS = {"groupnorm": _group_norm, "layernorm": ChannelNorm}
 
 
 def make_norm(norm_type: str, channels: int) -> nn.Module:
-    """The norm of `AutoencoderConfig.norm_type`; group norm takes its statistics over all frames it is given."""
+    """The norm of `WFVAEConfig.norm_type`; group norm takes its statistics over all frames it is given."""
     return NORMS[norm_type](channels)
 
 

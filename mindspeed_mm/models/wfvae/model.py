@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mindspeed_mm import logs
 from mindspeed_mm.config.geometry import LatentGrid
-from mindspeed_mm.config.model import AutoencoderConfig
+from mindspeed_mm.families.wfvae import WFVAEConfig
 from mindspeed_mm.models.wfvae import tiles
 from mindspeed_mm.models.wfvae.chunks import Chunk, Span, encode_spans, streamed_spans, without_a_single_frame
 from mindspeed_mm.models.wfvae.decoder import Decoder
@@ -34,7 +34,7 @@ class WFVAE(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, config: AutoencoderConfig):
+    def __init__(self, config: WFVAEConfig):
         """Raises ConfigError if the config is impossible."""
         super().__init__()
         check(config)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from small_vae import TINY, TINY_4, TINY_8, make_vae, random_latents, random_video, whole
 
-from mindspeed_mm.config.model import AutoencoderConfig
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.families.wfvae import WFVAEConfig
 from mindspeed_mm.models.wfvae import WFVAE
 from mindspeed_mm.schema import build, node_from_python
 
@@ -18,7 +18,7 @@ from mindspeed_mm.schema import build, node_from_python
 def test_v1_5_state_dict_is_the_released_one(golden):
     facts = json.loads(golden("vae/wfvae_v1_5_keys.json").read_text())
     with torch.device("meta"):
-        vae = WFVAE(build(AutoencoderConfig, node_from_python(facts["config"], "ae")))
+        vae = WFVAE(build(WFVAEConfig, node_from_python(facts["config"], "ae")))
     parameters = dict(vae.named_parameters())
     table = [
         {
@@ -37,7 +37,7 @@ def test_v1_5_state_dict_is_the_released_one(golden):
 def test_v1_5_parameter_counts_are_the_published_ones(golden):
     facts = json.loads(golden("vae/wfvae_v1_5_keys.json").read_text())
     with torch.device("meta"):
-        vae = WFVAE(build(AutoencoderConfig, node_from_python(facts["config"], "ae")))
+        vae = WFVAE(build(WFVAEConfig, node_from_python(facts["config"], "ae")))
     assert all(tensor.is_meta for tensor in (*vae.parameters(), *vae.buffers()))
     assert sum(p.numel() for p in vae.parameters()) == facts["n_params_all"] == 227_035_816
     assert sum(p.numel() for p in vae.encoder.parameters()) == facts["n_params_encoder"]
@@ -85,7 +85,7 @@ def test_kernels_of_the_checkpoint_are_the_kernels_used(vae):
 
 def test_an_impossible_config_is_refused():
     with pytest.raises(ConfigError, match="use_tiling"):
-        WFVAE(AutoencoderConfig(base_channels=32, norm_type="groupnorm", use_tiling=True))
+        WFVAE(WFVAEConfig(base_channels=32, norm_type="groupnorm", use_tiling=True))
 
 
 # ------------------------------------------------------------------------------------------------- shapes and refusals
