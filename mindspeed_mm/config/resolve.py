@@ -160,7 +160,9 @@ def _evaluation(flags: RunFlags, predictor: DenoiserConfig, launch: LaunchConfig
         raise ConfigError("--mm-sample: videos are written below --save, which is missing")
     node: Node = model_dialects.sample_node(read_json(evaluation.sample_file))
     model = build(SampleModelConfig, node)
-    for field in dataclasses.fields(DenoiserConfig):
+    if type(model.predictor) is not type(predictor):
+        raise find(node, "predictor.model_id").error(f"{model.predictor.model_id}, but {predictor.model_id} is trained")
+    for field in dataclasses.fields(predictor):
         mine, trained = getattr(model.predictor, field.name), getattr(predictor, field.name)
         if mine != trained and field.name != "from_pretrained":
             raise find(node, "predictor").error(f"{field.name} is {mine}, but {trained} in the model that is trained")

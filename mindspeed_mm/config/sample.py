@@ -4,6 +4,7 @@ import dataclasses
 import os
 from typing import ClassVar
 
+from mindspeed_mm import families
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.launch import LaunchConfig
 from mindspeed_mm.config.model import DiffusionConfig, TextEncoderConfig, TokenizerConfig
@@ -31,12 +32,12 @@ class PipelineConfig:
 class SampleModelConfig:
     """The inference JSON (`--mm-model`)."""
 
-    ae: AutoencoderConfig
+    ae: AutoencoderConfig = option(read=families.read_autoencoder)
     text_encoder: TextEncoderConfig
     text_encoder_2: TextEncoderConfig | None = None
     tokenizer: TokenizerConfig
     tokenizer_2: TokenizerConfig | None = None
-    predictor: DenoiserConfig
+    predictor: DenoiserConfig = option(read=families.read_denoiser)
     diffusion: DiffusionConfig
     pipeline_config: PipelineConfig
     prompt: str = ""  # a prompt, or a file with one prompt per line

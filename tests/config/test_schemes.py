@@ -13,6 +13,8 @@ from mindspeed_mm.data import readers
 from mindspeed_mm.data import transforms as planners
 from mindspeed_mm.diffusion import flow, schedule
 from mindspeed_mm.families import AUTOENCODERS, DENOISERS
+from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
+from mindspeed_mm.families.wfvae import WFVAEConfig
 from mindspeed_mm.models.sparse_ummdit.block import GELUS
 from mindspeed_mm.models.sparse_ummdit.modulation import NORMS
 from mindspeed_mm.models.text.encoders import CLASSES
@@ -33,14 +35,14 @@ def choices(cls, name: str) -> set:
     ("cls", "name", "table"),
     [
         (model.DiffusionConfig, "weighting_scheme", noise.WEIGHTINGS),
-        (model.SparseUMMDiTConfig, "model_id", DENOISERS),
-        (model.SparseUMMDiTConfig, "activation_fn", GELUS),
-        (model.SparseUMMDiTConfig, "norm_cls", NORMS),
-        (model.WFVAEConfig, "model_id", AUTOENCODERS),
-        (model.WFVAEConfig, "norm_type", layers.NORMS),
-        (model.WFVAEConfig, "l1_downsample_block", DOWNSAMPLES),
-        (model.WFVAEConfig, "l1_upsample_block", UPSAMPLES),
-        (model.WFVAEConfig, "dtype", TORCH_DTYPES),
+        (SparseUMMDiTConfig, "model_id", DENOISERS),
+        (SparseUMMDiTConfig, "activation_fn", GELUS),
+        (SparseUMMDiTConfig, "norm_cls", NORMS),
+        (WFVAEConfig, "model_id", AUTOENCODERS),
+        (WFVAEConfig, "norm_type", layers.NORMS),
+        (WFVAEConfig, "l1_downsample_block", DOWNSAMPLES),
+        (WFVAEConfig, "l1_upsample_block", UPSAMPLES),
+        (WFVAEConfig, "dtype", TORCH_DTYPES),
         (model.TextEncoderConfig, "model_id", CLASSES),
         (model.TrainModelConfig, "weight_dtype", TORCH_DTYPES),
         (sample.SampleModelConfig, "weight_dtype", TORCH_DTYPES),
