@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from fault_disks import disk_rows
 from fault_runs import ROOT, Row, Started, expect, make_world
 from table import table
 
@@ -359,7 +360,7 @@ def kill_rows() -> list[Row]:
     ]
 
 
-ROWS: list[Callable[[], list[Row]]] = [signal_rows, kill_rows]
+ROWS: list[Callable[[], list[Row]]] = [signal_rows, kill_rows, functools.partial(disk_rows, OURS, flags, sampling)]
 
 
 def main() -> int:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 class MMError(Exception):
     """Base of the errors that name a value, the rule it breaks and the fix."""
 
+    exit_code = 1
+
 
 class ConfigError(MMError):
     """A flag or a JSON key: unknown, of the wrong type, or impossible beside another one."""
@@ -29,7 +31,9 @@ class TrainingDiverged(MMError):
 
 
 class RankLost(MMError):
-    """Another process of the run has died."""
+    """Another process of the run has died, or hangs."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: trying again may help
 
 
 class SamplingError(MMError):

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import errno
 import functools
 import json
 import os
@@ -23,6 +24,8 @@ from mindspeed_mm.families import wfvae
 from mindspeed_mm.stopping import Reason, StopRequest
 
 _log = logs.get(__name__)
+# No defect of ours: no room, a quota, read-only, input or output, a file too large, a stale handle of NFS, no permission.
+_OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE, errno.EACCES, errno.EPERM)
 
 
 def pretrain() -> None:
@@ -57,12 +60,14 @@ def _extract_features() -> None:
     platform, parallel = start(launch, config.model.allow_tf32, config.model.allow_internal_format)
     from mindspeed_mm.training.build import build_extraction
 
-    extraction = build_extraction(dataclasses.replace(config, launch=launch), platform, parallel)
-    if only != "text":
-        good, bad = extraction.videos()
-        _log.info(f"videos: {good} crops of clips encoded, {bad} could not be decoded")
-    if only != "video":
-        _log.info(f"texts: {extraction.texts()} captions encoded")
+    folder = config.data.dataset_param.basic_parameters.feature_folder
+    with _alone_in(folder, "feature_folder", parallel, {}):
+        extraction = build_extraction(dataclasses.replace(config, launch=launch), platform, parallel)
+        if only != "text":
+            good, bad = extraction.videos()
+            _log.info(f"videos: {good} crops of clips encoded, {bad} could not be decoded")
+        if only != "video":
+            _log.info(f"texts: {extraction.texts()} captions encoded")
     parallel.stop()
 
 
@@ -77,12 +82,40 @@ def _pretrain(request: StopRequest) -> Reason | None:
     from mindspeed_mm.training import beginning
     from mindspeed_mm.training.build import build_trainer
 
-    config = dataclasses.replace(config, checkpoint=beginning.settle(config.checkpoint, parallel, _restarts()))
-
     build_sampler = functools.partial(_sampler, config) if config.evaluation.sample_model is not None else None
-    ending = build_trainer(config, platform, parallel, build_sampler).fit(request)
+    with _alone_in(config.checkpoint.save, "--save", parallel, _reports(config)):
+        config = dataclasses.replace(config, checkpoint=beginning.settle(config.checkpoint, parallel, _restarts()))
+        ending = build_trainer(config, platform, parallel, build_sampler).fit(request)
     parallel.stop()
     return ending
+
+
+def _reports(config: RunConfig) -> dict[str, str | None]:
+    """Where a run writes beside its checkpoints: flag -> folder."""
+    report, profile = config.report, config.tools.profile
+    return {
+        "--tensorboard-dir": report.tensorboard_dir,
+        "--wandb-save-dir": report.wandb_dir if report.wandb_project is not None else None,
+        "--data-ledger": config.data_ledger,
+        "static_param.save_path": profile.static_param.save_path if profile.enable else None,
+    }
+
+
+@contextlib.contextmanager
+def _alone_in(folder: str | Path | None, flag: str, parallel, others: dict[str, str | None]):
+    """Nothing else writes to `folder` meanwhile, and it takes what is written, as the others do. Collective."""
+    from mindspeed_mm.checkpoint import lock, places
+
+    folders = {flag: folder, **others}
+    new = [Path(place) for place in folders.values() if place is not None and not Path(place).exists()]
+    places.check(folders, parallel.rank)
+    try:
+        with lock.held(folder, parallel):
+            yield
+    finally:
+        for place in sorted(new, key=lambda place: len(place.parts), reverse=True):
+            with contextlib.suppress(OSError):  # unless something has been written
+                place.rmdir()
 
 
 def _sampler(config: RunConfig, engine, ema, encoders) -> Callable[[int], None]:
@@ -115,7 +148,8 @@ def _inference() -> None:
     platform, parallel = start(config.launch)
     from mindspeed_mm.sampling.run import run
 
-    run(config, platform, parallel)
+    with _alone_in(config.model.save_path, "save_path", parallel, {}):
+        run(config, platform, parallel)
     parallel.stop()
 
 
@@ -125,8 +159,10 @@ def _train_autoencoder(request: StopRequest) -> Reason | None:
     from mindspeed_mm.training import beginning
     from mindspeed_mm.training.autoencoder import AutoencoderTrainer
 
-    config = dataclasses.replace(config, checkpoint=beginning.settle(config.checkpoint, parallel, _restarts()))
-    ending = AutoencoderTrainer(config, platform, parallel).fit(request)
+    export = None if config.export is None else str(Path(config.export).parent)
+    with _alone_in(config.checkpoint.save, "--save", parallel, {"--export": export}):
+        config = dataclasses.replace(config, checkpoint=beginning.settle(config.checkpoint, parallel, _restarts()))
+        ending = AutoencoderTrainer(config, platform, parallel).fit(request)
     parallel.stop()
     return ending
 
@@ -164,8 +200,10 @@ def start(launch: LaunchConfig, allow_tf32: bool = False, allow_internal_format:
     platform = select(launch.device, launch.mindspeed)
     platform.prepare(allow_tf32, allow_internal_format)
     platform.device(int(os.environ.get("LOCAL_RANK", "0")))
+    from mindspeed_mm.parallel import descriptors
     from mindspeed_mm.parallel.context import ParallelContext  # imports megatron.core, which the platform has prepared
 
+    descriptors.check(int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0")
     store, rank, world_size = _meeting_place(launch.timeout_minutes)
     parallel = ParallelContext.start(
         platform.backend,
@@ -218,7 +256,7 @@ def _run_at_once(program: Callable[[], None]) -> None:
 
 
 def _run(program: Callable[[], None]) -> None:
-    """Run a program; an error of ours is one line, and like any other it ends with exit code 1; Ctrl-C with 130.
+    """Run a program; an error of ours is one line. Exit code 75 if another rank was lost, 130 with Ctrl-C, else 1.
 
     At once: an orderly exit would wait for ranks that wait for this one.
     """
@@ -242,18 +280,26 @@ def _run_to_an_exit_code(program: Callable[[], None]) -> None:
     try:
         program()
     except MMError as error:
-        if _first_to_say(str(error)):
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        _end(1)
+        _end(error.exit_code, f"error: {error}\n" if _first_to_say(str(error)) else "")
+    except OSError as error:
+        _end(1, f"error: {_disk(error)}\n" if error.errno in _OF_A_DISK else traceback.format_exc())
     except Exception:
-        traceback.print_exc()
-        _end(1)
+        _end(1, traceback.format_exc())
 
 
-def _end(exit_code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(exit_code)
+def _disk(error: OSError) -> str:
+    """What a program could not write or read, in one line."""
+    return f"{error.filename or 'a file'}: {error.strerror}; is there room on the disk, and may it be written?"
+
+
+def _end(code: int, last_words: str = "") -> None:
+    """End the process at once. Where nobody reads what it prints, that is no trouble of its own."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(last_words)
+        sys.stderr.flush()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(code)
 
 
 def _rank() -> int:

@@ -20,6 +20,7 @@ from mindspeed_mm.checkpoint import files, integrity, layout
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.meeting import meet
+from mindspeed_mm.parallel.shards import is_of_memory
 
 _log = logs.get(__name__)
 _PROBE_BYTES = 1 << 20
@@ -109,6 +110,18 @@ class CheckpointStore:
             self._agree(job.iteration, failure, added, everything)
         self._agree(job.iteration, self._attempt(lambda: self._commit(job.iteration, everything)))
         return job.iteration
+
+    def collected(self, iteration: int, collect: Callable[[], object]):
+        """What collect() gives; CheckpointError on every rank if there is no memory for it on one."""
+        box, failure = [], None
+        try:
+            box.append(collect())
+        except (MemoryError, RuntimeError) as error:
+            if not is_of_memory(error):
+                raise
+            failure = f"rank {self.parallel.rank}: no memory to collect it: {str(error).splitlines()[0]}"
+        self._agree(iteration, failure)
+        return box[0]
 
     def _begin(self, building: Path) -> None:
         """An empty directory, on a disk that takes something."""

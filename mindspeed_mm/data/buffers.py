@@ -5,25 +5,36 @@ as long as decoding a fifth of it. So a worker keeps its buffers, and is told wh
 """
 
 import math
+import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from mindspeed_mm.errors import ConfigError
+
+_FOLDER = "/dev/shm"
+_CLIPS_A_WORKER = 4  # two made ahead, one in the making, one in use
+
 
 class SharedBuffers:
     """A worker's buffers. One is taken by `allocate`, lent by `lend`, and free again after `take_back`."""
 
-    def __init__(self):
+    def __init__(self, num_workers: int = 0):
+        """num_workers: how many processes have such buffers, for the message where there is no room."""
+        self._num_workers = max(1, num_workers)
         self._free: list[torch.UntypedStorage] = []
         self._taken: list[torch.UntypedStorage] = []
         self._lent: dict[int, torch.UntypedStorage] = {}
         self._numbers = 0
 
     def allocate(self, shape: Sequence[int]) -> Tensor:
-        """An fp32 tensor of any content that another process can map, so that it is not copied on its way there."""
+        """An fp32 tensor of any content that another process can map, so that it is not copied on its way there.
+
+        ConfigError where the system's shared memory has no room for it.
+        """
         count = math.prod(shape)
-        storage = self._free_one(4 * count) or torch.UntypedStorage._new_shared(4 * count)  # as torch's own workers do
+        storage = self._free_one(4 * count) or self._new(4 * count)
         self._taken.append(storage)
         return torch.empty(0).set_(storage, 0, (count,)).view(*shape)
 
@@ -44,6 +55,12 @@ class SharedBuffers:
         """The main process has nothing left that lies in these."""
         self._free += [self._lent.pop(number) for number in numbers]
 
+    def _new(self, size: int) -> torch.UntypedStorage:
+        try:
+            return torch.UntypedStorage._new_shared(size)  # as torch's own workers do
+        except RuntimeError as error:
+            raise no_room(error, size, self._num_workers) from None
+
     def _free_one(self, size: int) -> torch.UntypedStorage | None:
         """The smallest that is large enough. Where all are too small, one is given up for what is to be made instead."""
         self._free.sort(key=torch.UntypedStorage.nbytes)
@@ -53,3 +70,31 @@ class SharedBuffers:
         if self._free:
             self._free.pop()
         return None
+
+
+def no_room(error: RuntimeError, size: int | None, num_workers: int) -> Exception:
+    """ConfigError for torch's error about shared memory; any other error as it is. size: bytes that a clip takes."""
+    if "shared memory" not in str(error) and "shm" not in str(error):
+        return error
+    reason = " ".join(str(error).split("\n")[0].split())[-100:]
+    needed = "the workers' clips fill it"
+    if size is not None:
+        held = num_workers * _CLIPS_A_WORKER * size
+        needed = f"{num_workers} workers with up to {_CLIPS_A_WORKER} clips of {_mib(size)} each need {_mib(held)}"
+    return ConfigError(
+        f"dataloader_param.num_workers: no shared memory for a clip ({reason}); {_state()}, and {needed} for every rank of "
+        f"this machine. Make {_FOLDER} larger (docker run --shm-size; in Kubernetes an emptyDir of medium Memory), or lower "
+        "num_workers"
+    )
+
+
+def _state() -> str:
+    try:
+        found = os.statvfs(_FOLDER)
+    except OSError:
+        return f"{_FOLDER} is not there"
+    return f"{_FOLDER} has {_mib(found.f_blocks * found.f_frsize)}, of which {_mib(found.f_bavail * found.f_frsize)} are free"
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB" if size < 2**30 else f"{size / 2**30:.2f} GiB"

@@ -60,6 +60,17 @@ class Tokens:
         return self._first([text]), self._second([text]) if self._second else None
 
 
+class NoneUsable(DataError):
+    """No clip of a shape could be used; which ones were tried, and why not."""
+
+    def __init__(self, message: str, substitutions: tuple[Substitution, ...]):
+        super().__init__(message, substitutions)
+        self.substitutions = substitutions
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
 class ClipDataset:
     """The clips of a list, by index. `build_dataset` makes one from a config."""
 
@@ -103,8 +114,9 @@ class ClipDataset:
             except DataError as error:
                 traced = error.traceback if isinstance(error, Unforeseen) else ""
                 missed.append(Substitution(self.clips[candidate].row.path, str(error), traced))
-        raise DataError(
-            f"{len(missed)} files of shape {self.keys[index]} in a row cannot be used; the last reason: {missed[-1].reason}"
+        raise NoneUsable(
+            f"{len(missed)} files of shape {self.keys[index]} in a row cannot be used; the last reason: {missed[-1].reason}",
+            tuple(missed),
         )
 
     def sample(

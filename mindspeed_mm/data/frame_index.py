@@ -13,9 +13,11 @@ from pathlib import Path
 import av
 import numpy as np
 
-from mindspeed_mm import atomic
+from mindspeed_mm import atomic, logs
 from mindspeed_mm.data import media
 from mindspeed_mm.data.damage import listening, notice
+
+_log = logs.get(__name__)
 
 # Containers whose packets say when a frame is shown (in .avi they do not), and
 _TIMED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
@@ -60,6 +62,7 @@ class FrameIndexes:
 
     def __init__(self, folder: str | None = None, kept_stamps: int = _KEPT_STAMPS):
         self._folder = None if folder is None else Path(folder)
+        self._attempt = logs.Attempts(_log, f"the index of frames in {folder}")
         self._limit = kept_stamps
         self._kept: collections.OrderedDict[tuple, FrameIndex] = collections.OrderedDict()
 
@@ -71,7 +74,7 @@ class FrameIndexes:
         if index is None or not (index.whole or last < index.sure):
             # Once the beginning has not been enough, the whole: a film is read twice, not once for each of its clips.
             index = build_index(container, stream, None if index else last + 1 + _REORDER)
-            self._store(key, index)
+            self._attempt(lambda: self._store(key, index))
         self._kept[key] = index
         while len(self._kept) > 1 and sum(len(item.stamps) + 8 for item in self._kept.values()) > self._limit:
             self._kept.popitem(last=False)

@@ -80,6 +80,7 @@ class Ledger:
         self._known: set[str] = set()
         self._traced = False
         self._unwritten, self._written = True, float("-inf")
+        self._attempt = logs.Attempts(log, str(file))
 
     @property
     def tries(self) -> int:
@@ -106,13 +107,7 @@ class Ledger:
 
     def sync(self, *, write_now: bool = True) -> None:
         """Add up what all processes noted; collective. DataError if too many files are bad."""
-        for substitutions, good in self._gather(self._pending):
-            self.good += good
-            for item in substitutions:
-                entry = self.bad_samples.setdefault(item.path, BadSample(item.reason))
-                entry.reason, entry.count = item.reason, entry.count + 1
-                self._unwritten = True
-        self._pending = ([], 0)
+        self._add_up(self._gather(self._pending))
         too_many = self.tries >= _MIN_TRIES and self.bad_fraction > self._max_bad_fraction
         self._write(write_now or too_many)
         if too_many:
@@ -121,14 +116,31 @@ class Ledger:
                 f"{self._max_bad_fraction:g}; {self._where()}"
             )
 
+    def close(self, substitutions: Sequence[Substitution]) -> None:
+        """The last that this process can say, when the data ends the run and the others cannot be asked any more."""
+        missed, good = self._pending
+        self._add_up([(missed + list(substitutions) if self._counts else missed, good)])
+        self._write(True)
+
+    def _add_up(self, everyone: Sequence[tuple[list[Substitution], int]]) -> None:
+        for substitutions, good in everyone:
+            self.good += good
+            for item in substitutions:
+                entry = self.bad_samples.setdefault(item.path, BadSample(item.reason))
+                entry.reason, entry.count = item.reason, entry.count + 1
+                self._unwritten = True
+        self._pending = ([], 0)
+
     def _write(self, now: bool) -> None:
         if self._file is None or not self._writes:
             return
         due = self._unwritten and time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES
         if now or due:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            atomic.write_text(self._file, json.dumps(self.report(), indent=1, ensure_ascii=False))
-            self._unwritten, self._written = False, time.monotonic()
+            self._unwritten, self._written = not self._attempt(self._replace_file), time.monotonic()
+
+    def _replace_file(self) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_text(self._file, json.dumps(self.report(), indent=1, ensure_ascii=False))
 
     def report(self) -> dict:
         """What the file holds: the most frequent first."""

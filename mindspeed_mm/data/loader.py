@@ -14,7 +14,7 @@ from mindspeed_mm import logs
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.data.buffers import SharedBuffers
 from mindspeed_mm.data.collate import collate
-from mindspeed_mm.data.dataset import ClipDataset, build_dataset
+from mindspeed_mm.data.dataset import ClipDataset, NoneUsable, build_dataset
 from mindspeed_mm.data.identity import Identity
 from mindspeed_mm.data.ledger import BadSample, Ledger, Substitution
 from mindspeed_mm.data.lists.rows import Row
@@ -63,7 +63,7 @@ class Loader:
         self._sampler = sampler
         self._position = Position()
         self._ahead: collections.deque[Position] = collections.deque()
-        self._work = _BatchSource(dataset, join)
+        self._work = _BatchSource(dataset, join, num_workers)
         self._hung: dict[int, str] = {}  # clips that a worker was killed at; each costs `timeout` seconds, once
         self._agree = agree
         self._share = share
@@ -95,6 +95,8 @@ class Loader:
             for one in made:
                 if self._agree is not None and isinstance(one, (Made, Refused)):
                     one = self._agreed(one)
+                if isinstance(one, Refused):
+                    self.ledger.close(one.substitutions)
                 if isinstance(one, MMError):
                     raise one
                 mine, ranks = self._share
@@ -299,11 +301,12 @@ class Made:
 
 
 class Refused(DataError):
-    """A request that could not be met."""
+    """A request that could not be met, and what could not be used on the way."""
 
-    def __init__(self, message: str, request: Request):
-        super().__init__(message, request)
+    def __init__(self, message: str, request: Request, substitutions: tuple[Substitution, ...] = ()):
+        super().__init__(message, request, substitutions)
         self.request = request
+        self.substitutions = substitutions
 
     def __str__(self) -> str:
         return self.args[0]
@@ -312,9 +315,9 @@ class Refused(DataError):
 class _BatchSource:
     """Request -> Made, in a worker. What is wrong with the data is a value, not an exception with a page of text."""
 
-    def __init__(self, dataset: ClipDataset, join: Join):
+    def __init__(self, dataset: ClipDataset, join: Join, num_workers: int):
         self._dataset, self._join = dataset, join
-        self._buffers = SharedBuffers()
+        self._buffers = SharedBuffers(num_workers)
 
     def __call__(self, request: Request, announce: Announce) -> "Lent | Made | MMError":
         made = self._made(request, announce)
@@ -335,7 +338,7 @@ class _BatchSource:
             ]
             batch = self._join(samples, allocate=self._buffers.allocate)
         except DataError as error:
-            return Refused(str(error), request)
+            return Refused(str(error), request, error.substitutions if isinstance(error, NoneUsable) else ())
         except MMError as error:
             return error
         substitutions = tuple(item for sample in samples for item in sample.substitutions)

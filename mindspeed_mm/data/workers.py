@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from mindspeed_mm import stopping
+from mindspeed_mm.data.buffers import no_room
+from mindspeed_mm.errors import MMError
 
 Announce = Callable[[int], None]
 
@@ -118,6 +120,8 @@ class _Worker:
                     self._replace(f"its process {self._ending()}")
                     continue
                 self._tasks.popleft()
+                if isinstance(value, MMError) and not done:
+                    raise value
                 if not done:
                     raise RuntimeError(f"a data worker failed:\n{value}")
                 if not isinstance(value, Lent):
@@ -217,5 +221,7 @@ def _serve(work, pipe, at) -> None:
         at[1] = _IDLE
         try:
             pipe.send(answer)
+        except RuntimeError as error:  # torch has found no shared memory for a tensor of it
+            pipe.send((False, no_room(error, None, 1)))
         except OSError:
             os._exit(0)

@@ -70,9 +70,9 @@ class Engine:
             )
             if settings.overlap_param_gather:
                 Gathering(self.ddp, units)
-            self.optimizer = get_megatron_optimizer(_optimizer_config(settings, dtype), [self.ddp]).chained_optimizers[
-                0
-            ]
+            options = _optimizer_config(settings, dtype)
+            chained = get_megatron_optimizer(options, [self.ddp], use_gloo_process_groups=False)
+            self.optimizer = chained.chained_optimizers[0]
             if platform.fused_adamw:
                 self.replace_inner(_fused)
             self._create_optimizer_state()

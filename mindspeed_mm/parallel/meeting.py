@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.distributed as dist
 
 from mindspeed_mm.errors import RankLost
@@ -28,6 +29,7 @@ def meet(
     value, and what `decide` returns: anything JSON can hold. Raises RankLost if no rank has given a sign of progress for
     `parallel.pulse.patience_s` meanwhile; never with for_ever.
     """
+    parallel.pulse.beat(f"the way to {occasion}")
     if parallel.world_size == 1:
         return decide([value])
     store, rank = parallel.pulse.store, parallel.rank
@@ -43,7 +45,7 @@ def meet(
         _wait([place], occasion, parallel, for_ever)
         decision = json.loads(store.get(place))
     # So that no rank leaves, and takes the store with it, while another still asks it; all of them are here.
-    dist.barrier(group=parallel.everyone)
+    dist.all_reduce(torch.zeros(1), group=parallel.everyone)  # a barrier would wait for the devices too
     store.delete_key(f"{place}/{rank}")
     if parallel.is_first:
         store.delete_key(place)

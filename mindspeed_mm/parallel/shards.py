@@ -4,6 +4,8 @@ Names and whole tensors, not Megatron's flat buffers, go into the file: they mea
 with or without the distributed optimizer, and `reshard` can split them for another TP size.
 """
 
+import contextlib
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -17,25 +19,53 @@ def gather(shards: list[MainShard], values: list[Tensor]) -> dict[str, Tensor] |
 
     values: one tensor beside each of this rank's shards, of its size.
     """
-    group = parallel_state.get_data_parallel_group_gloo(with_context_parallel=True)
-    flat = _flat([value.detach().float().cpu() for value in values])
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     pieces = [(shard.name, shard.start, shard.end, tuple(shard.shape)) for shard in shards]
-    if group.size() == 1:
-        return _assemble([pieces], [flat])
     everyone: list = [None] * group.size()
     dist.all_gather_object(everyone, pieces, group=group)
     longest = max(sum(end - start for _, start, end, _ in rank) for rank in everyone)
-    padded = torch.cat((flat, flat.new_zeros(longest - flat.numel())))
-    first = group.rank() == 0
-    parts = [torch.empty_like(padded) for _ in everyone] if first else None
-    dist.gather(padded, parts, dst=dist.get_global_rank(group, 0), group=group)
-    return _assemble(everyone, parts) if first else None
+    first, whole, parts, padded = group.rank() == 0, None, None, None
+    with _memory_of_all(group):
+        padded = torch.zeros(longest)
+        if first:
+            whole = {name: torch.empty(shape) for rank in everyone for name, _, _, shape in rank}
+            parts = [torch.empty_like(padded) for _ in everyone]
+    at = 0
+    for value in values:
+        padded[at : at + value.numel()] = value.detach().reshape(-1)
+        at += value.numel()
+    if group.size() == 1:
+        parts = [padded]
+    else:
+        dist.gather(padded, parts, dst=dist.get_global_rank(group, 0), group=group)
+    return _assemble(whole, everyone, parts) if first else None
+
+
+@contextlib.contextmanager
+def _memory_of_all(group: dist.ProcessGroup):
+    """What is allocated inside is there on every rank; MemoryError on all ranks if it is not on one. Collective."""
+    error = None
+    try:
+        yield
+    except (MemoryError, RuntimeError) as raised:
+        if not is_of_memory(raised):
+            raise
+        error = raised
+    missing = torch.tensor(int(error is not None))
+    dist.all_reduce(missing, op=dist.ReduceOp.MAX, group=group)
+    if missing:
+        raise MemoryError(str(error or "another rank has none")) from error
+
+
+def is_of_memory(error: Exception) -> bool:
+    """Whether memory was missing: torch has errors of its own for the host's and the device's."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 @torch.no_grad()
 def scatter(whole: dict[str, Tensor] | None, shards: list[MainShard], values: list[Tensor]) -> None:
     """The inverse: fill each rank's `values` from the first rank's whole tensors; collective."""
-    group = parallel_state.get_data_parallel_group_gloo(with_context_parallel=True)
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     pieces = [(shard.name, shard.start, shard.end, tuple(shard.shape)) for shard in shards]
     if group.size() == 1:
         mine = _cut(whole, pieces)
@@ -59,13 +89,10 @@ def _flat(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.reshape(-1) for tensor in tensors]) if tensors else torch.empty(0)
 
 
-def _assemble(pieces: list[list[tuple]], flats: list[Tensor]) -> dict[str, Tensor]:
-    whole: dict[str, Tensor] = {}
+def _assemble(whole: dict[str, Tensor], pieces: list[list[tuple]], flats: list[Tensor]) -> dict[str, Tensor]:
     for rank_pieces, flat in zip(pieces, flats, strict=True):
         at = 0
-        for name, start, end, shape in rank_pieces:
-            if name not in whole:
-                whole[name] = torch.empty(shape)
+        for name, start, end, _ in rank_pieces:
             whole[name].view(-1)[start:end] = flat[at : at + end - start]
             at += end - start
     return whole

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mindspeed_mm.platforms.base import Platform, cuda_type_names, ordered_launches
+from mindspeed_mm.platforms.base import Platform, connections_on_demand, cuda_type_names, ordered_launches
 
 _CPU = torch.device("cpu")
 
@@ -29,6 +29,7 @@ class CpuPlatform(Platform):
 
     def prepare(self, allow_tf32: bool = False, allow_internal_format: bool = False) -> None:
         ordered_launches()
+        connections_on_demand()
         _stand_in_for_cuda()
 
     def device(self, local_rank: int) -> torch.device:

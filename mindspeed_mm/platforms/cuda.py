@@ -3,7 +3,7 @@
 import torch
 
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.platforms.base import Platform, ordered_launches
+from mindspeed_mm.platforms.base import Platform, connections_on_demand, ordered_launches
 
 # Dense bf16 and fp16 peaks of NVIDIA's data sheets, TFLOP/s, by a part of the device's name. More special names first.
 _PEAKS = {
@@ -30,6 +30,7 @@ class CudaPlatform(Platform):
                 "--device cuda: torch.cuda.is_available() is False; install a CUDA build of torch, or use --device cpu"
             )
         ordered_launches()
+        connections_on_demand()
         torch.backends.cuda.matmul.allow_tf32 = allow_tf32
         torch.backends.cudnn.allow_tf32 = allow_tf32
 

@@ -14,7 +14,13 @@ import torch
 
 from mindspeed_mm import logs
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.platforms.base import Platform, cuda_type_names, ordered_launches, profile_window
+from mindspeed_mm.platforms.base import (
+    Platform,
+    connections_on_demand,
+    cuda_type_names,
+    ordered_launches,
+    profile_window,
+)
 
 _log = logs.get(__name__)
 
@@ -30,6 +36,7 @@ class NpuPlatform(Platform):
 
     def prepare(self, allow_tf32: bool = False, allow_internal_format: bool = False) -> None:
         ordered_launches()
+        connections_on_demand()
         try:
             torch_npu = importlib.import_module("torch_npu")
             importlib.import_module("torch_npu.contrib.transfer_to_npu")

@@ -1,6 +1,8 @@
 """A sampling job: all prompts of a file, shared over the data ranks; restartable, and not ended by one bad sample."""
 
 import dataclasses
+import functools
+import operator
 import os
 import time
 from pathlib import Path
@@ -18,7 +20,7 @@ from mindspeed_mm.parallel.collectives import from_first_rank
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.meeting import meet
 from mindspeed_mm.platforms.base import Platform
-from mindspeed_mm.sampling import gallery, record
+from mindspeed_mm.sampling import gallery
 from mindspeed_mm.sampling.archive import Archive
 from mindspeed_mm.sampling.pipeline import T2VPipeline
 from mindspeed_mm.sampling.prompt_files import is_prompt_file, read_prompts
@@ -48,13 +50,20 @@ def run(config: SampleConfig, platform: Platform, parallel: ParallelContext) -> 
     if done and parallel.is_first:
         _log.info(f"{len(done)} of {len(requests)} samples are there already")
     mine = left[parallel.data_rank :: parallel.data_size]
-    written = _Job(config, platform, parallel, weights).make_all(mine, done) if mine else []
-    meet("samples", parallel, for_ever=True)
+    job = _Job(config, platform, parallel, weights)
+    written = job.make_all(mine, done) if mine else []
+    failed = meet(
+        "samples", parallel, job.failed, lambda all_failed: functools.reduce(operator.or_, all_failed), for_ever=True
+    )
     if parallel.is_first:
-        gallery.write_all(Path(model.save_path))
+        logs.Attempts(_log, "the gallery")(lambda: gallery.write_all(Path(model.save_path)))
     meet("the gallery", parallel, for_ever=True)
-    if parallel.is_first:
-        _raise_failures(config, requests)
+    if parallel.is_first and failed:
+        name, error = min(failed.items())
+        raise SamplingError(
+            f"{len(failed)} of {len(requests)} samples could not be made, the first is {name}: {error} "
+            "(their JSON files say why; --resume tries them again)"
+        )
     return written
 
 
@@ -79,17 +88,6 @@ def _checkpoint(load: str | None) -> str | None:
     return str(layout.find(Path(load)).directory)
 
 
-def _raise_failures(config: SampleConfig, requests: list[Request]) -> None:
-    records = {request.name: record.read(Path(config.model.save_path) / f"{request.name}.json") for request in requests}
-    failed = {name: entry["error"] for name, entry in records.items() if entry and entry["status"] == record.FAILED}
-    if failed:
-        name, error = next(iter(failed.items()))
-        raise SamplingError(
-            f"{len(failed)} of {len(requests)} samples could not be made, the first is {name}: {error} "
-            "(their JSON files say why; --resume tries them again)"
-        )
-
-
 class _Job:
     """This rank's part of a job."""
 
@@ -100,6 +98,7 @@ class _Job:
         self.platform = platform
         self.parallel = parallel
         self.archive = Archive(config, weights, platform)
+        self.failed: dict[str, str] = {}  # request -> why
         self.text_s: dict[str, float] = {}  # request -> seconds that its texts took
 
     def make_all(self, mine: list[list[Request]], done: set[str]) -> list[Path]:
@@ -191,4 +190,8 @@ class _Job:
     def _fail(self, request: Request, error: Exception) -> None:
         _log.error(f"{request.name}: {error}")
         if self.parallel.is_first_of_sample:
-            self.archive.fail(request, error)
+            self.failed[request.name] = " ".join(str(error).split())
+            try:
+                self.archive.fail(request, error)
+            except OSError as second:
+                _log.error(f"{request.name}: its record cannot be written either ({second})")

@@ -16,6 +16,7 @@ from mindspeed_mm.checkpoint import files
 from mindspeed_mm.config.autoencoder import AutoencoderRunConfig
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.data.loader import build_loader
+from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.models.build import build_autoencoder
 from mindspeed_mm.optim.adaptive_clip import FixedClip
 from mindspeed_mm.optim.ema import Ema
@@ -93,13 +94,13 @@ class AutoencoderTrainer:
                 self.optimizer.check()
                 ending = signals.agreed(request.signal())
                 if self._save_is_due():
-                    self._save()
+                    self._save(last=ending is not None or state.iteration == config.train_iters)
         trained = state.iteration > first
         if ending is not None:
             saves = config.checkpoint.save is not None and trained
             _log.info(signals.announcement(ending, state.iteration, saves, trained))
             if saves and not self._save_is_due():
-                self._save()
+                self._save(last=True)
         self.saver.complete()
         if config.export is not None and (trained or ending is None):
             self.export(Path(config.export))
@@ -153,10 +154,18 @@ class AutoencoderTrainer:
         iteration, checkpoint = self.state.iteration, self.config.checkpoint
         return iteration % checkpoint.save_interval == 0 or iteration == self.config.train_iters
 
-    def _save(self) -> None:
-        if self.config.checkpoint.save is not None:
+    def _save(self, last: bool) -> None:
+        """A failure, such as a full disk, ends the run only if no later save can make up for it."""
+        if self.config.checkpoint.save is None:
+            return
+        try:
             self.saver.save()
-            _log.info(f"saved iteration {self.state.iteration} to {self.config.checkpoint.save}")
+        except CheckpointError as error:
+            if last:
+                raise
+            _log.error(f"{error}; training goes on, the next save is at its interval")
+            return
+        _log.info(f"saved iteration {self.state.iteration} to {self.config.checkpoint.save}")
 
     def export(self, path: Path) -> None:
         """Write the averaged weights (the live ones where there is no average) as one flat state dict; collective."""

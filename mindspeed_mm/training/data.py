@@ -101,11 +101,8 @@ class RunData:
         found = self._emptied(config, result.clips)
         if report is not None and self.config.data_ledger is not None and self.parallel.is_first:
             file = Path(self.config.data_ledger) / report
-            file.parent.mkdir(parents=True, exist_ok=True)
-            atomic.write_text(
-                file, json.dumps({**result.report(), "empty_captions": found.report()}, indent=1, ensure_ascii=False)
-            )
-            if result.dropped:
+            facts = {**result.report(), "empty_captions": found.report()}
+            if logs.Attempts(_log, str(file))(lambda: _write_json(file, facts)) and result.dropped:
                 _log.info(f"data: every dropped row is listed in {file}")
         videos, texts = self._sources(config, result.clips)
         return ClipDataset(result.usable, config, videos, texts, seed=self.config.seed)
@@ -157,6 +154,11 @@ class RunData:
             return self.hosts.from_first(make() if self.parallel.is_first else None)
 
         return probe.listed(data.dataset_param.basic_parameters.data_path, self.config.probe, share)
+
+
+def _write_json(file: Path, value: dict) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(file, json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def held_out_data(data: DataConfig, data_path: str) -> DataConfig:

@@ -75,9 +75,10 @@ class Extraction:
         counts = [0, 0]
         strides, patch_size = self.config.model.ae.strides, self.config.model.predictor.patch_size
         join = joiner(self.data.data, 1, strides, patch_size)
+        num_workers = self.data.data.dataloader_param.num_workers
         pool = WorkerPool(
-            _Decoder(VideoSource(preprocess), join),
-            self.data.data.dataloader_param.num_workers,
+            _Decoder(VideoSource(preprocess), join, num_workers),
+            num_workers,
             lost=lambda task, item, reason: dataclasses.replace(task, fault=f"{task.clip.row.path}: {reason}"),
             timeout_s=preprocess.timeout,
         )
@@ -179,9 +180,9 @@ class Extraction:
 class _Decoder:
     """Task -> Batch, or the reason why there is none; in a worker."""
 
-    def __init__(self, videos: VideoSource, join):
+    def __init__(self, videos: VideoSource, join, num_workers: int):
         self._videos, self._join = videos, join
-        self._buffers = SharedBuffers()
+        self._buffers = SharedBuffers(num_workers)
 
     def __call__(self, task: Task, announce: Announce) -> Lent | str:
         if task.fault is not None:

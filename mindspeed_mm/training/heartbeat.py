@@ -17,7 +17,7 @@ from mindspeed_mm.parallel.pulse import Pulse
 _INTERVAL_S = 2.0
 _LOOK_S = 2.5 * _INTERVAL_S  # in which a rank that lives gives a sign
 _DONE = b"done"
-EXIT_CODE = 75  # EX_TEMPFAIL: trying again may help
+EXIT_CODE = RankLost.exit_code
 
 
 class Heartbeat:

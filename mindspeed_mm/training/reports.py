@@ -1,15 +1,25 @@
 """Where a run's numbers go: metrics.jsonl for plots, TensorBoard and Weights & Biases if asked."""
 
+import collections
 import contextlib
 import dataclasses
+import errno
+import functools
 import json
 import math
+import os
+import time
 from pathlib import Path
 
+from mindspeed_mm import logs
 from mindspeed_mm.config.run import RunConfig
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.training.metrics import StepMetrics
 
+_log = logs.get(__name__)
+_MOST_WAITING = 100_000  # lines for a disk that is full
+_LONGEST_LINE = 2**16  # bytes
+_NEW_WRITER_S = 60.0
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -17,8 +27,9 @@ class JsonLines:
     """One JSON object per event, appended: {"kind": "step", "iteration": 3, ...}. `tools/plot_run.py` draws it."""
 
     def __init__(self, path: Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
+        self._path = path
+        self._waiting: collections.deque[bytes] = collections.deque(maxlen=_MOST_WAITING)
+        _cut_torn_line(path)
 
     def step(self, metrics: StepMetrics) -> None:
         self._write("step", dataclasses.asdict(metrics))
@@ -27,12 +38,19 @@ class JsonLines:
         self._write("values", {"iteration": iteration, **values})
 
     def _write(self, kind: str, values: dict) -> None:
+        """Raises OSError; the line waits then for a disk that takes it."""
         finite = {key: _json_number(value) for key, value in values.items()}
-        self._file.write(json.dumps({"kind": kind, **finite}) + "\n")
-        self._file.flush()
+        self._waiting.append((json.dumps({"kind": kind, **finite}) + "\n").encode())
+        with open(self._path, "ab", buffering=0) as file:
+            while self._waiting:
+                line, start = self._waiting[0], file.seek(0, os.SEEK_END)
+                if file.write(line) < len(line):
+                    file.truncate(start)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self._waiting.popleft()
 
     def close(self) -> None:
-        self._file.close()
+        """Nothing is open between two lines."""
 
 
 class TensorBoard:
@@ -45,7 +63,9 @@ class TensorBoard:
             raise ConfigError(
                 "--tensorboard-dir: the package tensorboard is not installed; pip install tensorboard"
             ) from None
-        self._writer = SummaryWriter(folder)
+        self._make = functools.partial(SummaryWriter, folder)
+        self._writer = self._make()
+        self._failed = float("-inf")
         self._interval = interval
 
     def step(self, metrics: StepMetrics) -> None:
@@ -53,11 +73,20 @@ class TensorBoard:
             self.values(metrics.iteration, metrics.scalars())
 
     def values(self, iteration: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, iteration)
+        if self._writer is None and time.monotonic() - self._failed > _NEW_WRITER_S:
+            self._writer = self._make()
+        if self._writer is None:
+            raise OSError("its writer has failed; a new one is tried every minute")
+        try:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, iteration)
+        except Exception:  # its thread has ended, and would not come back with the disk
+            self._writer, self._failed = None, time.monotonic()
+            raise
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class WeightsAndBiases:
@@ -87,28 +116,30 @@ class WeightsAndBiases:
 
 
 class Reports:
-    """All places that the config names; on the first rank only, elsewhere there are none."""
+    """All places that the config names; on the first rank only, elsewhere there are none. None of them ends a run."""
 
     def __init__(self, config: RunConfig, is_first: bool):
-        self._sinks = []
+        self._sinks: list[tuple[object, logs.Attempts]] = []
         if not is_first:
             return
         report = config.report
         if config.checkpoint.save is not None:
-            self._sinks.append(JsonLines(Path(config.checkpoint.save) / METRICS_FILE))
+            file = Path(config.checkpoint.save) / METRICS_FILE
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._add(JsonLines(file), str(file))
         if report.tensorboard_dir is not None:
-            self._sinks.append(TensorBoard(report.tensorboard_dir, report.tensorboard_interval))
+            self._add(TensorBoard(report.tensorboard_dir, report.tensorboard_interval), report.tensorboard_dir)
         if report.wandb_project is not None:
-            self._sinks.append(WeightsAndBiases(config))
+            self._add(WeightsAndBiases(config), "Weights & Biases")
 
     def step(self, metrics: StepMetrics) -> None:
-        for sink in self._sinks:
-            sink.step(metrics)
+        for sink, attempt in self._sinks:
+            attempt(functools.partial(sink.step, metrics))
 
     def values(self, iteration: int, values: dict[str, float]) -> None:
         """Numbers that do not come every step, such as evaluation losses."""
-        for sink in self._sinks:
-            sink.values(iteration, values)
+        for sink, attempt in self._sinks:
+            attempt(functools.partial(sink.values, iteration, values))
 
     @contextlib.contextmanager
     def open(self):
@@ -116,8 +147,26 @@ class Reports:
         try:
             yield self
         finally:
-            for sink in self._sinks:
-                sink.close()
+            for sink, attempt in self._sinks:
+                if attempt.failing:  # which has been said
+                    with contextlib.suppress(Exception):
+                        sink.close()
+                else:
+                    attempt(sink.close)
+
+    def _add(self, sink, name: str) -> None:
+        self._sinks.append((sink, logs.Attempts(_log, name)))
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Cut off the part of a line that a killed run has left at the end of a file."""
+    with contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        start = max(0, size - _LONGEST_LINE)
+        file.seek(start)
+        end = file.read()
+        if end and not end.endswith(b"\n"):
+            file.truncate(start + end.rfind(b"\n") + 1)
 
 
 def _json_number(value):

@@ -39,7 +39,7 @@ class Saver:
 
     def save(self) -> None:
         """Save the current iteration, or begin to. Raises CheckpointError if it cannot be written."""
-        snapshot = self.state.collect()
+        snapshot = self.store.collected(self.state.iteration, self.state.collect)
         prepare = {"torch": self._prepare_rank, "torch_dist": self._prepare_torch_dist}[self.format]
         self.store.save(self.state.iteration, lambda directory: prepare(snapshot, directory))
 

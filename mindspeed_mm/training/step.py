@@ -23,6 +23,7 @@ class StepResult:
 
     loss: float
     report: StepReport
+    own_seconds: float  # until this rank's gradients were there, before it waits for those of the others
     data_seconds: float
     work: Work  # of this rank
     suspects: tuple[
@@ -50,6 +51,7 @@ class TrainStep:
         self.family = families.of_config(task.denoiser)
 
     def __call__(self, batches: Iterator[Batch]) -> StepResult:
+        began = time.perf_counter()
         self.engine.start_step()
         losses: list[tuple[torch.Tensor, tuple[str, ...]]] = []
         work, data_seconds = Work(), 0.0
@@ -63,10 +65,12 @@ class TrainStep:
             work.add(sample.latents.shape, text_tokens, self.task.denoiser, self.family)
             with self.engine.micro_batch(last=index == self.micro_batches - 1):
                 losses.append((self._forward_backward(sample), sample.paths))
+        self.engine.platform.synchronize()  # costs nothing: the gradient's norm is asked for next
+        own_seconds = time.perf_counter() - began
         report = self.optimizer()
         loss = torch.stack([value for value, _ in losses]).sum()
         suspects = self._suspects(losses) if report.skipped else ()
-        return StepResult(self._mean_over_data(loss), report, data_seconds, work, suspects)
+        return StepResult(self._mean_over_data(loss), report, own_seconds, data_seconds, work, suspects)
 
     def _forward_backward(self, sample: Encoded) -> torch.Tensor:
         loss = self.task.loss(self.engine.ddp, sample) / self.micro_batches

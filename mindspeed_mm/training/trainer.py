@@ -16,6 +16,7 @@ from mindspeed_mm.training.reports import Reports
 from mindspeed_mm.training.saving import Saver
 from mindspeed_mm.training.state import TrainingState
 from mindspeed_mm.training.step import StepResult, TrainStep
+from mindspeed_mm.training.stragglers import Stragglers
 from mindspeed_mm.training.watchdog import Watchdog
 from mindspeed_mm.weights import load_denoiser
 
@@ -47,6 +48,7 @@ class Trainer:
         self.ending: Reason | None = None  # why the run ends before its last step
         self.saver = Saver(state, functools.partial(load_denoiser, step.engine.network))
         self.reports = Reports(config, self.parallel.is_first)
+        self.stragglers = Stragglers(self.parallel)
         pulse = self.parallel.pulse
         pulse.patience_s = 60 * config.report.hang_minutes + _AFTER_THE_WATCHDOG_S
         self.heartbeat = Heartbeat(pulse)
@@ -187,10 +189,15 @@ class Trainer:
     def _report(self, result: StepResult, seconds: float) -> None:
         step = self._metrics(result, seconds)
         self.reports.step(step)
+        self.stragglers.add(result.own_seconds, result.data_seconds)
         if step.skipped is not None:
             _log.warning(f"iteration {step.iteration}: skipped, {step.skipped}; samples: {', '.join(result.suspects)}")
         if step.iteration % self.config.report.log_interval == 0 or step.skipped is not None:
             _log.info(metrics.line(step))
+        if step.iteration % self.config.report.log_interval == 0:
+            slowest = self.stragglers.line(step.memory_gib)
+            if slowest is not None:
+                _log.info(slowest)
 
     def _metrics(self, result: StepResult, seconds: float) -> metrics.StepMetrics:
         report, engine = result.report, self.step.engine

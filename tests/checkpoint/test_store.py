@@ -76,6 +76,13 @@ def flip_a_bit(file: Path) -> None:
     file.write_bytes(content)
 
 
+def record_of(text: str):
+    def replaced(file: Path) -> None:
+        (file.parents[1] / integrity.CHECKSUMS).write_text(text)
+
+    return replaced
+
+
 def empty_record(file: Path) -> None:
     (file.parents[1] / integrity.CHECKSUMS).write_text('{"mp_rank')
 
@@ -87,6 +94,8 @@ def empty_record(file: Path) -> None:
         (flip_a_bit, "damaged, its checksum is not the one that was recorded"),
         (Path.unlink, "missing"),
         (empty_record, "is damaged"),
+        (record_of("[1, 2]"), "is damaged, it is no table"),
+        (record_of('{"mp_rank_00/model_optim_rng.pt": "5"}'), "is damaged, it is no table"),
     ],
 )
 def test_a_damaged_one_is_passed_over_and_the_one_before_it_loads(tmp_path, harm, reason):
@@ -121,6 +130,62 @@ def test_killed_between_rename_and_tracker(tmp_path):
     run_ranks(save, 1, tmp_path, [10, 20], {})
     (tmp_path / layout.TRACKER).write_text("10")
     assert run_ranks(latest, 1, tmp_path) == [("iter_0000010", 10.0)]
+
+
+@pytest.mark.parametrize("word", [b"\xff\xfe", b"many", b"", "\u00b2".encode(), b"9" * 5000, b"30"])
+def test_a_tracker_that_names_nothing_is_passed_over(tmp_path, word):
+    run_ranks(save, 1, tmp_path, [10, 20], {})
+    (tmp_path / layout.TRACKER).write_bytes(word)
+    assert run_ranks(latest, 1, tmp_path) == [("iter_0000020", 20.0)]
+
+
+def killed_while_it_replaces(root: Path) -> None:
+    """Another checkpoint of iteration 20 takes the first one's place; the process dies between two renames."""
+    store, _ = store_with(root, [10, 20])
+    rename = Path.rename
+
+    def killed(self, target):
+        if self.suffix == ".tmp":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    Path.rename = killed
+    try:
+        store.save(20, lambda building: Writing(lambda: write(store.parallel, 21.0, building)))
+    except KeyboardInterrupt:
+        return
+    finally:
+        Path.rename = rename
+
+
+def test_a_checkpoint_that_is_replaced_is_there_until_the_new_one_is(tmp_path):
+    run_ranks(killed_while_it_replaces, 1, tmp_path)
+    assert run_ranks(latest, 1, tmp_path) == [("iter_0000020", 20.0)]
+    run_ranks(save, 1, tmp_path, [20], {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["iter_0000010", "iter_0000020", layout.TRACKER]
+
+
+def out_of_memory(root: Path) -> str:
+    """One of two ranks has no memory for a copy of its weights; both go on with the training."""
+    store, parallel = store_with(root, [10])
+
+    def collect():
+        if parallel.rank == 1:
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9e9 bytes"
+            )
+        return "the run"
+
+    try:
+        store.collected(20, collect)
+    except CheckpointError as error:
+        return str(error)
+    return "no error"
+
+
+def test_no_memory_to_collect_a_checkpoint_is_an_error_on_every_rank(tmp_path):
+    for message in run_ranks(out_of_memory, 2, tmp_path):
+        assert "the checkpoint of iteration 20 is not saved (rank 1: no memory to collect it" in message
 
 
 def save_on_a_full_disk(root: Path, in_background: bool) -> str:

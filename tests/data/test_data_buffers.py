@@ -5,6 +5,7 @@ import torch
 
 from mindspeed_mm.data.buffers import SharedBuffers
 from mindspeed_mm.data.workers import Lent, WorkerPool
+from mindspeed_mm.errors import ConfigError
 
 
 def address(tensor):
@@ -40,6 +41,41 @@ def test_a_buffer_that_is_too_small_makes_room_for_a_larger_one():
     assert large.untyped_storage().nbytes() == 1600
     buffers.take_back([buffers.lend(large)])
     assert address(buffers.allocate((4,))) == address(large), "the small one is gone"
+
+
+def test_without_room_the_error_says_where_how_much_and_which_key(monkeypatch):
+    def full(size):
+        raise RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_7_1>: No space left on device (28)\nat 1"
+        )
+
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", full)
+    with pytest.raises(ConfigError) as caught:
+        SharedBuffers(4).allocate((2**20,))
+    message = str(caught.value)
+    assert message.startswith("dataloader_param.num_workers: no shared memory for a clip (") and "\n" not in message
+    assert "No space left on device (28)" in message and "; /dev/shm has " in message
+    assert "4 workers with up to 4 clips of 4.0 MiB each need 64.0 MiB for every rank" in message
+    assert message.endswith("or lower num_workers")
+
+
+class Full:
+    """Work whose answer finds no shared memory on its way to the main process."""
+
+    def __call__(self, task, announce):
+        return Unsendable()
+
+
+class Unsendable:
+    def __reduce__(self):
+        raise RuntimeError("unable to write to file </torch_7_1>: No space left on device (28), shm")
+
+
+def test_an_answer_that_finds_no_room_is_one_line_too():
+    pool = WorkerPool(Full(), 1, lost=lambda *_: None)
+    with pytest.raises(ConfigError, match="dataloader_param.num_workers: no shared memory for a clip"):
+        next(pool.run([0]))
+    pool.close()
 
 
 class Filler:

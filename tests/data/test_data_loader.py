@@ -17,6 +17,7 @@ from data_helpers import LetterTokenizer, data_config, row, write_clip, write_li
 from mindspeed_mm.data import loader as loaders
 from mindspeed_mm.data.collate import collate
 from mindspeed_mm.data.dataset import ClipDataset, Tokens
+from mindspeed_mm.data.ledger import Ledger, Substitution
 from mindspeed_mm.data.lists.filters import filter_rows
 from mindspeed_mm.data.lists.sources import read_list
 from mindspeed_mm.data.loader import Loader, build_loader
@@ -302,6 +303,33 @@ def test_real_clips_run_through_worker_processes(clips, encoder_folder, tmp_path
 
 
 # ------------------------------------------------------------------------------- files that hang, ranks that share samples
+
+
+def test_clips_that_vanish_are_in_the_ledger_before_the_run_ends(tmp_path):
+    """The error named them, and the file said bad 0."""
+    for number in range(3):
+        write_clip(tmp_path / f"clip{number}.mp4", 9)
+    rows = [row(f"clip{number}.mp4") for number in range(3)]
+    ledger = Ledger(tmp_path / "bad.json")
+    loader = loader_of(write_list(tmp_path, rows), ledger=ledger, group_size=1)
+    batches = iter(loader)
+    next(batches)
+    for number in range(3):
+        (tmp_path / f"clip{number}.mp4").unlink()
+    with pytest.raises(DataError, match="3 files of shape .* in a row cannot be used"):
+        for _ in range(3):
+            next(batches)
+    found = json.loads((tmp_path / "bad.json").read_text())
+    assert found["bad"] >= 3 and len(found["bad_samples"]) == 3
+
+
+def test_a_ledger_that_cannot_be_written_ends_nothing(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    ledger = Ledger(tmp_path / "file" / "bad.json")
+    for _ in range(2):
+        ledger.note([Substitution("a.mp4", "broken")], 1)
+        ledger.sync()
+    assert caplog.text.count("cannot be written") == 1
 
 
 def clips_and(tmp_path, bad: str, count: int = 4):

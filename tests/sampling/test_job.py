@@ -17,6 +17,7 @@ from mindspeed_mm.config import resolve
 from mindspeed_mm.errors import ConfigError, SamplingError
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.platforms.cpu import CpuPlatform
+from mindspeed_mm.sampling import record
 from mindspeed_mm.sampling.run import run
 
 PROMPTS = [
@@ -149,13 +150,28 @@ def test_one_failure_does_not_end_the_rest(small_model, finished, tmp_path):
         sample(flags(small_model, folder, bad))
     assert sorted(path.name for path in folder.glob("video_*.mp4")) == [FILES[0], FILES[2], "video_grid.mp4"]
     assert (folder / FILES[0]).read_bytes() == (finished / FILES[0]).read_bytes()
-    record = read(folder, "video_000001")
-    assert record["status"] == "failed" and "velocity is not finite" in record["error"]
+    entry = read(folder, "video_000001")
+    assert entry["status"] == "failed" and "velocity is not finite" in entry["error"]
     page = (folder / "index.html").read_text()
     assert "velocity is not finite" in page
     good = [PROMPTS[0], PROMPTS[1], *PROMPTS[2:]]
     assert sample(flags(small_model, folder, good, "--resume")) == ["video_000001.mp4"]
     assert contents(folder) == contents(finished)
+
+
+def test_a_record_that_cannot_be_written_does_not_end_the_rest(small_model, tmp_path, monkeypatch):
+    """A full disk takes neither a video nor the record of its failure."""
+    write = record.write
+
+    def full_for_the_second(path, entry):
+        if path.stem == "video_000001":
+            raise OSError(28, "No space left on device")
+        write(path, entry)
+
+    monkeypatch.setattr(record, "write", full_for_the_second)
+    with pytest.raises(SamplingError, match=r"1 of 3 samples could not be made, the first is video_000001: .*No space"):
+        sample(flags(small_model, tmp_path / "samples", PROMPTS[:3]))
+    assert {path.name for path in (tmp_path / "samples").glob("video_0*.mp4")} == {FILES[0], FILES[2]}
 
 
 def test_in_a_batch_one_failure_does_not_end_the_others(small_model, tmp_path, monkeypatch):

@@ -160,6 +160,7 @@ def test_numbers_go_to_the_log_and_the_file(tmp_path):
     for field in ("loss: ", "grad norm: ", "clip threshold: ", "learning rate: ", "samples/s: ", "tokens/s: ",
                   "TFLOP/s: ", "MFU: ", "memory: ", "data wait: ", "ETA: "):  # fmt: skip
         assert field in steps[-1]
+    assert [line.split(":")[0] for line in first if "median" in line] == ["slowest rank"] * 2
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows] == [1, 2, 3, 4]
     assert rows[-1]["consumed_samples"] == 16

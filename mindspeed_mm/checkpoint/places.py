@@ -1,0 +1,37 @@
+"""What a program will write is tried before it spends minutes on weights: a full or read-only disk, a file for a folder."""
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from mindspeed_mm.errors import ConfigError
+
+_PROBE_BYTES = 1 << 20
+
+
+def check(folders: Mapping[str, str | Path | None], rank: int) -> None:
+    """Write 1 MiB to each folder, made if it is missing, and delete it again. ConfigError, with its flag, for the first
+    that takes nothing. folders: flag -> folder, None where nothing will be written."""
+    for flag, folder in folders.items():
+        if folder is not None:
+            _check(flag, Path(folder), rank)
+
+
+def _check(flag: str, folder: Path, rank: int) -> None:
+    probe = folder / f".probe.{rank}.{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(probe, "wb") as file:
+                file.write(bytes(_PROBE_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigError(
+            f"{flag} {folder}: cannot be written ({reason}); name a folder on a disk that has room and may be written"
+        ) from None
