@@ -98,11 +98,11 @@ class PyavReader:
         wanted.clear()
         decoding = Decoding(wanted.path, container)
         show = self._screen(wanted.path, decoding)
-        index, start = -1, None
+        index, start, unit = -1, None, float(decoding.stream.time_base or 0)
         for index, (frame, fault) in enumerate(decoding):
             start = frame.pts if index == 0 else start
             timed = frame.pts is not None and start is not None
-            pace.see(index, float((frame.pts - start) * decoding.stream.time_base) if timed else None)
+            pace.see(index, (frame.pts - start) * unit if timed else None)
             yield from wanted.offer(index, frame, fault, show)
             if wanted.complete:
                 return

@@ -70,6 +70,7 @@ class Screen:
         if not 1 / _MOST_OBLONG <= aspect <= _MOST_OBLONG:
             raise DataError(f"{path}: pixels of {aspect.numerator}:{aspect.denominator} cannot be meant")
         self._path, self._rgb, self._aspect = path, rgb, aspect
+        self._square = aspect == _SQUARE
         self._reformatter = VideoReformatter()
         self._chains: dict[tuple, _Chain] = {}
 
@@ -88,7 +89,7 @@ class Screen:
         filters = [_DEINTERLACE] if frame.interlaced_frame else []
         if int(frame.color_trc) in _HDR:
             filters.append(_TONE_MAP)
-        if self._aspect != _SQUARE:
+        if not self._square:
             width = _shown_width(frame.width, self._aspect)
             if width * frame.height > MAX_PIXELS:
                 raise DataError(f"{self._path}: is shown at {width}x{frame.height} pixels; {MAX_PIXELS} are the limit")
