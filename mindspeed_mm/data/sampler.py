@@ -13,7 +13,7 @@ the original's order.)
 
 The position in the stream is a count of samples taken by all ranks together. If the group size changes on a resume, the
 clips that the running epoch has not seen are grouped anew, so that each is still seen exactly once. Shapes that are too
-rare for a group size (`is_rare`) are left out here, so that a clip's place in the list is the same at all of them.
+rare for a group size (`common_shapes`) are left out here, so that a clip's place in the list is the same at all of them.
 """
 
 import collections
@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from mindspeed_mm.data.lists.filters import is_rare
+from mindspeed_mm.data.lists.filters import common_shapes
 from mindspeed_mm.errors import ConfigError, DataError
 
 
@@ -132,9 +132,7 @@ class GroupedSampler:
 
     def shapes(self, group_size: int) -> dict[str, int]:
         """Shapes that a group size takes clips of, and how many there are."""
-        return {
-            key: count for key, count in self._counts.items() if not (self._drop_rare and is_rare(count, group_size))
-        }
+        return common_shapes(self._counts, group_size) if self._drop_rare else dict(self._counts)
 
     def members(self, group_size: int) -> list[int]:
         """The clips that a group size takes."""

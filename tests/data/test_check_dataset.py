@@ -67,7 +67,7 @@ def test_the_exit_code_says_whether_a_run_can_start(tmp_path):
     assert f"bad sample: {tmp_path}/c.mp4: cannot be decoded" in bad.stdout
     assert (tmp_path / "out" / "shapes.png").exists()
     assert len(json.loads((tmp_path / "out" / "check.json").read_text())["decoded"]) == 8
-    nothing = run_tool(config, "--global-batch-size", 3)
+    nothing = run_tool(config, "--global-batch-size", 9)
     assert nothing.returncode == 1 and nothing.stderr.startswith("error: ") and "rare_shape" in nothing.stderr
     write_clip(tmp_path / "c.mp4", 12)
     assert run_tool(config).returncode == 0

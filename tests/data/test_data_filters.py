@@ -7,7 +7,7 @@ import pytest
 from data_helpers import row
 
 from mindspeed_mm.config.data import PreprocessConfig
-from mindspeed_mm.data.lists.filters import filter_rows
+from mindspeed_mm.data.lists.filters import common_shapes, filter_rows
 from mindspeed_mm.data.lists.sources import read_annotation
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.schema import build, node_from_python
@@ -157,8 +157,15 @@ def test_a_list_of_which_nothing_is_left_is_one_line_with_rules_and_counts(tmp_p
 
 
 def test_too_few_clips_of_every_shape_says_how_many_are_needed(tmp_path):
-    with pytest.raises(DataError, match=r"rare_shape 3 .*asks for 8 clips of one shape \(4 x --global-batch-size\)"):
-        filter_rows(rows_of(tmp_path, [row(f"{n}.mp4") for n in range(3)]), preprocess(**SMALL_SIZE), 2)
+    with pytest.raises(DataError, match=r"rare_shape 3 .*asks for 4 clips of one shape \(--global-batch-size\)"):
+        filter_rows(rows_of(tmp_path, [row(f"{n}.mp4") for n in range(3)]), preprocess(**SMALL_SIZE), 4)
+
+
+def test_a_list_of_two_clips_is_enough_for_a_step(tmp_path):
+    rows = rows_of(tmp_path, [row("a.mp4"), row("b.mp4")])
+    assert len(filter_rows(rows, preprocess(**SMALL_SIZE), 1).clips) == 2
+    assert common_shapes({"a": 8, "b": 7}, 2) == {"a": 8}  # as in the original, where a shape has enough
+    assert common_shapes({"a": 7, "b": 2, "c": 1}, 2) == {"a": 7, "b": 2}
 
 
 def test_the_real_clips_are_enough_for_a_batch_of_one(clips):

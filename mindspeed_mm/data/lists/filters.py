@@ -7,7 +7,7 @@ list shrinks; a list of which nothing is left is an error that says the same in 
 import collections
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
@@ -107,9 +107,13 @@ class FilterResult:
         }
 
 
-def is_rare(count: int, group_size: int) -> bool:
-    """Whether a shape of `count` clips is left out where steps take `group_size` of one shape (rule rare_shape)."""
-    return count < 4 * group_size
+def common_shapes(counts: Mapping[str, int], group_size: int) -> dict[str, int]:
+    """The shapes, and how many clips they have, of which steps take `group_size` at a time; the others are rule rare_shape.
+
+    A shape needs clips for four steps, as in the original. Where none has as many, a small list, one step is enough.
+    """
+    enough = 4 * group_size if any(count >= 4 * group_size for count in counts.values()) else group_size
+    return {key: count for key, count in counts.items() if count >= enough}
 
 
 def filter_rows(
@@ -117,7 +121,7 @@ def filter_rows(
 ) -> FilterResult:
     """Apply all rules. `source` names the list in the error that is raised when nothing is left.
 
-    Shapes with fewer than 4 * global_batch_size clips are dropped (rule rare_shape); None keeps them.
+    Shapes with too few clips for global_batch_size are dropped (`common_shapes`); None keeps them.
     """
     draws = torch.Generator().manual_seed(config.seed)
     dropped: dict[str, list[str]] = {}
@@ -133,10 +137,10 @@ def filter_rows(
     usable = tuple(clips)
     if global_batch_size is not None:
         counts = collections.Counter(clip.key for clip in clips)
-        rare = {key for key, count in counts.items() if is_rare(count, global_batch_size)}
-        if rare:
-            dropped["rare_shape"] = [f"{clip.row.path} {clip.key}" for clip in clips if clip.key in rare]
-            clips = [clip for clip in clips if clip.key not in rare]
+        common = common_shapes(counts, global_batch_size)
+        if len(common) < len(counts):
+            dropped["rare_shape"] = [f"{clip.row.path} {clip.key}" for clip in clips if clip.key not in common]
+            clips = [clip for clip in clips if clip.key in common]
     report = tuple(
         Dropped(rule, tuple(paths)) for rule, paths in sorted(dropped.items(), key=lambda item: -len(item[1]))
     )
@@ -149,7 +153,7 @@ def _nothing_left(source, total, report, config: PreprocessConfig, global_batch_
     rules = "; ".join(str(dropped) for dropped in report) or "the list is empty"
     text = f"{source}: none of {total} rows can be used: {rules}."
     if any(dropped.rule == "rare_shape" for dropped in report):
-        text += f" rare_shape asks for {4 * global_batch_size} clips of one shape (4 x --global-batch-size)."
+        text += f" rare_shape asks for {global_batch_size} clips of one shape (--global-batch-size)."
     if any(dropped.rule == "unknown_type" for dropped in report):
         text += f" {suffixes.accepted()}.".replace(" videos", " Videos", 1)
     return text + (
