@@ -78,6 +78,7 @@ def image_formats() -> tuple[str, ...]:
     )
 
 
+@functools.lru_cache(maxsize=256)  # the rules of the filter ask for one row many times
 def kind_of(path: str, num_frames: int | None = None) -> str:
     """'video', 'image' or 'unknown', by the suffix in any case. num_frames: of the row."""
     suffix = os.path.splitext(path)[1].lower()

@@ -180,13 +180,13 @@ def test_their_files_are_checked_trained_and_extracted(theirs):
 
 
 def test_their_inference_json_samples_and_serves(theirs):
-    change(theirs / "inference_model.json", "predictor.from_pretrained", str(theirs / "model.pt"))
     import torch
 
     from mindspeed_mm.config.model_dialects import network_config
 
     config = network_config(theirs / "inference_model.json")
     torch.save(mm.build_denoiser(config).state_dict(), theirs / "model.pt")
+    change(theirs / "inference_model.json", "predictor.from_pretrained", str(theirs / "model.pt"))
     flags = ["--mm-model", theirs / "inference_model.json", "--bf16"]
     assert resolve.serve_config([str(flag) for flag in flags], world_size=1).sample.model.micro_batch_size == 1
     pipe = mm.T2VPipeline.from_config(str(theirs / "inference_model.json"))
