@@ -310,7 +310,9 @@ def weights_door(
             found = {name: weights.part(name) for name in weights}
         finally:
             path.write_bytes(whole[path])
-        if found.keys() != wanted.keys() or any(found[name].shape != wanted[name].shape for name in wanted):
+        if found.keys() != wanted.keys():
+            raise MMError("other names")  # as every network says that is loaded from them (`released.compare`)
+        if any(found[name].shape != wanted[name].shape for name in wanted):
             return not strict and all(torch.isfinite(value).all() for value in found.values())
         return not strict or all(torch.equal(found[name], wanted[name]) for name in wanted)
 
