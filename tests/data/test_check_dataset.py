@@ -80,14 +80,15 @@ def test_rows_are_compared_with_their_files_and_shown(tmp_path):
     rows = [
         row("a.mp4", num_frames=12),
         row("b.mp4", height=128, width=64, num_frames=12),
-        row("c.mp4", num_frames=120),
+        row("c.mp4", num_frames=40),
     ]
-    rows += [row("d.mp4", num_frames=12, fps=240), row("e.mp4", num_frames=12, cap="<br>A <b>Cat</b> sleeps")]
+    rows += [row("d.mp4", num_frames=12, fps=30), row("e.mp4", num_frames=12, cap="<br>A <b>Cat</b> sleeps")]
     settings = {"train_fps": 24, "min_h_div_w_ratio": 0.1, "max_h_div_w_ratio": 10}
     found = check_list(data_config(write_list(tmp_path, rows), settings), global_batch_size=1, samples=5, processes=1)
     said = {Path(one.path).name: one.look.differences for one in found.different}
     assert said["b.mp4"] == ("its row says 128x64 (height x width), the file is shown at 64x128: transposed",)
-    assert "a.mp4" not in said and "e.mp4" not in said
+    assert said["d.mp4"] == ("its row says 30 fps, the file has 24",)
+    assert sorted(said) == ["b.mp4", "d.mp4"] and [Path(one.path).name for one in found.faults] == ["c.mp4"]
     assert "data: " + str(tmp_path / "b.mp4") in "\n".join(found.lines())
     found.draw(tmp_path / "samples.png")
     with Image.open(tmp_path / "samples.png") as picture:
