@@ -140,6 +140,15 @@ class Family:
             if value != mine[key]
         )
 
+    def missing(self, names: Iterable[str], shape_of: Callable[[str], Shape]) -> list[str]:
+        """Parameters that weights lack although their other names say that the network has them."""
+        names = set(names)
+        described = self.describe(names, shape_of)
+        if not described:
+            return []
+        wanted = self.parameters(self.config(**described))
+        return [name for name in wanted if name not in names and not self.may_be_missing(name)]
+
     def describe_config(self, config: object) -> dict[str, object]:
         """What weights of this config would say of it."""
         shapes = {name: parameter.shape for name, parameter in self.parameters(config).items()}

@@ -5,7 +5,7 @@ from pathlib import Path
 from mindspeed_mm import families, logs
 from mindspeed_mm.checkpoint import released, sources, targets
 from mindspeed_mm.checkpoint.plan import Plan, human
-from mindspeed_mm.checkpoint.reshard import Weights
+from mindspeed_mm.checkpoint.reshard import Weights, some
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.families.base import Dialect
 
@@ -94,6 +94,11 @@ def _denoiser_weights(checkpoint: sources.Checkpoint, ema: bool) -> Weights:
     weights = checkpoint.weights(ema)
     for name in weights:
         checkpoint.split(name)  # raises for a name of another model
+    missing = checkpoint.family.missing(weights, weights.shape) if checkpoint.family else []
+    if missing:
+        raise CheckpointError(
+            f"{weights.origin}: {len(missing)} parameters are missing ({some(missing)}); the file is damaged or incomplete"
+        )
     return weights
 
 

@@ -109,6 +109,15 @@ def test_what_weights_say_is_what_their_config_says():
     )
 
 
+@pytest.mark.parametrize("lost", ["transformer_blocks.3.5.ff.net.2.weight", "skip_norm_linear.1.1.bias"])
+def test_weights_that_lack_a_parameter_are_told_by_their_other_names(lost):
+    family = families.DENOISERS["SparseUMMDiT"]
+    shapes = {name: fact.shape for name, fact in sparse_ummdit.parameters(V1_5).items()}
+    assert family.missing(shapes, shapes.__getitem__) == []
+    del shapes[lost]
+    assert family.missing(shapes, shapes.__getitem__) == [lost]
+
+
 def test_a_parameters_split_is_known_from_its_name_at_any_size():
     wanted = {
         "transformer_blocks.5.3.attn1.to_q.weight": 0,
