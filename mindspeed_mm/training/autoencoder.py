@@ -41,7 +41,7 @@ Parts = dict[str, Tensor]
 
 
 class AutoencoderTrainer:
-    """Runs `train_iters` steps, from the latest checkpoint of --load if there is one, and exports the weights."""
+    """Runs `train_iters` steps, from the latest checkpoint of --load if there is one, then exports the weights."""
 
     def __init__(self, config: AutoencoderRunConfig, platform: Platform, parallel: ParallelContext):
         """Builds everything on this rank's device; collective."""
