@@ -1,1 +1,1 @@
-"""Training: where data, networks, diffusion, optimizer and checkpoints meet."""
+"""Training: joins data, networks, diffusion, optimizer and checkpoints into a run."""

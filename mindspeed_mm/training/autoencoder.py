@@ -1,4 +1,4 @@
-"""Training of the autoencoder: the parts of a denoiser's run (engine, update, EMA, checkpoints) around another loss."""
+"""Training of the autoencoder: reuses the denoiser's engine, update, EMA and checkpoints, with another loss."""
 
 import dataclasses
 import itertools
@@ -36,7 +36,7 @@ from mindspeed_mm.types import TORCH_DTYPES, Batch
 from mindspeed_mm.weights import load_autoencoder
 
 _log = logs.get(__name__)
-_FRESH_LOGVAR = -6.0  # of fresh weights' posteriors: noise of deviation 1 drowns latents that say little yet
+_FRESH_LOGVAR = -6.0  # log-variance of fresh posteriors: noise of deviation 1 would drown their weak latents
 Parts = dict[str, Tensor]
 
 
@@ -44,7 +44,7 @@ class AutoencoderTrainer:
     """Runs `train_iters` steps, from the latest checkpoint of --load if there is one, then exports the weights."""
 
     def __init__(self, config: AutoencoderRunConfig, platform: Platform, parallel: ParallelContext):
-        """Builds everything on this rank's device; collective."""
+        """Builds all parts on this rank's device; collective."""
         self.config = config
         self.parallel = parallel
         self.device = platform.device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -69,9 +69,10 @@ class AutoencoderTrainer:
         self.micro_batches = config.global_batch_size // (config.micro_batch_size * parallel.data_size)
 
     def fit(self, request: StopRequest | None = None) -> Reason | None:
-        """Train to the end, or until a signal asks to stop; then export. Returns why it ended before, if it did.
+        """Trains to the end, or until a signal asks to stop, and exports the weights. Returns the reason of an early
+        end.
 
-        request: what this process is asked by signals; None: they are not heeded.
+        request: receives this process's signals; None ignores signals.
         """
         request = request or StopRequest()
         config, state = self.config, self.state
@@ -79,7 +80,7 @@ class AutoencoderTrainer:
         batches = iter(state.loader)
         self.objective.train()
         first = state.iteration
-        every = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file is no terminal
+        every = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file gets fewer lines than a terminal
         hidden = not self.parallel.is_first
         ending = signals.agreed(request.signal())
         with tqdm(
@@ -107,12 +108,12 @@ class AutoencoderTrainer:
         return ending
 
     def _step(self, batches) -> tuple[Parts, StepReport]:
-        """One update; returns the loss and its parts, means over the global batch."""
+        """Performs one update. Returns the loss and its parts, averaged over the global batch."""
         self.engine.start_step()
         total: Parts = {}
         for index in range(self.micro_batches):
             batch: Batch = next(batches).to(self.device)
-            if self.config.autoencoder.dropout:  # torch's generator decides what is dropped
+            if self.config.autoencoder.dropout:  # dropout draws from torch's generator
                 torch.manual_seed(derive(self.config.seed, "dropout", *itertools.chain(*batch.addresses)))
             with self.engine.micro_batch(last=index == self.micro_batches - 1):
                 loss, parts = self.engine.ddp(batch.video, self._noise(batch))
@@ -122,7 +123,7 @@ class AutoencoderTrainer:
         return total, self.optimizer()
 
     def _noise(self, batch: Batch) -> Tensor:
-        """Of the posteriors, each clip's own."""
+        """Posterior noise, seeded per clip."""
         config = self.config.autoencoder
         grid = LatentGrid.of_video(*batch.video.shape[2:], config.strides)
         like = batch.video.new_empty(grid.shape(len(batch.addresses), config.latent_dim))
@@ -155,7 +156,7 @@ class AutoencoderTrainer:
         return iteration % checkpoint.save_interval == 0 or iteration == self.config.train_iters
 
     def _save(self, last: bool) -> None:
-        """A failure, such as a full disk, ends the run only if no later save can make up for it."""
+        """Saves now. An error such as a full disk ends the run only if no later save is planned."""
         if self.config.checkpoint.save is None:
             return
         try:
@@ -168,7 +169,7 @@ class AutoencoderTrainer:
         _log.info(f"saved iteration {self.state.iteration} to {self.config.checkpoint.save}")
 
     def export(self, path: Path) -> None:
-        """Write the averaged weights (the live ones where there is no average) as one flat state dict; collective."""
+        """Writes the averaged weights, or the live ones without EMA, as one flat state dict; collective."""
         main, ema = self.engine.main_shards(), self.optimizer.ema
         values = [shard.main if ema is None else ema.shards[shard.name] for shard in main]
         dtype = TORCH_DTYPES[self.config.export_dtype]
@@ -181,7 +182,7 @@ class AutoencoderTrainer:
 
 
 def _autoencoder(config: AutoencoderRunConfig, device: torch.device):
-    """Published weights or fresh ones, to be trained on whole clips."""
+    """The autoencoder with published or fresh weights, set to train on whole clips."""
     whole = dataclasses.replace(config.autoencoder, use_tiling=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "autoencoder"))

@@ -1,4 +1,4 @@
-"""The loss of the autoencoder: reconstruction, Kullback-Leibler divergence, and wavelet flow (WF-VAE, 2411.17459)."""
+"""Loss of the autoencoder: reconstruction, Kullback-Leibler divergence and wavelet flow (WF-VAE, 2411.17459)."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from mindspeed_mm.config.autoencoder import DISTANCES, AutoencoderLossConfig
 from mindspeed_mm.models.wfvae.model import WFVAE
 
-LEVELS = ("l1", "l2")  # of the subbands below the first, as the networks call them
+LEVELS = ("l1", "l2")  # names, as in the networks, for the levels of subbands below the first
 
 
 class AutoencoderObjective(nn.Module):
-    """An autoencoder with its loss as forward pass, so that gradients are exchanged as around any other network."""
+    """An autoencoder whose forward pass returns its loss, so that the engine can wrap it like any other network."""
 
     def __init__(self, autoencoder: WFVAE, config: AutoencoderLossConfig):
-        """autoencoder: one that takes clips whole (use_tiling false), since subbands are compared as they pass."""
+        """autoencoder: must take whole clips (use_tiling false), since the loss compares subbands of whole clips."""
         super().__init__()
         if autoencoder.config.use_tiling:
             raise ValueError("an autoencoder with use_tiling cannot be trained: give it use_tiling false")
@@ -24,9 +24,10 @@ class AutoencoderObjective(nn.Module):
         self.config = config
 
     def forward(self, video: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss, a scalar, and its parts, of clips [B,3,T,H,W] in [-1,1]; noise: standard normal, of the latents' shape.
+        """Returns the loss, a scalar, and its parts, for clips [B,3,T,H,W] in [-1,1].
 
-        Each part is a mean over clips of a sum, divided by the number of values of a clip.
+        noise: standard normal, in the shape of the latents. Each part is a sum over one clip, divided by the number of
+        its values and averaged over clips.
         """
         with recorded_bands(self.autoencoder) as bands:
             mean, logvar = self.autoencoder.encode_moments(video)
@@ -46,23 +47,25 @@ class AutoencoderObjective(nn.Module):
         return loss, {name: part.detach() for name, part in parts.items()}
 
     def _distance(self, one: Tensor, other: Tensor) -> Tensor:
-        """Sum of the absolute differences, or of their squares."""
+        """Sum of absolute or squared differences, as configured."""
         difference = one.float() - other.float()
         return DISTANCES[self.config.distance](difference)
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
-    """Of each posterior from the standard normal (1312.6114, appendix B), in nats, elementwise, fp32."""
+    """Kullback-Leibler divergence of posteriors from the standard normal (1312.6114, appendix B): nats, elementwise,
+    fp32.
+    """
     mean, logvar = mean.float(), logvar.float()
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
 
 
 @contextlib.contextmanager
 def recorded_bands(autoencoder: WFVAE) -> Iterator[dict[str, list[Tensor]]]:
-    """The subbands of both levels that pass through the networks meanwhile: level -> [encoder's, decoder's].
+    """Records subbands while the context is open. Returns level -> [encoder's, decoder's].
 
-    The wavelet loss asks the decoder to rebuild the subbands that the encoder took the video apart into. Both pass
-    through modules of their own, so they are read there and the networks' signatures stay as they are.
+    The wavelet loss asks the decoder to rebuild the subbands into which the encoder split the video. Hooks on the
+    modules that carry them leave the networks' signatures unchanged.
     """
     bands: dict[str, list[Tensor]] = {level: [] for level in LEVELS}
     handles = []

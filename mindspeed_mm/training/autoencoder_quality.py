@@ -1,4 +1,4 @@
-"""How good an autoencoder is on the clips of a list, and how its latents are distributed."""
+"""Reconstruction quality of an autoencoder on a list of clips, and statistics of its latents."""
 
 import dataclasses
 import itertools
@@ -15,17 +15,18 @@ from mindspeed_mm.models.wfvae.model import WFVAE
 from mindspeed_mm.ops.quality import psnr, ssim
 from mindspeed_mm.weights import load_autoencoder
 
-_LEAST_DEVIATION = 1e-4  # of a latent channel that says anything
+_LEAST_DEVIATION = 1e-4  # below this deviation a latent channel counts as constant
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AutoencoderQuality:
-    """What was measured on `clips` clips.
+    """Results of an evaluation on `clips` clips.
 
-    psnr (dB) and ssim: means over clips of the reconstruction from the posterior's mean, without its noise.
-    shift, scale: per latent channel the mean and one over the deviation of z, the posterior's noise included, so that
-    (z - shift) * scale has mean 0 and deviation 1. comparison: [T,H,3W,3] uint8, each row a clip: original,
-    reconstruction, and four times their difference.
+    psnr (dB) and ssim: means over clips; the reconstruction decodes the posterior's mean without noise.
+    shift, scale: the mean and the inverse deviation of each channel of z, posterior noise included; (z - shift) *
+    scale has mean 0 and deviation 1.
+    comparison: [T,H,3W,3] uint8; each row shows the original of a clip, its reconstruction and four times their
+    difference.
     """
 
     clips: int
@@ -37,7 +38,7 @@ class AutoencoderQuality:
 
 
 def measure(config: AutoencoderEvaluationConfig, device: torch.device) -> AutoencoderQuality:
-    """Reconstruct the first clips of the list; one process. Raises CheckpointError for weights with a constant latent."""
+    """Reconstructs the first clips of the list on one process. Raises CheckpointError if a latent channel is constant."""
     autoencoder = build_autoencoder(config.autoencoder, device=device)
     load_autoencoder(autoencoder, config.autoencoder.from_pretrained)
     loader = build_loader(
@@ -56,7 +57,7 @@ def measure(config: AutoencoderEvaluationConfig, device: torch.device) -> Autoen
     latents, ratios, similarities, rows = _Moments(config.autoencoder.latent_dim), [], [], []
     rounds = -(-clips // config.batch_size)
     for batch in tqdm(itertools.islice(loader, rounds), total=rounds, desc="reconstructing", unit="batch", leave=False):
-        left = clips - len(ratios)  # the last batch may hold clips for the second time
+        left = clips - len(ratios)  # the last batch may repeat clips
         video = batch.video[:left].to(device)
         output, mean, logvar = _reconstruct(autoencoder, video)
         latents.add(mean, logvar)
@@ -76,14 +77,14 @@ def _reconstruct(autoencoder: WFVAE, video: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 class _Moments:
-    """Sums over latents, for their mean and deviation per channel."""
+    """Accumulates sums over latents and gives their mean and deviation per channel."""
 
     def __init__(self, channels: int):
         self.count = 0
         self.sums = torch.zeros(2, channels, dtype=torch.float64)
 
     def add(self, mean: Tensor, logvar: Tensor) -> None:
-        """Posteriors [B,C,t,h,w]: E z = mean, E z^2 = mean^2 + variance."""
+        """Adds posteriors [B,C,t,h,w]: E z = mean, E z^2 = mean^2 + variance."""
         mean, variance = mean.double().cpu(), logvar.double().exp().cpu()
         axes = (0, 2, 3, 4)
         self.count += mean.numel() // mean.shape[1]

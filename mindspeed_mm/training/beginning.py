@@ -1,4 +1,4 @@
-"""What a run begins from, settled before any weight is loaded: the first rank looks, all ranks have to see the same."""
+"""Chooses the checkpoint that a run starts from, before any weight is loaded; all ranks must agree with the first."""
 
 import dataclasses
 from pathlib import Path
@@ -13,9 +13,11 @@ _log = logs.get(__name__)
 
 
 def settle(checkpoint: CheckpointConfig, parallel: ParallelContext, restarts: int = 0) -> CheckpointConfig:
-    """What to load, the same on every rank; collective. CheckpointError where nodes see other folders.
+    """Decides which folder to load, the same on every rank; collective. Raises CheckpointError if nodes see different
+    folders.
 
-    restarts: how often torchrun has restarted the ranks (--max-restarts); then the run's own checkpoints come first.
+    restarts: number of restarts by torchrun (--max-restarts) so far; above 0 the run's own checkpoints take
+    precedence.
     """
     save, load = checkpoint.save, checkpoint.load
     own = choice.Found()
@@ -39,14 +41,14 @@ def settle(checkpoint: CheckpointConfig, parallel: ParallelContext, restarts: in
 
 
 def is_own(checkpoint: CheckpointConfig) -> bool:
-    """Whether a run loads what it saves, as scripts do that start a run and start it again."""
+    """True if a run loads from the folder it saves to, as scripts do that start and restart a run."""
     return (
         checkpoint.save is not None and checkpoint.load is not None and Path(checkpoint.load) == Path(checkpoint.save)
     )
 
 
 def refuse_empty(checkpoint: CheckpointConfig) -> None:
-    """What to do where --load holds no checkpoint: CheckpointError, unless it is the run's own folder."""
+    """Handles a --load without a checkpoint: raises CheckpointError unless it is the run's own folder."""
     if not is_own(checkpoint):
         raise CheckpointError(
             f"--load {checkpoint.load}: holds no checkpoint; leave --load out to start from iteration 0"

@@ -1,4 +1,4 @@
-"""From a RunConfig to a Trainer: every part is built here and handed to those that need it."""
+"""Builds a Trainer from a RunConfig: creates each part and passes it to the parts that use it."""
 
 import os
 from collections.abc import Callable
@@ -41,7 +41,9 @@ def build_trainer(
     parallel: ParallelContext,
     build_sampler: Callable[[Engine, Ema | None, FrozenEncoders], Sampler] | None = None,
 ) -> Trainer:
-    """Everything for a run, on this rank's device; collective. build_sampler: makes videos while training, if given."""
+    """Builds all parts of a run on this rank's device; collective. build_sampler: optional factory of videos while
+    training.
+    """
     device = platform.device(int(os.environ.get("LOCAL_RANK", "0")))
     parallel.pulse.patience_s = 60 * config.report.hang_minutes
     if not config.model.load_text_features:
@@ -51,7 +53,8 @@ def build_trainer(
     encoders = _encoders(config, device)
     parallel.pulse.beat("loading the encoders")
     network = _denoiser(config, parallel, device)
-    meet("loading weights", parallel)  # the engine's collectives have a time limit, a rank with a slow disk may be late
+    # the engine's collectives have a time limit, and a rank with a slow disk may come late
+    meet("loading weights", parallel)
     engine = Engine(network, parallel, platform, config.optimizer, network.units())
     engine.schedule(config.global_batch_size)
     optimizer = _optimizer_step(config, engine)
@@ -69,7 +72,7 @@ def build_trainer(
 
 
 def build_extraction(config: RunConfig, platform: Platform, parallel: ParallelContext) -> Extraction:
-    """What fills a run's feature folder, on this rank's device; collective."""
+    """Builds the job that fills a run's feature folder, on this rank's device; collective."""
     device = platform.device(int(os.environ.get("LOCAL_RANK", "0")))
     check_widths(config.model)
     autoencoder = frozen_autoencoder(config.model.ae, device, config.precision.autoencoder)
@@ -78,7 +81,7 @@ def build_extraction(config: RunConfig, platform: Platform, parallel: ParallelCo
 
 
 def _encoders(config: RunConfig, device: torch.device) -> FrozenEncoders:
-    """The encoders, without those that stored features stand for; videos while training need the weights of all."""
+    """Encoders that stored features do not replace; videos while training need all encoders' weights."""
     model, samples = config.model, config.evaluation.sample_model is not None
     autoencoder = text = None
     if samples or not model.load_video_features:

@@ -1,4 +1,4 @@
-"""The data of a run: one list for all ranks, loaders that agree, one ledger."""
+"""Data of a run: one list for all ranks, loaders that agree, one ledger."""
 
 import dataclasses
 import functools
@@ -38,11 +38,11 @@ class RunData:
 
     @property
     def shares_encoders(self) -> bool:
-        """True if the ranks of one sample take turns at encoding (`enable_encoder_dp`)."""
+        """True if the ranks of one sample share the encoding (`enable_encoder_dp`)."""
         return self.config.model.enable_encoder_dp and len(self.hosts.sharers) > 1
 
     def train(self) -> Loader:
-        """The loader of training; see `share` of `Loader` for `shares_encoders`."""
+        """The training loader; its `share` (see `Loader`) follows `shares_encoders`."""
         config, alone = self.config, self.shares_encoders
         sharers = self.hosts.sharers
         share = (sharers.index(self.parallel.rank), len(sharers)) if alone else (0, 1)
@@ -58,7 +58,7 @@ class RunData:
         return self._loader(dataset, ledger, alone, share=share)
 
     def held_out(self) -> Loader:
-        """The loader of evaluation, over another list, whole and in order."""
+        """The evaluation loader: reads the held-out list once, in order."""
         data = held_out_data(self.data, self.config.evaluation.data_path)
         return self._loader(self._dataset(data, None, None), None, alone=False, evaluation=True)
 
@@ -80,7 +80,7 @@ class RunData:
             agree=agree,
             **options,
         )
-        # Each rank has read the list from its own disk; with another one it would train on other clips, or other rows.
+        # Each rank reads the list from its own disk; a different list would train on other clips or rows.
         state = loader.state_dict()
         self._must_agree(
             (state["fingerprint"], state["paths"]), dataset.config.basic_parameters.data_path, "list of clips"
@@ -88,7 +88,7 @@ class RunData:
         return loader
 
     def _must_agree(self, mine, path: str | Path, what: str) -> None:
-        """DataError, on every rank, if one has read something else from a path than the first."""
+        """Raises DataError on every rank if any rank read another value from `path` than the first rank."""
         unlike = self.hosts.unlike_first(mine)
         if unlike is not None:
             raise DataError(
@@ -108,7 +108,9 @@ class RunData:
         return ClipDataset(result.usable, config, videos, texts, seed=self.config.seed)
 
     def _emptied(self, config: DatasetConfig, clips: tuple[Clip, ...]) -> Emptied:
-        """The captions that cleaning empties, as the first rank finds them. DataError on all if they are too many."""
+        """Captions that cleaning empties, as the first rank finds them. Raises DataError on all ranks if there are too
+        many.
+        """
         found = self.hosts.from_first(emptied((clip.row for clip in clips), config) if self.parallel.is_first else None)
         for line in found.lines():
             _log.warning(line)
@@ -119,7 +121,7 @@ class RunData:
         return found
 
     def _sources(self, config: DatasetConfig, clips: tuple[Clip, ...]):
-        """What makes the videos and the texts of samples: stored features where the model JSON asks for them."""
+        """Sources of videos and texts: stored features where the model JSON asks for them, else the files."""
         model = self.config.model
         videos = texts = None
         if model.load_video_features or model.load_text_features:
@@ -134,7 +136,9 @@ class RunData:
         return videos or VideoSource(config.preprocess_parameters), texts or load_tokens(config)
 
     def _stored_fault(self, folder: Path, config: DatasetConfig, clips: tuple[Clip, ...]) -> str | None:
-        """Why stored features cannot be used, if so. Reads parts of weights and looks at every file: one rank does it."""
+        """Reason why stored features cannot be used, or None. Reads weights and checks every file, so one rank calls
+        it.
+        """
         model = self.config.model
         try:
             if model.load_video_features:
@@ -148,7 +152,7 @@ class RunData:
         return None
 
     def rows(self, data: DataConfig) -> tuple[Row, ...]:
-        """The list of a config; the first rank opens the files that it says too little about."""
+        """Rows of a config's list; the first rank opens files whose rows lack facts."""
 
         def share(make):
             return self.hosts.from_first(make() if self.parallel.is_first else None)
@@ -162,7 +166,7 @@ def _write_json(file: Path, value: dict) -> None:
 
 
 def held_out_data(data: DataConfig, data_path: str) -> DataConfig:
-    """The data config with another list, and no dropped captions."""
+    """The data config with `data_path` in place of its list, and without caption dropout."""
     dataset = data.dataset_param
     sources = dataclasses.replace(dataset.basic_parameters, data_path=data_path)
     preprocess = dataclasses.replace(dataset.preprocess_parameters, cfg=0.0)
@@ -171,7 +175,7 @@ def held_out_data(data: DataConfig, data_path: str) -> DataConfig:
 
 
 def _with_time_limit(config: RunConfig) -> DataConfig:
-    """The data config with a limit for one clip that other ranks, which wait for it in a collective, survive."""
+    """The data config with a time limit per clip that is short enough for ranks waiting in a collective."""
     dataset = config.data.dataset_param
     preprocess = dataset.preprocess_parameters
     limit = 60 * min(config.launch.timeout_minutes, config.report.hang_minutes) / 4

@@ -1,8 +1,8 @@
-"""The frozen encoders' work shared by the ranks of one sample (`enable_encoder_dp`).
+"""Shares the frozen encoders' work among the ranks of one sample (`enable_encoder_dp`).
 
-TP and CP ranks train on the same micro-batches, so without this each of them decodes and encodes every one. Here rank r of
-n takes the r-th of the next n micro-batches (see `share` of the loader), and the latents and text features are given to
-all: a round of n micro-batches costs each rank the encoding of one.
+TP and CP ranks train on the same micro-batches, so by default each rank decodes and encodes all of them. With sharing,
+rank r of n encodes the r-th of the next n micro-batches (see `share` of the loader) and sends latents and text
+features to the others. A round of n micro-batches costs each rank one encoding.
 """
 
 import collections
@@ -20,7 +20,7 @@ from mindspeed_mm.types import Batch, TextFeatures
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Announced:
-    """What is said of a micro-batch before its tensors are sent: shapes and dtypes, and what is no tensor."""
+    """Header of a micro-batch, sent before its tensors: shapes, dtypes and values that are not tensors."""
 
     tensors: tuple[tuple[torch.Size, torch.dtype], ...]
     addresses: tuple[tuple[int, int], ...]
@@ -28,24 +28,26 @@ class _Announced:
 
 
 class SharedEncoders:
-    """Stands for FrozenEncoders in a TrainStep whose loader hands every batch out once per rank of a round."""
+    """Replaces FrozenEncoders in a TrainStep whose loader yields each batch once per rank of a round."""
 
     def __init__(self, encoders: FrozenEncoders, parallel: ParallelContext, hosts: Hosts):
         self.encoders = encoders
         self._group = parallel.tensor_and_context
         self._hosts = hosts
-        self._batch: Batch | None = None  # of this rank, in this round
+        self._batch: Batch | None = None  # this rank's batch in this round
         self._round: collections.deque[Encoded] = collections.deque()
 
     def __call__(self, batch: Batch) -> Encoded:
-        """The next micro-batch of the round; the first call with a new batch encodes it, and is collective."""
+        """Returns the next micro-batch of the round. The first call with a new batch encodes and exchanges it;
+        collective.
+        """
         if batch is not self._batch:
             self._batch = batch
             self._round = collections.deque(self._exchange(self.encoders(batch)))
         return self._round.popleft()
 
     def _exchange(self, mine: Encoded) -> list[Encoded]:
-        """The micro-batches of all ranks, in the order of the stream. Rounds may mix shapes, where optimizer steps meet."""
+        """Micro-batches of all ranks in stream order. A round may mix shapes, at the border of two optimizer steps."""
         tensors = _tensors(mine)
         announced = _Announced(tuple((t.shape, t.dtype) for t in tensors), mine.addresses, mine.paths)
         found = []
@@ -64,7 +66,7 @@ def _empty(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tenso
 
 
 def _tensors(sample: Encoded) -> list[Tensor]:
-    """As they are sent: bytes for bools, which not every backend sends."""
+    """Tensors in the form that is sent: bools become bytes, since some backends send no bools."""
     text = sample.text
     parts = (sample.latents, text.sequence, text.keep.to(torch.uint8), text.pooled, sample.keep.to(torch.uint8))
     return [part.contiguous() for part in parts]

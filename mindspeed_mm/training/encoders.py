@@ -1,4 +1,4 @@
-"""The frozen networks in front of the denoiser: clips and captions in, latents and text features out."""
+"""The frozen networks before the denoiser: turn clips and captions into latents and text features."""
 
 import dataclasses
 
@@ -13,21 +13,22 @@ from mindspeed_mm.types import Batch, Posterior, TextFeatures
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Encoded:
-    """A micro-batch as the denoiser sees it: z0 [B,C,T,H,W] fp32, its text, keep [B,T,H,W] bool."""
+    """A micro-batch as the denoiser takes it: z0 [B,C,T,H,W] fp32, text features, keep [B,T,H,W] bool."""
 
     latents: Tensor
     text: TextFeatures
     keep: Tensor
-    addresses: tuple[tuple[int, int], ...]  # of each sample's random numbers: (epoch, place in the list)
+    addresses: tuple[tuple[int, int], ...]  # (epoch, place in the list) per sample; addresses its random numbers
     paths: tuple[str, ...]
 
 
 class FrozenEncoders:
-    """WFVAE, T5 and CLIP on the device, without gradients; stored features pass through in place of what they would say."""
+    """WFVAE, T5 and CLIP on the device, without gradients; stored features replace the encoders' outputs."""
 
     def __init__(self, autoencoder: WFVAE, text: TextEncoders | None, device: torch.device, seed: int):
-        """autoencoder: with stored posteriors its weights may be on the meta device, since only its shift and scale are
-        used. text: None with stored text features."""
+        """autoencoder: with stored posteriors only its shift and scale are used, so its weights may be on the meta
+        device. text: None with stored text features.
+        """
         self.autoencoder = autoencoder.requires_grad_(False).eval()
         self.text = text
         self.device = device
@@ -35,7 +36,7 @@ class FrozenEncoders:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Encoded:
-        """Encode a micro-batch; the posterior is sampled, with noise that belongs to each sample."""
+        """Encodes a micro-batch and samples the posterior with noise seeded per sample."""
         batch = batch.to(self.device)
         posterior = self.posterior(batch)
         noise = per_sample_noise(posterior.mean, self.seed, "posterior", batch.addresses)
@@ -45,13 +46,13 @@ class FrozenEncoders:
 
     @torch.no_grad()
     def posterior(self, batch: Batch) -> Posterior:
-        """Of the clips of a batch on the device."""
+        """Posterior of a batch's clips, on the device."""
         if isinstance(batch.video, Posterior):
             return batch.video
         return Posterior(*self.autoencoder.encode_moments(batch.video))
 
 
 def per_sample_noise(like: Tensor, seed: int, purpose: str, addresses: tuple[tuple[int, int], ...]) -> Tensor:
-    """Standard normal noise [B,...] with a generator per sample: the same for a sample in any batch, on any layout."""
+    """Standard normal noise [B,...] from one generator per sample, the same for any batch and layout."""
     draws = [torch.randn(like.shape[1:], generator=generator(seed, purpose, *address)) for address in addresses]
     return torch.stack(draws).to(device=like.device, dtype=like.dtype)

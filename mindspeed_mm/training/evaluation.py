@@ -1,7 +1,7 @@
-"""Loss on held-out clips: fixed noise, in five bands of sigma, with the live weights and with their average.
+"""Loss on held-out clips: fixed noise, five bands of sigma, live weights and averaged weights.
 
-A training loss mixes all noise levels and new noise every step, so it moves little and jumps; this one repeats the same
-question.
+The training loss draws new noise levels and noise in every step, so it fluctuates. Here both are fixed, so two
+evaluations compare.
 """
 
 import sys
@@ -23,7 +23,7 @@ BANDS = 5
 
 
 class Evaluation:
-    """Evaluates `iterations` micro-batches of each data rank of a held-out list; every method is collective."""
+    """Evaluates `iterations` micro-batches of a held-out list on each data rank; every method is collective."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Evaluation:
         return found
 
     def _samples(self) -> list[Encoded]:
-        """Encoded once for both kinds of weights; the list is short."""
+        """Encodes the list once for both sets of weights; it is short enough to keep."""
         self.loader.rewind()
         batches = iter(self.loader)
         rounds = tqdm(
@@ -60,7 +60,7 @@ class Evaluation:
             desc="encoding held-out clips",
             disable=not self.engine.parallel.is_first,
             leave=False,
-            mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; a log file is no terminal
+            mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; a log file gets fewer lines than a terminal
         )
         samples = []
         for _ in rounds:
@@ -84,7 +84,7 @@ class Evaluation:
         return {name: sum(means) / BANDS, **bands}
 
     def _band_loss(self, network, sample: Encoded, band: int) -> Tensor:
-        """Mean squared error at a noise level of each sample's own within the band, with noise of its own."""
+        """Mean squared error within a band; noise level and noise are drawn per sample."""
         z0, seed, addresses = sample.latents, self.task.seed, sample.addresses
         levels = [torch.rand(1, generator=generator(seed, "eval sigma", band, *address)) for address in addresses]
         sigma = ((torch.cat(levels) + band) / BANDS).to(z0.device)

@@ -1,8 +1,8 @@
-"""Encoding a list once (`tools/extract_features.py`): posteriors of its clips and features of its captions into a store.
+"""Encodes a list once (`tools/extract_features.py`): stores posteriors of its clips and features of its captions.
 
-Any number of processes share the work, and what is in the store already is left out, so it can be stopped and started
-again at another size. Samples are encoded one at a time, as a run with --micro-batch-size 1 encodes them, so that it gets
-the same bits.
+Any number of processes share the work. They skip entries that are already stored, so the tool can be stopped and
+started again with another number of processes. Samples are encoded one at a time, as in a run with --micro-batch-size
+1, so that such a run gets the same bits.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ _NO_TEXT = TokenIds(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Task:
-    """One crop of one clip; fault: why it is given up, if it is."""
+    """One crop of one clip. fault: the reason for which it cannot be encoded, or None."""
 
     clip: Clip
     crop: int
@@ -44,10 +44,12 @@ class Task:
 
 
 class Extraction:
-    """Fills the feature folder of a run; every method is collective over all processes, each of which is a data rank."""
+    """Fills the feature folder of a run. Each process is a data rank; every method is collective."""
 
     def __init__(self, config: RunConfig, data: RunData, encoders: FrozenEncoders):
-        """ConfigError without a feature_folder. data: of `config`; encoders: the parts that are used need weights."""
+        """data: built from `config`. encoders: the parts in use must have weights. Raises ConfigError without a
+        feature_folder.
+        """
         self.config = config
         self.data = data
         self.hosts = data.hosts
@@ -65,8 +67,10 @@ class Extraction:
     # --------------------------------------------------------------------------------------------------------------- clips
 
     def videos(self) -> tuple[int, int]:
-        """Encode the clips that are not stored yet, or whose file has changed. Returns how many crops of clips all
-        processes have encoded, and how many could not be."""
+        """Encodes clips that are not stored or whose file has changed.
+
+        Returns the number of crops that all processes encoded and the number that failed.
+        """
         series = self._begin(VIDEO, video_settings(self.config))
         preprocess = self.data.data.dataset_param.preprocess_parameters
         tasks = self.hosts.from_first(self._missing_videos(max(1, preprocess.fixed_crops)) if self._is_first else None)
@@ -117,7 +121,9 @@ class Extraction:
     # ------------------------------------------------------------------------------------------------------------ captions
 
     def texts(self) -> int:
-        """Encode the captions that are not stored yet, and the empty one; returns how many all processes have encoded."""
+        """Encodes the captions that are not stored yet, and the empty one. Returns the number encoded by all
+        processes.
+        """
         series = self._begin(TEXT, text_settings(self.config))
         rank, ranks = self.parallel.rank, self.parallel.world_size
         texts = {"": digest("")} if self._is_first else {}
@@ -136,9 +142,7 @@ class Extraction:
     def _unstored(self, texts: dict[str, str]) -> list[str]:
         known = {entry.key for _, entry in features.read_index(self.folder, TEXT)}
         everyone = self.hosts.gather(list(texts.values()))
-        earlier = {
-            key for keys in everyone[: self.parallel.rank] for key in keys
-        }  # they are other processes' to encode
+        earlier = {key for keys in everyone[: self.parallel.rank] for key in keys}  # other processes encode these
         return [text for text, key in texts.items() if key not in known and key not in earlier]
 
     def _text_tensors(self, tokens: Tokens, text: str) -> dict:
@@ -157,7 +161,7 @@ class Extraction:
         return self.parallel.is_first
 
     def _begin(self, part: str, settings: dict) -> int:
-        """Begin or go on with a part; the number of this extraction's shards."""
+        """Begins or continues a part. Returns the number of this extraction's shards."""
         fault, series = None, 0
         if self._is_first:
             try:
@@ -178,7 +182,7 @@ class Extraction:
 
 
 class _Decoder:
-    """Task -> Batch, or the reason why there is none; in a worker."""
+    """Turns a task into a batch, or into the reason of its failure; runs in a worker."""
 
     def __init__(self, videos: VideoSource, join, num_workers: int):
         self._videos, self._join = videos, join
@@ -206,10 +210,10 @@ class _Decoder:
 
 
 def feature_folder(config: RunConfig) -> Path:
-    """Where features are stored; ConfigError without it."""
+    """Folder for features. Raises ConfigError if the data JSON names none."""
     folder = config.data.dataset_param.basic_parameters.feature_folder
     if folder is None:
         raise ConfigError(
-            "dataset_param.basic_parameters.feature_folder of the data JSON is missing: where shall the features be stored?"
+            "dataset_param.basic_parameters.feature_folder of the data JSON is missing: name a folder for the features"
         )
     return Path(folder)

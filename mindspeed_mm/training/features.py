@@ -1,4 +1,4 @@
-"""What stored features are made with, as plain values: a store is used only where these are the same."""
+"""Settings that stored features depend on, as plain values: a store is used only if they are equal."""
 
 import dataclasses
 import hashlib
@@ -6,20 +6,20 @@ from pathlib import Path
 
 from mindspeed_mm.config.run import RunConfig
 
-# Of a large file: its ends, and pieces from all over it. Training changes every tensor, so this finds other weights, and
-# takes a second where reading 11 GB of T5 takes minutes.
+# A large file is identified by its ends and by samples spread over it. Training changes every tensor, so samples
+# reveal other weights. They take a second, while reading 11 GB of T5 takes minutes.
 _WHOLE_BYTES = 64 * 2**20
 _PIECES, _PIECE_BYTES = 1024, 16 * 2**10
 
 _SAMPLING = ("num_frames", "frame_interval", "ae_stride_t", "sp_size", "train_fps", "speed_factor", "min_num_frames")
-# Of the autoencoder's config, what does not touch the posterior; shift and scale are applied after it.
+# Autoencoder settings that do not affect the posterior; shift and scale are applied after it.
 _NOT_OF_THE_ENCODER = ("from_pretrained", "vae_scale_factor", "scale", "shift", "dtype")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".ckpt")
 _TOKENIZER_SUFFIXES = (".model", ".json", ".txt")
 
 
 def video_settings(config: RunConfig) -> dict:
-    """What decides the posterior of a clip, beside the clip itself (see `Clip.identity`)."""
+    """Settings that determine the posterior of a clip, apart from the clip itself (see `Clip.identity`)."""
     preprocess = config.data.dataset_param.preprocess_parameters
     autoencoder = {
         key: value
@@ -42,7 +42,7 @@ def video_settings(config: RunConfig) -> dict:
 
 
 def text_settings(config: RunConfig) -> dict:
-    """What decides the features of a text."""
+    """Settings that determine the features of a text."""
     dataset, model = config.data.dataset_param, config.model
     pairs = {
         "first": (model.text_encoder, dataset.tokenizer_config),
@@ -63,14 +63,14 @@ def text_settings(config: RunConfig) -> dict:
 
 
 def folder_fingerprint(folder: Path, suffixes: tuple[str, ...]) -> str:
-    """Of the files of a folder that end in one of `suffixes`, by name and content."""
+    """Fingerprint, by name and content, of the files in a folder that end in one of `suffixes`."""
     files = sorted(file for file in folder.iterdir() if file.suffix in suffixes and file.is_file())
     parts = [f"{file.name} {file_fingerprint(file)}" for file in files]
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
 
 
 def file_fingerprint(path: Path) -> str:
-    """Of the content of a file, whatever its name and date: of all of it up to 64 MiB, else of pieces of it."""
+    """Fingerprint of a file's content, whatever its name and date: all bytes up to 64 MiB, else samples."""
     size = path.stat().st_size
     known = hashlib.blake2b(str(size).encode(), digest_size=8)
     with open(path, "rb") as file:

@@ -1,7 +1,7 @@
-"""Signs of life of every rank, so that when one dies the others can name it and end instead of waiting for it.
+"""Heartbeats of all ranks: when one rank dies, the others name it and end instead of waiting for it.
 
-A collective with a dead rank fails with "connection closed by peer" at best, and waits for its timeout at worst. The
-signs go through the key-value store of the process group, which torchrun holds outside of the ranks.
+At best a collective with a dead rank fails with "connection closed by peer"; at worst it waits for its timeout.
+Heartbeats pass through the key-value store of the process group, which torchrun holds outside of the ranks.
 """
 
 import json
@@ -15,16 +15,18 @@ from mindspeed_mm.parallel.meeting import ranks_of
 from mindspeed_mm.parallel.pulse import Pulse
 
 _INTERVAL_S = 2.0
-_LOOK_S = 2.5 * _INTERVAL_S  # in which a rank that lives gives a sign
+_LOOK_S = 2.5 * _INTERVAL_S  # a live rank beats within this time
 _DONE = b"done"
 EXIT_CODE = RankLost.exit_code
 
 
 class Heartbeat:
-    """Beats in a thread of its own between `with`'s ends; every rank watches the next one."""
+    """Beats in its own thread while the context is open; every rank watches the next one."""
 
     def __init__(self, pulse: Pulse, gone_after_s: float = 60.0):
-        """pulse: for its store; gone_after_s: without a sign of a rank for this long, the others end with EXIT_CODE."""
+        """pulse: gives the store. gone_after_s: seconds without a beat of a rank, after which the others end with
+        EXIT_CODE.
+        """
         self._store = pulse.store
         self._rank, self._world_size = pulse.rank, pulse.world_size
         self._gone_after_s = gone_after_s
@@ -40,7 +42,7 @@ class Heartbeat:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        """Turns the failure of a collective into RankLost if a rank is gone."""
+        """Turns a failed collective into RankLost if a rank is gone."""
         lost = self._lost() if isinstance(error, RuntimeError) else []
         self._stop.set()
         self._thread.join()
@@ -65,7 +67,7 @@ class Heartbeat:
         self._store.set(self._key(self._rank), str(self._count))
 
     def _bad_news(self) -> str | None:
-        """What another rank has found, or that the next rank is gone, which the others are then told."""
+        """Another rank's finding, or this rank's: that the next rank is gone, which is then announced to the others."""
         if self._store.check(["gone"]):
             return self._store.get("gone").decode()
         sign, now = self._sign(self._next), time.monotonic()
@@ -78,13 +80,13 @@ class Heartbeat:
         return message
 
     def _lost(self) -> list[int]:
-        """Ranks that give no new sign within a few intervals. Of the ranks that ask at one time, one looks for all."""
+        """Ranks without a new beat within a few intervals. If several ranks ask at once, one looks for all."""
         try:
             look = f"lost/{self._store.add('lost/looks', 0)}"
             if self._store.add(f"{look}/askers", 1) == 1:
                 found = self._silent()
                 self._store.set(look, json.dumps(found))
-                self._store.add("lost/looks", 1)  # who asks from now on wants a new look
+                self._store.add("lost/looks", 1)  # ranks that ask from now on start a new look
                 return found
             until = time.monotonic() + 2 * _LOOK_S
             while time.monotonic() < until:
@@ -92,7 +94,7 @@ class Heartbeat:
                     return json.loads(self._store.get(look))
                 time.sleep(0.2)
         except RuntimeError:
-            return [0]  # the store has gone with the rank that held it
+            return [0]  # the store died with rank 0, which held it
         return []
 
     def _silent(self) -> list[int]:

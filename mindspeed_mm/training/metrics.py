@@ -9,7 +9,7 @@ from mindspeed_mm.families.base import Family
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """What is known after a step. Rates are of all ranks together, per second."""
+    """Figures of one step. Rates are per second, for all ranks together."""
 
     iteration: int
     train_iters: int
@@ -21,21 +21,21 @@ class StepMetrics:
     learning_rate: float
     loss_scale: float
     seconds: float
-    data_share: float  # part of the time that was spent waiting for the loader
+    data_share: float  # share of the time spent waiting for the loader
     samples_per_second: float
     tokens_per_second: float  # video tokens of the denoiser
     tflops: float  # of one device: forward and backward of the denoiser, without recomputation
-    mfu: float | None  # of the device's peak; None where that is unknown
-    memory_gib: float  # largest amount so far, of this rank
+    mfu: float | None  # share of the device's peak; None if the peak is unknown
+    memory_gib: float  # peak so far, on this rank
     skipped: str | None
-    skipped_steps: int  # of the run so far
+    skipped_steps: int  # in the run so far
 
     @property
     def eta_seconds(self) -> float:
         return (self.train_iters - self.iteration) * self.seconds
 
     def scalars(self) -> dict[str, float]:
-        """The numbers that change, for plots."""
+        """The figures that vary, for plots."""
         names = ("loss", "gradient_norm", "clip_threshold", "learning_rate", "loss_scale", "seconds", "data_share")
         names += ("samples_per_second", "tokens_per_second", "tflops", "mfu", "memory_gib", "skipped_steps")
         found = {name: getattr(self, name) for name in names}
@@ -43,7 +43,7 @@ class StepMetrics:
 
 
 def line(step: StepMetrics) -> str:
-    """One line in the style of Megatron's log, so that scripts which parse that find their fields."""
+    """One line in Megatron's log format, so that scripts that parse such logs find its fields."""
     width = len(str(step.train_iters))
     fields = [
         f"iteration {step.iteration:>{width}}/{step.train_iters}",
@@ -77,7 +77,7 @@ def line(step: StepMetrics) -> str:
 
 
 def duration(seconds: float) -> str:
-    """For example 2d03h, 4h05m, 3m20s or 12s."""
+    """Formats a duration as 2d03h, 4h05m, 3m20s or 12s."""
     seconds = int(seconds)
     days, hours, minutes = seconds // 86400, seconds // 3600 % 24, seconds // 60 % 60
     if days:
@@ -89,7 +89,7 @@ def duration(seconds: float) -> str:
 
 @dataclasses.dataclass(slots=True)
 class Work:
-    """What a step's micro-batches amount to, on this rank: samples, video tokens and operations of the denoiser."""
+    """Work of a step's micro-batches on this rank: samples, video tokens and operations of the denoiser."""
 
     samples: int = 0
     tokens: int = 0
@@ -101,7 +101,8 @@ class Work:
         extent = family.extent(config, tuple(latent))
         self.samples += batch
         self.tokens += batch * math.prod(extent)
-        self.flops += batch * 3 * family.forward_flops(config, extent, text_tokens)  # backward takes twice as many
+        # the backward pass takes twice as many
+        self.flops += batch * 3 * family.forward_flops(config, extent, text_tokens)
 
 
 class Stopwatch:

@@ -1,4 +1,4 @@
-"""The profiler of tools.json, around the steps of a run."""
+"""Applies the profiler of tools.json to the steps of a run."""
 
 from mindspeed_mm import logs
 from mindspeed_mm.config.tool import ProfileConfig
@@ -8,10 +8,10 @@ _log = logs.get(__name__)
 
 
 class Profiler:
-    """Profiles the configured steps on the configured ranks; elsewhere it does nothing."""
+    """Profiles the configured steps on the configured ranks; otherwise does nothing."""
 
     def __init__(self, config: ProfileConfig, platform: Platform, rank: int, steps_before: int):
-        """steps_before: steps that an earlier part of this run has made; the window counts steps of the whole run."""
+        """steps_before: steps made before a resume; the window counts steps of the whole run."""
         self._profiler = None
         if not config.includes(rank):
             return
@@ -39,6 +39,6 @@ class Profiler:
             self._profiler.stop()
 
     def step(self) -> None:
-        """A step has ended."""
+        """Marks the end of a step."""
         if self._profiler is not None:
             self._profiler.step()

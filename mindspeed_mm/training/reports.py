@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl for plots, TensorBoard and Weights & Biases if asked."""
+"""Reports of a run: metrics.jsonl for plots, TensorBoard and Weights & Biases on request."""
 
 import collections
 import contextlib
@@ -17,7 +17,7 @@ from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.training.metrics import StepMetrics
 
 _log = logs.get(__name__)
-_MOST_WAITING = 100_000  # lines for a disk that is full
+_MOST_WAITING = 100_000  # lines kept in memory while the disk refuses them
 _LONGEST_LINE = 2**16  # bytes
 _NEW_WRITER_S = 60.0
 METRICS_FILE = "metrics.jsonl"
@@ -38,7 +38,7 @@ class JsonLines:
         self._write("values", {"iteration": iteration, **values})
 
     def _write(self, kind: str, values: dict) -> None:
-        """Raises OSError; the line waits then for a disk that takes it."""
+        """Writes a line. Raises OSError; the line is kept for the next attempt."""
         finite = {key: _json_number(value) for key, value in values.items()}
         self._waiting.append((json.dumps({"kind": kind, **finite}) + "\n").encode())
         with open(self._path, "ab", buffering=0) as file:
@@ -50,7 +50,7 @@ class JsonLines:
                 self._waiting.popleft()
 
     def close(self) -> None:
-        """Nothing is open between two lines."""
+        """Does nothing: the file is closed between lines."""
 
 
 class TensorBoard:
@@ -80,7 +80,7 @@ class TensorBoard:
         try:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, iteration)
-        except Exception:  # its thread has ended, and would not come back with the disk
+        except Exception:  # its thread has ended and does not recover with the disk
             self._writer, self._failed = None, time.monotonic()
             raise
 
@@ -90,7 +90,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Scalars to a project on Weights & Biases; the key comes from `wandb login` or its environment variable."""
+    """Sends scalars to a Weights & Biases project; the key comes from `wandb login` or its environment variable."""
 
     def __init__(self, config: RunConfig):
         try:
@@ -116,7 +116,7 @@ class WeightsAndBiases:
 
 
 class Reports:
-    """All places that the config names; on the first rank only, elsewhere there are none. None of them ends a run."""
+    """All configured reports, on the first rank only. A failing report never ends the run."""
 
     def __init__(self, config: RunConfig, is_first: bool):
         self._sinks: list[tuple[object, logs.Attempts]] = []
@@ -137,18 +137,18 @@ class Reports:
             attempt(functools.partial(sink.step, metrics))
 
     def values(self, iteration: int, values: dict[str, float]) -> None:
-        """Numbers that do not come every step, such as evaluation losses."""
+        """Reports values that are not computed in every step, such as evaluation losses."""
         for sink, attempt in self._sinks:
             attempt(functools.partial(sink.values, iteration, values))
 
     @contextlib.contextmanager
     def open(self):
-        """Close all places at the end, also after an error."""
+        """Opens the reports; closes all of them on exit, also after an error."""
         try:
             yield self
         finally:
             for sink, attempt in self._sinks:
-                if attempt.failing:  # which has been said
+                if attempt.failing:  # already reported
                     with contextlib.suppress(Exception):
                         sink.close()
                 else:
@@ -159,7 +159,7 @@ class Reports:
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Cut off the part of a line that a killed run has left at the end of a file."""
+    """Removes the incomplete last line that a killed run left in a file."""
     with contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
         size = file.seek(0, os.SEEK_END)
         start = max(0, size - _LONGEST_LINE)
@@ -170,5 +170,5 @@ def _cut_torn_line(path: Path) -> None:
 
 
 def _json_number(value):
-    """JSON has no NaN and no infinity."""
+    """Replaces NaN and infinity, which JSON lacks."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""Checkpoints of a run in both formats, through the store that cannot lose one."""
+"""Saves and resumes a run in both checkpoint formats, through the crash-safe store."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ class Saver:
     """Writes and reads a run's checkpoints; every method is collective."""
 
     def __init__(self, state: TrainingState, read_weights: Callable[[Path, bool], None] | None = None):
-        """read_weights(directory, average): the weights of a checkpoint of any program into the network; None: none are."""
+        """read_weights(directory, average): loads a checkpoint of any program into the network; None if not supported."""
         self.state = state
         self.read_weights = read_weights
         self.parallel = state.engine.parallel
@@ -38,24 +38,25 @@ class Saver:
             )
 
     def save(self) -> None:
-        """Save the current iteration, or begin to. Raises CheckpointError if it cannot be written."""
+        """Saves the current iteration, or starts to in the background. Raises CheckpointError if it cannot be written."""
         snapshot = self.store.collected(self.state.iteration, self.state.collect)
         prepare = {"torch": self._prepare_rank, "torch_dist": self._prepare_torch_dist}[self.format]
         self.store.save(self.state.iteration, lambda directory: prepare(snapshot, directory))
 
     def poll(self) -> int | None:
-        """The iteration of a checkpoint that was being written in the background and is complete now."""
+        """Iteration of a background checkpoint that has just completed, or None."""
         return None if self.store is None else self.store.poll()
 
     def complete(self) -> int | None:
-        """Wait for the checkpoint in the background; its iteration if there was one."""
+        """Waits for the background checkpoint. Returns its iteration, or None if there was none."""
         return None if self.store is None else self.store.complete()
 
     def resume(self, root: Path) -> bool:
-        """Continue from the latest whole checkpoint under `root`, of any TP and DP size; False if there is none.
+        """Continues from the latest complete checkpoint under `root`, at any TP and DP size. Returns False if there is
+        none.
 
-        Weights without a run's state, and all with --finetune, start at iteration 0; another program's checkpoint
-        continues with what it holds.
+        Weights without training state, and any checkpoint with --finetune, start at iteration 0. A checkpoint of
+        another program continues with the state that it holds.
         """
         location = choice.choose(root, self.parallel)
         if location is None:
@@ -71,7 +72,7 @@ class Saver:
         return True
 
     def _adopt(self, location: layout.Location, held: dict) -> None:
-        """Take the weights, and what else a checkpoint that is not to be continued as ours holds."""
+        """Takes weights, and further state if present, from a checkpoint that this program cannot continue in full."""
         if self.read_weights is None:
             raise CheckpointError(
                 f"{location.directory}: holds weights without the state of a run of this program, or --finetune was given; "
@@ -112,7 +113,7 @@ class Saver:
         model = {**snapshot.common, "model": self._with_empty_states(snapshot.model)}
         optimizer = dict(snapshot.optimizer or {})
         if "ema_params" in optimizer:
-            ema = optimizer["ema_params"]  # without the parameters that are never trained, such as WFVAE's Haar kernels
+            ema = optimizer["ema_params"]  # untrained parameters, such as WFVAE's Haar kernels, are not in it
             averages = {name: ema.get(name, value).to(value.dtype) for name, value in snapshot.model.items()}
             model["ema_model"] = self._with_empty_states(averages)
         files.save(model, directory / layout.MODEL_FILE, beat)
@@ -122,7 +123,7 @@ class Saver:
         return integrity.measure(sorted(directory.iterdir()), building, beat)
 
     def _with_empty_states(self, model: Named) -> dict:
-        """With the empty `_extra_state` entries that Megatron's layers have, in its order of names."""
+        """Adds the empty `_extra_state` entries of Megatron's layers, in its order of names."""
         return {name: model.get(name) for name in self.state.engine.network.state_dict()}
 
     def _read_ranks(self, directory: Path) -> Snapshot:
@@ -134,7 +135,7 @@ class Saver:
             _log.info(f"resharding from {len(paths)} to {self.parallel.tensor_size} TP ranks")
         models = [files.load(path, record_is_checked=True) for path in paths]
         optimizer = None
-        # The optimizer's tensors are only needed where they are scattered from.
+        # Only ranks that scatter the optimizer's tensors need them.
         if self.parallel.data_and_context.rank() == 0 and paths[0].with_name(layout.OPTIMIZER_FILE).is_file():
             groups = [files.load(path.with_name(layout.OPTIMIZER_FILE), record_is_checked=True) for path in paths]
             optimizer = {key: [group[key] for group in groups] for key in groups[0]}
@@ -143,7 +144,7 @@ class Saver:
         return Snapshot(models[0], model, optimizer)
 
     def _resharded(self, parts: list[Named]) -> Named:
-        """This TP rank's tensors from those of all TP ranks of the checkpoint."""
+        """Cuts this TP rank's tensors from those of all TP ranks in the checkpoint."""
         tensors = [{name: value for name, value in part.items() if isinstance(value, Tensor)} for part in parts]
         whole = reshard.Weights(tensors, self.state.dims.get, "the checkpoint")
         mine = {name: whole.part(name, self.parallel.tensor_rank, self.parallel.tensor_size) for name in whole}

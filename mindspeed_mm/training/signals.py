@@ -1,4 +1,4 @@
-"""All ranks end at the same step, whichever of them was asked to."""
+"""Makes all ranks end at the same step, whichever of them was asked to stop."""
 
 import torch
 import torch.distributed as dist
@@ -8,17 +8,17 @@ from mindspeed_mm.stopping import REASONS, Reason, StopRequest, place_of
 
 
 def agreed(wanted: str | None) -> Reason | None:
-    """Why the run is to end now, the same answer on every rank, or None; collective.
+    """The reason to end now, the same on every rank, or None; collective.
 
-    wanted: name of this rank's reason, if it has one.
+    wanted: name of this rank's reason, or None.
     """
-    place = torch.tensor(place_of(wanted))  # on the CPU: gloo carries it beside the device's own backend
+    place = torch.tensor(place_of(wanted))  # a CPU tensor: gloo carries it beside the device's own backend
     dist.all_reduce(place, op=dist.ReduceOp.MIN)
     return REASONS[place] if place < len(REASONS) else None
 
 
 def planned(settings: ExitConfig, request: StopRequest, iteration: int) -> str | None:
-    """Name of the flag by which this process is to end after an iteration, if it is."""
+    """Name of the flag by which this process must end after an iteration, or None."""
     if settings.minutes is not None and request.minutes() >= settings.minutes:
         return "--exit-duration-in-mins"
     if settings.interval is not None and iteration % settings.interval == 0:
@@ -27,7 +27,7 @@ def planned(settings: ExitConfig, request: StopRequest, iteration: int) -> str |
 
 
 def announcement(reason: Reason, iteration: int, saves: bool, trained: bool) -> str:
-    """The line of the log. trained: whether this process has done a step."""
+    """The log line that announces the end. trained: True if this process has done a step."""
     if not trained:
         return f"{reason.name}: ending before the first step; there is nothing to save"
     if not saves:

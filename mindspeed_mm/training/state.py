@@ -1,4 +1,4 @@
-"""What a training run is: collected into plain values for a checkpoint, and restored from them at any layout."""
+"""State of a training run: collected into plain values for a checkpoint, and restored from them at any layout."""
 
 import argparse
 import dataclasses
@@ -18,17 +18,17 @@ from mindspeed_mm.parallel.engine import Engine
 from mindspeed_mm.parallel.partition import partition_dims
 
 _log = logs.get(__name__)
-_CHECKPOINT_VERSION = 3.0  # Megatron's number for this layout
+_CHECKPOINT_VERSION = 3.0  # Megatron's version number for this layout
 
 Named = dict[str, Tensor]
 
 
 @dataclasses.dataclass(slots=True)
 class Snapshot:
-    """A run at one moment, as one TP rank holds it, on the CPU.
+    """State of a run at one iteration, as one TP rank holds it, on the CPU.
 
-    common: plain values; model: parameters in the model's precision; optimizer: "param", "exp_avg", "exp_avg_sq" and, with
-    EMA, "ema_params" -> fp32 tensors by parameter name. optimizer is None where it is not saved.
+    common: plain values. model: parameters in the model's precision. optimizer: "param", "exp_avg", "exp_avg_sq" and,
+    with EMA, "ema_params", each a dict from parameter name to fp32 tensor; None if it is not saved.
     """
 
     common: dict
@@ -37,7 +37,7 @@ class Snapshot:
 
 
 class TrainingState:
-    """Everything that has to survive: weights, EMA, optimizer, schedule, clipping, random numbers, place in the data."""
+    """The state that a resume needs: weights, EMA, optimizer, schedule, clipping, random numbers, place in the data."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class TrainingState:
         settings: CheckpointConfig,
         flags: tuple[tuple[str, object], ...] = (),
     ):
-        """settings: which of it is saved and loaded; flags: what the run was started with, kept as Megatron's `args`."""
+        """settings: which parts are saved and loaded. flags: the run's flags, stored as Megatron's `args`."""
         self.settings = settings
         self.flags = flags
         self.engine = engine
@@ -61,9 +61,9 @@ class TrainingState:
     # --------------------------------------------------------------------------------------------------------- collect
 
     def collect(self) -> Snapshot | None:
-        """The run as it is now, on the first data rank of each TP rank; None on the others; collective.
+        """Collects the current state on the first data rank of each TP rank; None on other ranks; collective.
 
-        All tensors are copies: training may go on while they are written.
+        All tensors are copies, so training may continue while they are written.
         """
         settings = self.settings
         self.engine.publish()
@@ -99,7 +99,7 @@ class TrainingState:
         }
 
     def _gather_rng(self) -> list[dict]:
-        """Torch's random numbers of every rank that shares this TP rank's file."""
+        """Torch's random state of every rank that shares this TP rank's file."""
         mine = {"torch": torch.get_rng_state(), "device": self.engine.platform.rng_state()}
         group = self.engine.parallel.data_and_context
         everyone: list = [None] * group.size()
@@ -109,7 +109,7 @@ class TrainingState:
     # --------------------------------------------------------------------------------------------------------- restore
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Continue from a snapshot; collective. Its tensors are needed on the first data rank, the model's on all."""
+        """Restores a snapshot; collective. Its optimizer tensors are needed on the first data rank, its model on all."""
         settings, common = self.settings, snapshot.common
         changed = _changed_flags(common["args"], dict(self.flags))
         if changed:
@@ -136,14 +136,14 @@ class TrainingState:
             _missing("random numbers", common["rng_state"], "--no-load-rng")
 
     def take_weights(self, into_average: bool) -> None:
-        """Take over weights that were loaded into the network from a file; into_average: they start the EMA, too."""
+        """Adopts weights that were loaded into the network from a file. into_average: they also start the EMA."""
         self.engine.weights_changed()
         self.engine.publish()
         if into_average and self.optimizer.ema is not None:
             self.optimizer.ema.restart()
 
     def continue_at(self, iteration: int, samples: int, position: schedule.Position) -> None:
-        """Go on from the place of another program's run, which says nothing of the order of its samples."""
+        """Continues at the iteration of another program's run, whose order of samples is unknown."""
         self.iteration, self.consumed_samples = iteration, samples
         self.engine.scheduler.restore(position)
         self.loader.seek(samples)
@@ -186,7 +186,9 @@ class TrainingState:
     def _restore_rng(self, everyone: list[dict]) -> None:
         group = self.engine.parallel.data_and_context
         if len(everyone) != group.size():
-            return  # another layout: these states belong to no rank of it; draws of ours are addressed, not counted
+            # Another layout has other ranks, so these states do not apply. Draws in this package are addressed, not
+            # counted.
+            return
         torch.set_rng_state(everyone[group.rank()]["torch"])
         self.engine.platform.set_rng_state(everyone[group.rank()]["device"])
 
@@ -196,7 +198,7 @@ def _missing(what: str, saved: object, flag: str) -> None:
 
 
 def _changed_flags(saved: object, now: dict) -> list[str]:
-    """Words such as "--seed 1 -> 2" for each flag of both runs; where a run is saved and loaded changes nothing in it."""
+    """Lists changed flags, for example "--seed 1 -> 2". Flags that only say where a run loads and saves are left out."""
     then = vars(saved) if isinstance(saved, argparse.Namespace) else {}
     return [
         f"--{name.replace('_', '-')} {then[name]} -> {value}"

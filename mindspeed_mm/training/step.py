@@ -1,4 +1,4 @@
-"""One training step: micro-batches forward and backward, then the update."""
+"""One training step: forward and backward of the micro-batches, then the update."""
 
 import dataclasses
 import math
@@ -19,20 +19,18 @@ from mindspeed_mm.types import Batch
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepResult:
-    """Loss over the global batch, what became of the gradients, and what went into them."""
+    """Loss over the global batch, the fate of the gradients, and the work done."""
 
     loss: float
     report: StepReport
-    own_seconds: float  # until this rank's gradients were there, before it waits for those of the others
+    own_seconds: float  # until this rank's gradients were ready, before it waits for other ranks
     data_seconds: float
-    work: Work  # of this rank
-    suspects: tuple[
-        str, ...
-    ]  # of a skipped step: files of all ranks, those with a loss that is not finite alone if any
+    work: Work  # on this rank
+    suspects: tuple[str, ...]  # of a skipped step: files on all ranks; if some losses are not finite, their files alone
 
 
 class TrainStep:
-    """Everything between two batches of data and two states of the weights."""
+    """Turns the batches of a step into an update of the weights."""
 
     def __init__(
         self,
@@ -42,7 +40,7 @@ class TrainStep:
         optimizer: OptimizerStep,
         micro_batches: int,
     ):
-        """micro_batches: of this rank per step."""
+        """micro_batches: number per step on this rank."""
         self.engine = engine
         self.encoders = encoders
         self.task = task
@@ -60,12 +58,12 @@ class TrainStep:
             batch = next(batches)
             data_seconds += time.perf_counter() - start
             sample = self.encoders(batch)
-            # Tokens that no sample has as real are not computed with; counted, they would flatter the MFU.
+            # Tokens that are padding in all samples are not computed; counting them would raise the MFU.
             text_tokens = int(sample.text.keep.any(0).sum())
             work.add(sample.latents.shape, text_tokens, self.task.denoiser, self.family)
             with self.engine.micro_batch(last=index == self.micro_batches - 1):
                 losses.append((self._forward_backward(sample), sample.paths))
-        self.engine.platform.synchronize()  # costs nothing: the gradient's norm is asked for next
+        self.engine.platform.synchronize()  # free: the gradient norm is read next
         own_seconds = time.perf_counter() - began
         report = self.optimizer()
         loss = torch.stack([value for value, _ in losses]).sum()
@@ -84,7 +82,7 @@ class TrainStep:
         return loss.item() / group.size()
 
     def _suspects(self, losses: list[tuple[torch.Tensor, tuple[str, ...]]]) -> tuple[str, ...]:
-        """Files of the step, of all data ranks; if the loss of some micro-batches is not finite, theirs."""
+        """Files of the step on all data ranks. If some micro-batches have a loss that is not finite, only their files."""
         mine = [(math.isfinite(value.item()), paths) for value, paths in losses]
         everyone: list = [None] * self.engine.parallel.data_size
         dist.all_gather_object(everyone, mine, group=self.engine.parallel.data)

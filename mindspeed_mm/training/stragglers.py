@@ -1,7 +1,7 @@
-"""Which rank holds up the others: each rank's own time of a step, its wait for data and its memory, compared now and then.
+"""Finds the slowest rank: compares the ranks' own time per step, wait for data and memory at intervals.
 
-All ranks take the same time for a step, since they wait for each other in it. What differs is how long each needs until
-its gradients are there.
+All ranks take the same time for a step, since they wait for each other. They differ in the time until their own
+gradients are ready.
 """
 
 import statistics
@@ -13,20 +13,22 @@ from mindspeed_mm.parallel.context import ParallelContext
 
 
 class Stragglers:
-    """Adds up the steps of this rank between two lines of the log."""
+    """Sums up this rank's steps between two log lines."""
 
     def __init__(self, parallel: ParallelContext):
         self._parallel = parallel
         self._steps, self._own, self._data = 0, 0.0, 0.0
 
     def add(self, own_seconds: float, data_seconds: float) -> None:
-        """A step: until this rank's gradients were there, and how much of that it waited for data."""
+        """Adds a step: seconds until this rank's gradients were ready, and the part of them spent waiting for data."""
         self._steps += 1
         self._own += own_seconds
         self._data += data_seconds
 
     def line(self, memory_gib: float) -> str | None:
-        """The slowest rank beside the others, of the steps since the last line; None with one rank. Collective."""
+        """Compares the slowest rank with the others over the steps since the last line; None with one rank.
+        Collective.
+        """
         steps = max(1, self._steps)
         mine = torch.tensor([self._own / steps, self._data / steps, memory_gib])
         self._steps, self._own, self._data = 0, 0.0, 0.0
@@ -38,7 +40,7 @@ class Stragglers:
 
 
 def describe(ranks: list[list[float]]) -> str:
-    """ranks: own seconds, seconds of waiting for data and GiB of each."""
+    """Formats the comparison. ranks: own seconds, seconds of waiting for data, and GiB per rank."""
     own, data, memory = (list(column) for column in zip(*ranks, strict=True))
     slowest, fullest = own.index(max(own)), memory.index(max(memory))
     return (

@@ -1,4 +1,4 @@
-"""The training task: a noisy latent, the velocity that the denoiser gives for it, and the loss."""
+"""The training task: adds noise to a latent, compares the denoiser's velocity with the target, returns the loss."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from mindspeed_mm.training.encoders import Encoded, per_sample_noise
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FlowMatchingTask:
-    """Flow matching on text-conditioned latents. All randomness of a sample is addressed by its place in the data."""
+    """Flow matching on text-conditioned latents. A sample's place in the data addresses all its randomness."""
 
     diffusion: DiffusionConfig
     denoiser: DenoiserConfig
@@ -23,11 +23,11 @@ class FlowMatchingTask:
 
     @property
     def unweighted(self) -> DiffusionConfig:
-        """The diffusion without weights of the loss by noise level."""
+        """The diffusion without loss weights by noise level."""
         return dataclasses.replace(self.diffusion, weighting_scheme="uniform")
 
     def loss(self, denoiser, sample: Encoded) -> Tensor:
-        """Loss of a micro-batch, a scalar; denoiser is called as SparseUMMDiT is."""
+        """Loss of a micro-batch, a scalar. denoiser: called like SparseUMMDiT."""
         z0 = sample.latents
         noise = per_sample_noise(z0, self.seed, "noise", sample.addresses)
         sigma = self._sigma(z0, sample.addresses)
@@ -48,13 +48,13 @@ class FlowMatchingTask:
         return torch.cat(draws).to(z0.device)
 
     def _dropout_seeds(self, device: torch.device, addresses: tuple[tuple[int, int], ...]) -> Tensor | None:
-        """[B] int64 for a denoiser with dropout: each sample's own, the same at any layout and after a resume."""
+        """[B] int64, one seed per sample, the same at any layout and after a resume; None without dropout."""
         if self.denoiser.dropout == 0:
             return None
         return torch.tensor([derive(self.seed, "dropout", *place) for place in addresses], device=device)
 
     def _rope_offset(self, z0: Tensor, addresses: tuple[tuple[int, int], ...]) -> tuple[int, int, int]:
-        """With explicit_uniform_rope, a random place of this extent within sample_size_*; one for the micro-batch."""
+        """With explicit_uniform_rope, a random offset within sample_size_*, one per micro-batch."""
         config = self.denoiser
         if not config.explicit_uniform_rope:
             return 0, 0, 0

@@ -1,4 +1,4 @@
-"""The training loop: steps, log lines, checkpoints, evaluation, and an orderly end when asked for one."""
+"""The training loop: steps, log lines, checkpoints, evaluation, and an orderly end on request."""
 
 import functools
 from collections.abc import Callable
@@ -21,9 +21,10 @@ from mindspeed_mm.training.watchdog import Watchdog
 from mindspeed_mm.weights import load_denoiser
 
 _log = logs.get(__name__)
-_LEDGER_INTERVAL = 10  # steps between additions to the ledger of bad samples, which are collective
-_AFTER_THE_WATCHDOG_S = 30.0  # its report of a hang says more than the error of a rank that waits
-Sampler = Callable[[int], None]  # makes videos with the current weights, for an iteration
+_LEDGER_INTERVAL = 10  # steps between collective additions to the ledger of bad samples
+# The watchdog's report of a hang says more than the error of a waiting rank, so it goes first.
+_AFTER_THE_WATCHDOG_S = 30.0
+Sampler = Callable[[int], None]  # makes videos with the current weights; takes the iteration
 
 
 class Trainer:
@@ -37,7 +38,7 @@ class Trainer:
         evaluation: Evaluation | None = None,
         sampler: Sampler | None = None,
     ):
-        """evaluation, sampler: what to do at their intervals; None: nothing."""
+        """evaluation, sampler: run at their intervals; None disables them."""
         self.config = config
         self.step = step
         self.state = state
@@ -45,7 +46,7 @@ class Trainer:
         self.sampler = sampler
         self.parallel = step.engine.parallel
         self.platform = step.engine.platform
-        self.ending: Reason | None = None  # why the run ends before its last step
+        self.ending: Reason | None = None  # reason of an early end
         self.saver = Saver(state, functools.partial(load_denoiser, step.engine.network))
         self.reports = Reports(config, self.parallel.is_first)
         self.stragglers = Stragglers(self.parallel)
@@ -55,10 +56,11 @@ class Trainer:
         self.watchdog = Watchdog(pulse, config.report.hang_minutes)
 
     def fit(self, request: StopRequest | None = None) -> Reason | None:
-        """Train to the end, or until a signal or an --exit flag asks to stop; returns why, if it was before the end.
+        """Trains to the end, or until a signal or an --exit flag asks to stop. Returns the reason of an early end,
+        else None.
 
-        request: what this process is asked by signals; None: they are not heeded. Raises TrainingDiverged when too many
-        steps in a row were skipped, nothing is saved then; RankLost when another process has died.
+        request: receives this process's signals; None ignores signals. Raises TrainingDiverged, without saving, after
+        too many skipped steps in a row, and RankLost when another process has died.
         """
         request = request or StopRequest()
         request.ahead_s = self.config.exit.signal_ahead_s
@@ -84,7 +86,9 @@ class Trainer:
             self._note_saved(self.saver.complete)
 
     def _evaluate_unless_ending(self, request: StopRequest) -> Reason | None:
-        """Evaluate if that is due and no signal has come, which leaves little time; returns why to end now, if so."""
+        """Evaluates if an evaluation is due and no signal has come, since a signal leaves little time. Returns the
+        reason to end now, or None.
+        """
         ending = signals.agreed(request.signal())
         if ending is not None:
             return ending
@@ -98,7 +102,7 @@ class Trainer:
         if not (request.said and self.ending.name == "Ctrl-C"):
             _log.info(signals.announcement(self.ending, self.state.iteration, saves, trained))
         self.state.loader.ledger.sync()
-        if saves and not self._save_is_due():  # else it was saved in the step
+        if saves and not self._save_is_due():  # else this step has saved already
             self._save()
 
     def _one_step(self, batches) -> None:
@@ -153,7 +157,7 @@ class Trainer:
         return None if self.config.checkpoint.in_background else self.state.iteration
 
     def _note_saved(self, action: Callable[[], int | None]) -> None:
-        """Log what has been saved. A failure, such as a full disk, ends the run only if no later save can make up for it."""
+        """Logs a completed save. An error such as a full disk ends the run only if no later save is planned."""
         try:
             iteration = action()
         except CheckpointError as error:
@@ -167,7 +171,7 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------------ evaluation
 
     def _evaluate_if_due(self) -> bool:
-        """Whether there was something to do, which may have taken long."""
+        """Runs evaluation and sampler if they are due. Returns True if one ran, which may take long."""
         settings, iteration = self.config.evaluation, self.state.iteration
         last = iteration == self.config.train_iters
         evaluates = self.evaluation is not None and (iteration % settings.interval == 0 or last)
@@ -202,7 +206,7 @@ class Trainer:
     def _metrics(self, result: StepResult, seconds: float) -> metrics.StepMetrics:
         report, engine = result.report, self.step.engine
         replicas = self.parallel.data_size
-        sharers = self.parallel.tensor_size * self.parallel.context_size  # they share the work of one sample
+        sharers = self.parallel.tensor_size * self.parallel.context_size  # they share one sample's work
         tflops = result.work.flops / sharers / seconds / 1e12
         peak = self.config.report.peak_tflops or self.platform.peak_tflops(next(engine.network.parameters()).dtype)
         return metrics.StepMetrics(

@@ -1,8 +1,8 @@
-"""A run that hangs says where: every rank prints its stack, the slowest rank is named, and the process ends.
+"""Reports and ends a run that hangs: every rank prints its stacks, and one rank names the ranks that are behind.
 
-Collectives have a timeout of their own, but a rank that waits for a disk, a worker or a lock has none. torchrun then
-restarts the job (--max-restarts), which continues from its last checkpoint. Work that goes on is no hang, however long it
-takes and whichever rank does it: see `parallel/pulse.py`.
+Collectives have a timeout, but a rank that waits for a disk, a worker or a lock has none. After the end torchrun
+restarts the job (--max-restarts), which continues from its last checkpoint. Work that makes progress is not a hang,
+however long it takes and whichever rank does it: see `parallel/pulse.py`.
 """
 
 import collections
@@ -16,13 +16,11 @@ from mindspeed_mm.parallel.meeting import ranks_of
 from mindspeed_mm.parallel.pulse import Pulse
 from mindspeed_mm.training.heartbeat import EXIT_CODE
 
-_OTHERS_S = (
-    5.0  # for the rank that tells about all of them, before the first end of a process makes torchrun end the others
-)
+_OTHERS_S = 5.0  # seconds for the rank that reports on all ranks, before the first exit makes torchrun end the others
 
 
 class Watchdog:
-    """Ends the process when no rank has given a sign of progress for `minutes`."""
+    """Ends the process when no rank has shown progress for `minutes`."""
 
     def __init__(self, pulse: Pulse, minutes: float):
         self._pulse = pulse
@@ -40,7 +38,7 @@ class Watchdog:
         self._thread.join()
 
     def beat(self, what: str, iteration: int) -> None:
-        """This rank is alive and has just finished `what` of an iteration."""
+        """Records that this rank has just finished `what` of an iteration."""
         self._pulse.beat(what, iteration)
 
     def _watch(self) -> None:
@@ -50,7 +48,9 @@ class Watchdog:
                 os._exit(EXIT_CODE)
 
     def _report(self) -> None:
-        """This rank's stacks; and, from one rank, what every rank did last. All watchdogs fire at about the same time."""
+        """Prints this rank's stacks; one rank also prints the last work of every rank. All watchdogs fire at about the
+        same time.
+        """
         rank = self._pulse.rank
         print(f"[rank {rank}] no progress for {self._seconds:.0f} s; its threads:", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
@@ -61,11 +61,11 @@ class Watchdog:
             until = time.monotonic() + _OTHERS_S
             while time.monotonic() < until and not self._pulse.store.check(["watchdog/told"]):
                 time.sleep(0.1)
-        except RuntimeError:  # the store has gone with the process that held it
+        except RuntimeError:  # the store died with the process that held it
             return
 
     def _table(self) -> list[str]:
-        """A line for each state that ranks are in, those that are behind first."""
+        """One line per state that ranks are in, the ranks that are behind first."""
         states = collections.defaultdict(list)
         last = self._pulse.last_of_all()
         for rank in range(self._pulse.world_size):
