@@ -1,1 +1,1 @@
-"""Files of weights and training state: where they lie, how they are written safely, how their layouts change."""
+"""Files of weights and training state: their layout, safe writing, and conversion between layouts."""

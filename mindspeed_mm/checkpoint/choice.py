@@ -1,7 +1,8 @@
-"""Which checkpoint a run continues from: the first rank chooses, tells all, and every rank checks it against what it sees.
+"""Chooses the checkpoint that a run continues from: the first rank chooses, and every rank checks that it sees the
+same.
 
-Ranks see a shared folder through caches, and a folder that is not shared at all. What one rank decided for itself from a
-listing may be another checkpoint than its neighbour's; they would train on together, each from its own.
+Ranks see a shared folder through caches; a folder may also not be shared at all. Ranks that each chose from their own
+listing could load different checkpoints and train on together.
 """
 
 import contextlib
@@ -21,25 +22,26 @@ from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.meeting import meet
 
 _log = logs.get(__name__)
-PATIENCE_S = 60.0  # a file system of the network may show a new file that late; NFS keeps a listing for up to a minute
+PATIENCE_S = 60.0  # seconds in which a network file system may show a new file; NFS keeps a listing for up to a minute
 _POLL_S = 0.5
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Found:
-    """What the first rank sees in a folder: checkpoints, best first (empty: none), and a line about them, if any."""
+    """Checkpoints that the first rank sees in a folder, best first, and a line about them, or None."""
 
     candidates: tuple[layout.Location, ...] = ()
     note: str | None = None
 
 
 def look(root: Path, parallel: ParallelContext) -> Found:
-    """The checkpoints in `root` as the first rank sees them, on every rank; collective.
+    """Checkpoints in `root` as the first rank sees them, on every rank; collective.
 
-    CheckpointError, on all, if another rank goes on seeing another folder; it names the rank, its host and the path.
+    Raises CheckpointError on all ranks if another rank keeps seeing another folder; the error names rank, host and
+    path.
     """
     told = first_says(parallel, lambda: _candidates(root))
-    # By their names: every rank looks under the path that it was given itself.
+    # Compared by name: every rank looks under its own path.
     here = tuple(dataclasses.replace(location, directory=root / location.directory) for location in told.candidates)
     found = Found(here, told.note)
 
@@ -54,9 +56,11 @@ def look(root: Path, parallel: ParallelContext) -> Found:
 
 
 def choose(root: Path, parallel: ParallelContext) -> layout.Location | None:
-    """The checkpoint to load: the tracker's, or the latest before it that is whole; the same on every rank; collective.
+    """The checkpoint to load, the same on every rank; collective: the tracker's, or the latest undamaged one before
+    it.
 
-    None if there is none. Damaged ones are passed over, each with a line that says why; CheckpointError if all are.
+    Returns None if there is none. Damaged checkpoints are skipped, each with a log line that gives the reason. Raises
+    CheckpointError if all are damaged.
     """
     found = look(root, parallel)
     if not found.candidates:
@@ -75,9 +79,9 @@ def choose(root: Path, parallel: ParallelContext) -> layout.Location | None:
 
 
 def check_shared(root: Path, flag: str, parallel: ParallelContext) -> None:
-    """CheckpointError, on all ranks, unless what the first rank writes into `root` is there for all; collective.
+    """Raises CheckpointError on all ranks unless every rank sees what the first rank writes into `root`; collective.
 
-    All nodes write and read checkpoints: a folder that each node has for itself would fail at the first save.
+    All nodes write and read checkpoints, so a folder local to each node would fail at the first save.
     """
     token = root / first_says(parallel, lambda: _write_token(root, flag))
     try:
@@ -88,7 +92,9 @@ def check_shared(root: Path, flag: str, parallel: ParallelContext) -> None:
 
 
 def first_says(parallel: ParallelContext, decide: Callable):
-    """What `decide` returns on the first rank, on every rank; its CheckpointError or OSError is raised on all."""
+    """Runs `decide` on the first rank and returns its result on every rank; its CheckpointError or OSError is raised
+    on all.
+    """
     answer = failure = None
     if parallel.is_first:
         try:
@@ -105,7 +111,7 @@ def first_says(parallel: ParallelContext, decide: Callable):
 
 
 def _candidates(root: Path) -> Found:
-    """With directories relative to `root`."""
+    """Checkpoints in `root`, with directories relative to it."""
     with contextlib.suppress(OSError):
         bring_back(root)
     if not layout.has_checkpoint(root):
@@ -127,7 +133,7 @@ def _write_token(root: Path, flag: str) -> str:
 
 
 def _listing(directory: Path) -> dict[str, int]:
-    """Path below a checkpoint's directory -> bytes."""
+    """File sizes in bytes by path below a checkpoint's directory."""
     return {str(path.relative_to(directory)): path.stat().st_size for path in directory.rglob("*") if path.is_file()}
 
 
@@ -142,12 +148,14 @@ def _say(parallel: ParallelContext, line: str) -> None:
 def _all_see(
     root: Path, parallel: ParallelContext, differs: Callable[[], str | None], flag: str = "a checkpoint's folder"
 ) -> None:
-    """Wait until no rank differs; CheckpointError on all, naming the first rank that still does after PATIENCE_S."""
+    """Waits until no rank differs. After PATIENCE_S raises CheckpointError on all ranks and names the first that still
+    differs.
+    """
     until = time.monotonic() + PATIENCE_S
 
     def decide(reports: list[list]) -> str | None:
         unlike = [(rank, *report) for rank, report in enumerate(reports) if report[0] is not None]
-        if not unlike or unlike[0][0] == 0:  # the first rank itself: a run that goes on has just deleted it
+        if not unlike or unlike[0][0] == 0:  # the first rank itself: a continuing run has just deleted the folder
             return ""
         if time.monotonic() < until:
             return None  # look again
@@ -165,7 +173,7 @@ def _all_see(
 
 
 def _same_files(root: Path, location: layout.Location, parallel: ParallelContext) -> None:
-    """Every rank sees the files that the first one sees, with their sizes."""
+    """Checks that every rank sees the first rank's files with their sizes."""
     wanted = first_says(parallel, lambda: _listing(location.directory))
 
     def differs() -> str | None:
@@ -184,7 +192,7 @@ def _attempt(differs: Callable[[], str | None]) -> str | None:
 
 
 def _damage(location: layout.Location, parallel: ParallelContext) -> str | None:
-    """Why a checkpoint cannot be used, the same answer on every rank; each rank looks at its share of the files."""
+    """Reason why a checkpoint is unusable, the same on every rank, or None; each rank checks its share of the files."""
     mine = None
     try:
         layout.check(location.directory)
@@ -198,7 +206,7 @@ def _damage(location: layout.Location, parallel: ParallelContext) -> str | None:
 
 
 def _check_iteration(location: layout.Location, parallel: ParallelContext) -> None:
-    """Raise CheckpointError if a file is of another iteration than its directory's name says, for example a renamed one."""
+    """Raises CheckpointError if a file's iteration is not that of its directory's name, for example after a rename."""
     if location.iteration is None:
         return
     for path in layout.state_files(location.directory)[parallel.rank :: parallel.world_size]:

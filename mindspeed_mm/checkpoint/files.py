@@ -1,4 +1,4 @@
-"""Writing files that are whole or not there, and reading files without running what is in them."""
+"""Writes files atomically, and reads files without running code in them."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,7 @@ _STRETCH = 2**28  # bytes
 
 
 def save(state: object, path: Path, beat: Callable[[str], None] = lambda what: None) -> None:
-    """torch.save to a temporary name, flushed to the disk, then renamed. beat: called with each stretch that the disk has."""
+    """torch.save to a temporary name, flush to the disk, rename. beat: called after each part that is on the disk."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         torch.save(state, _Steady(file, beat))
@@ -22,7 +22,7 @@ def save(state: object, path: Path, beat: Callable[[str], None] = lambda what: N
 
 
 def write_text(text: str, path: Path) -> None:
-    """A small text file, replaced in one step."""
+    """Replaces a small text file in one step."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
@@ -32,7 +32,7 @@ def write_text(text: str, path: Path) -> None:
 
 
 def flush_directory(path: Path) -> None:
-    """Make the names in a directory survive a power cut."""
+    """Makes the names in a directory survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -41,9 +41,9 @@ def flush_directory(path: Path) -> None:
 
 
 def load(path: Path, record_is_checked: bool = False) -> dict:
-    """What a torch file holds, on the CPU, memory-mapped; its values are compared with the checksums that there are.
+    """Content of a torch file, memory-mapped on the CPU; tensors are compared with the available checksums.
 
-    record_is_checked: a file that a checkpoint's record lists has been compared with it already.
+    record_is_checked: True if the checkpoint's record has already been compared with the files that it lists.
     """
     content, records = open_mapped(path)
     integrity.Proof([path], records, record_is_checked).check_all()
@@ -51,7 +51,7 @@ def load(path: Path, record_is_checked: bool = False) -> dict:
 
 
 def open_mapped(path: Path) -> tuple[dict, list[torch_reader.Record]]:
-    """What a torch file holds, and the records that its tensors lie in: nothing is read but names and shapes."""
+    """Content of a torch file and the records that hold its tensors; reads only names and shapes."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     content, records = torch_reader.read(path)
@@ -61,7 +61,7 @@ def open_mapped(path: Path) -> tuple[dict, list[torch_reader.Record]]:
 
 
 class _Steady:
-    """A file that goes to the disk as it is written: a flush of all of it at the end would look like a hang."""
+    """A file that is flushed to the disk while it is written; one flush at the end would look like a hang."""
 
     def __init__(self, file, beat: Callable[[str], None]):
         self._file, self._beat = file, beat

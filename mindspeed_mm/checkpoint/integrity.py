@@ -1,4 +1,4 @@
-"""Checksums of the files of a checkpoint: taken by the rank that wrote a file, recorded in one list per checkpoint."""
+"""Checksums of a checkpoint's files: computed by the rank that wrote a file, stored in one record per checkpoint."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -15,21 +15,21 @@ CHECKSUMS = "checksums.json"
 _BLOCK = 1 << 24
 
 Checksums = dict[str, list[int]]  # path below the checkpoint's directory -> [bytes, CRC-32]
-Beat = Callable[[str], None]  # is told of each block that is done, in words
+Beat = Callable[[str], None]  # called with a description after each block
 
 
 def measure(paths: list[Path], directory: Path, beat: Beat = lambda what: None) -> Checksums:
-    """Checksums of files below a directory."""
+    """Computes the checksums of files below a directory."""
     return {str(path.relative_to(directory)): [path.stat().st_size, _checksum(path, beat)] for path in paths}
 
 
 def write(found: Checksums, directory: Path) -> None:
-    """Record the checksums of all files of a checkpoint."""
+    """Writes the record of all files of a checkpoint."""
     atomic.write_text(directory / CHECKSUMS, json.dumps(found, indent=1))
 
 
 def read(directory: Path) -> Checksums:
-    """What was recorded; nothing for checkpoints of other programs, which record nothing."""
+    """Reads the record; empty for checkpoints of other programs, which have none."""
     record = directory / CHECKSUMS
     if not record.is_file():
         return {}
@@ -44,11 +44,12 @@ def read(directory: Path) -> Checksums:
 
 
 def covering(paths: Iterable[Path]) -> dict[Path, tuple[Path, str, list[int]]]:
-    """Those of the files that a checkpoint's record lists: path -> (directory of the record, name in it, its entry)."""
+    """Maps each file that a checkpoint's record lists to (directory of the record, name in it, entry)."""
     records: dict[Path, Checksums] = {}
     found = {}
     for path in paths:
-        for directory in (path.parent, path.parent.parent):  # the checkpoint's, whether or not in a rank's folder
+        # the checkpoint's directory, for files in a rank's folder or beside it
+        for directory in (path.parent, path.parent.parent):
             if directory not in records:
                 records[directory] = read(directory)
             name = str(path.relative_to(directory))
@@ -59,17 +60,18 @@ def covering(paths: Iterable[Path]) -> dict[Path, tuple[Path, str, list[int]]]:
 
 
 class Proof:
-    """That the bytes of files are those that were written: by the record of their checkpoint, or else by their own checksums.
+    """Proves that files are unchanged since they were written: by the checkpoint's record, else by the files' own
+    checksums.
 
-    It is had when the first values are wanted and not when the files are opened, and once.
+    The check runs once, before the first values are used, not when the files are opened.
     """
 
     def __init__(
         self, paths: Iterable[Path], records: Iterable[torch_reader.Record] = (), record_is_checked: bool = False
     ):
-        """paths: files that are read; records: those of the torch files among them.
+        """paths: files that are read. records: records of the torch files among them.
 
-        record_is_checked: the files that a checkpoint's record lists have been compared with it.
+        record_is_checked: True if the checkpoint's record has already been compared with the files that it lists.
         """
         listed = covering(paths)
         self._records = {
@@ -78,7 +80,7 @@ class Proof:
         self._listed = {} if record_is_checked else listed
 
     def check(self, tensors: Iterable[Tensor]) -> None:
-        """Raise CheckpointError unless the bytes of the tensors, all of their storages, are as they were written."""
+        """Raises CheckpointError unless the storages of the tensors are unchanged."""
         self._check_files()
         for tensor in tensors:
             record = self._records.get(tensor.untyped_storage().data_ptr())
@@ -87,7 +89,7 @@ class Proof:
                 del self._records[record.data.data_ptr()]
 
     def check_all(self) -> None:
-        """Raise CheckpointError unless all bytes are as they were written."""
+        """Raises CheckpointError unless all bytes are unchanged."""
         self._check_files()
         for record in self._records.values():
             torch_reader.verify(record)
@@ -100,7 +102,7 @@ class Proof:
 
 
 def verify(wanted: Checksums, directory: Path, beat: Beat = lambda what: None) -> None:
-    """Raise CheckpointError for the first file that is not what was recorded."""
+    """Raises CheckpointError for the first file that differs from its record."""
     for name, (size, checksum) in wanted.items():
         path = directory / name
         if not path.is_file():
@@ -112,7 +114,7 @@ def verify(wanted: Checksums, directory: Path, beat: Beat = lambda what: None) -
 
 
 def _is_entry(name: str, facts: object) -> bool:
-    """Whether a line of a record is a file below the directory, with its size and checksum."""
+    """True if an entry of a record names a file below the directory, with size and checksum."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         return False

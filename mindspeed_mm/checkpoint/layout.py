@@ -1,4 +1,6 @@
-"""Megatron's directory of a checkpoint: `iter_0000100/mp_rank_00/model_optim_rng.pt` and the tracker file beside it."""
+"""Megatron's layout of a checkpoint: `iter_0000100/mp_rank_00/model_optim_rng.pt` and the tracker file beside the
+directory.
+"""
 
 import dataclasses
 import re
@@ -9,14 +11,14 @@ from mindspeed_mm.errors import CheckpointError
 TRACKER = "latest_checkpointed_iteration.txt"
 MODEL_FILE = "model_optim_rng.pt"
 OPTIMIZER_FILE = "distrib_optim.pt"
-EXTRA_STATE = "_extra_state"  # Megatron's linears save this beside their weights; it is None
-STATE_FILE = "state.pt"  # of torch_dist: what is no tensor
+EXTRA_STATE = "_extra_state"  # Megatron's linears save this key beside their weights; its value is None
+STATE_FILE = "state.pt"  # in torch_dist: all state that is not a tensor
 _RANK = re.compile(r"mp_rank_(\d{2})(?:_(\d{3}))?")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Location:
-    """A checkpoint that was found: its directory, and its iteration (None for a `release`)."""
+    """A checkpoint on disk: its directory, and its iteration (None for a `release`)."""
 
     directory: Path
     iteration: int | None
@@ -31,7 +33,7 @@ def rank_directory(directory: Path, tensor_rank: int) -> Path:
 
 
 def has_checkpoint(root: Path) -> bool:
-    """Whether there is something to load here, be it damaged: a run's directory, or one checkpoint of it."""
+    """True if `root` is a run's directory with a checkpoint, or one checkpoint; it may be damaged."""
     if not root.is_dir():
         return False
     return (root / TRACKER).is_file() or bool(iterations(root)) or is_torch_dist(root) or _has_ranks(root)
@@ -66,16 +68,16 @@ def _word(tracker: Path) -> str:
 
 
 def iterations(root: Path) -> list[int]:
-    """Iterations of which a complete directory exists, latest first."""
+    """Iterations with a complete directory, latest first."""
     found = [re.fullmatch(r"iter_(\d{7,})", item.name) for item in root.iterdir() if item.is_dir()]
     return sorted((int(match.group(1)) for match in found if match), reverse=True)
 
 
 def candidates(root: Path) -> tuple[list[Location], str | None]:
-    """Checkpoints to load from, best first: the tracker's, then older ones; and what about them is worth a line.
+    """Checkpoints to load from, best first: the tracker's, then older ones; and a line for the log, or None.
 
-    The tracker decides, as in Megatron: writing an older iteration into it goes back to that. A tracker that is missing
-    or wrong is not the end of a run: then the latest directory counts.
+    The tracker decides, as in Megatron: writing an older iteration into it returns to that one. If the tracker is
+    missing or wrong, the latest directory counts.
     """
     every = [Location(iteration_directory(root, number), number) for number in iterations(root)]
     try:
@@ -97,12 +99,12 @@ def candidates(root: Path) -> tuple[list[Location], str | None]:
 
 
 def state_files(directory: Path) -> list[Path]:
-    """The files of a checkpoint that say which iteration it is of."""
+    """Files of a checkpoint that state its iteration."""
     return [directory / STATE_FILE] if is_torch_dist(directory) else rank_files(directory)
 
 
 def is_torch_dist(directory: Path) -> bool:
-    """Whether a checkpoint is in the format of megatron-core's dist_checkpointing."""
+    """True if a checkpoint is in the format of megatron-core's dist_checkpointing."""
     return (directory / "metadata.json").is_file()
 
 
@@ -111,7 +113,7 @@ def _has_ranks(directory: Path) -> bool:
 
 
 def check(directory: Path) -> None:
-    """Raise CheckpointError unless a directory looks like a whole checkpoint, by the names in it."""
+    """Raises CheckpointError unless the names in a directory are those of a complete checkpoint."""
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory")
     if not is_torch_dist(directory):
@@ -119,7 +121,7 @@ def check(directory: Path) -> None:
 
 
 def rank_files(directory: Path) -> list[Path]:
-    """The model files of all TP ranks, in order; a gap in the ranks or a missing file is an error."""
+    """Model files of all TP ranks, in order. Raises CheckpointError for a gap in the ranks or a missing file."""
     ranks = {}
     for item in directory.iterdir():
         match = _RANK.fullmatch(item.name)

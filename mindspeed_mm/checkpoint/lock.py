@@ -1,8 +1,8 @@
-"""One run per folder: a file in it that says which run writes there, from where, and since when.
+"""Allows one run per folder: a lock file names the run that writes there, its host and its start.
 
-Two runs with one `--save` would mix their checkpoints without a word. The file is made in one step, and no lock of the
-operating system is needed, which network file systems do not all have. A holder touches it every few seconds, so that a
-dead one is recognised: on the same machine by its process, from another machine by the age of the last touch.
+Two runs with one `--save` would silently mix their checkpoints. The lock file is created in one step and needs no lock
+of the operating system, which some network file systems lack. Its holder touches it every few seconds. A dead holder
+is recognised by its process on the same machine, and by the age of the last touch from another machine.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ from mindspeed_mm.parallel.meeting import meet
 _log = logs.get(__name__)
 NAME = "run.lock"
 _TOUCH_S = 10.0
-_DEAD_S = 60.0  # without a touch; network file systems tell others of one with a delay of seconds
+_DEAD_S = 60.0  # seconds without a touch; network file systems show a touch seconds later
 _GRACE_S = 10.0
 _LOOK_S = 2.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds a lock. machine: its boot and its table of processes, so that two containers of one host differ.
+    """The holder of a lock. machine: boot id and process table, so that two containers of one host differ.
 
-    born: when the process started, in ticks since the boot; job and restart: torchrun's meeting place and its count.
+    born: start of the process, in ticks since the boot. job, restart: torchrun's rendezvous address and restart count.
     """
 
     host: str
@@ -65,7 +65,7 @@ class Holder:
 
 
 class RunLock:
-    """The lock of a folder, for one process. `take` and `release`; a thread touches it in between."""
+    """Lock of a folder, for one process: `take` it, `release` it; a thread touches the file in between."""
 
     def __init__(self, folder: Path):
         self._file = folder / NAME
@@ -74,7 +74,7 @@ class RunLock:
         self._thread = threading.Thread(target=self._touch, name="run lock", daemon=True)
 
     def take(self) -> None:
-        """Make the file, or take it over from a holder that is dead. Raises ConfigError if another run is alive."""
+        """Creates the file, or takes it over from a dead holder. Raises ConfigError if another run is alive."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         while not self._made():
             holder, touched = _read(self._file)
@@ -90,7 +90,7 @@ class RunLock:
         self._thread.start()
 
     def release(self) -> None:
-        """Remove the file, if it is still this process's."""
+        """Removes the file if this process still holds it."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -99,7 +99,9 @@ class RunLock:
                 self._file.unlink()
 
     def _made(self) -> bool:
-        """Whether the file is there now, whole, and ours; a link is made in one step on every file system that has links."""
+        """Creates the file, complete, by a hard link, which is one step on file systems that have links. True if it is
+        ours.
+        """
         text = json.dumps(dataclasses.asdict(self._me))
         with tempfile.NamedTemporaryFile("w", dir=self._file.parent, prefix=f".{NAME}.", encoding="utf-8") as made:
             made.write(text)
@@ -108,7 +110,7 @@ class RunLock:
                 os.link(made.name, self._file)
             except FileExistsError:
                 return False
-            except OSError:  # no links here
+            except OSError:  # this file system has no links
                 return self._made_in_place(text)
         return True
 
@@ -121,7 +123,7 @@ class RunLock:
         return True
 
     def _removed(self, dead: Holder | None) -> bool:
-        """Remove the file of a dead holder, and not that of another run which has just done the same."""
+        """Removes the file of a dead holder, but not that of another run which has just taken over."""
         grave = self._file.with_name(f".{NAME}.{self._me.run}")
         try:
             self._file.rename(grave)
@@ -135,7 +137,9 @@ class RunLock:
         return is_it
 
     def _why_dead(self, holder: Holder | None, touched: float) -> str | None:
-        """How one knows that the holder has ended; None if it lives. From another machine this may take a minute."""
+        """Reason to believe that the holder has ended; None if it is alive. From another machine this may take a
+        minute.
+        """
         if holder is not None and holder.machine == self._me.machine:
             return "which has ended" if self._ends(holder) else None
         if holder is not None and holder.job and holder.job == self._me.job and holder.restart < self._me.restart:
@@ -154,7 +158,7 @@ class RunLock:
         return f"without a sign of life for {age:.0f} s"
 
     def _ends(self, holder: Holder) -> bool:
-        """Whether a process of this machine ends soon, as one does whose launcher was killed a moment ago."""
+        """True if a process of this machine ends soon, as one does whose launcher has just been killed."""
         until = time.monotonic() + _GRACE_S
         while _born(holder.pid) == holder.born and self._file.exists():
             if holder.pid == os.getpid() or time.monotonic() > until:
@@ -163,7 +167,7 @@ class RunLock:
         return True
 
     def _now(self) -> float:
-        """The time by the clock of the file system, which is another machine's."""
+        """Current time by the clock of the file system, which may run on another machine."""
         with tempfile.NamedTemporaryFile(dir=self._file.parent, prefix=f".{NAME}.") as probe:
             return os.fstat(probe.fileno()).st_mtime
 
@@ -182,7 +186,7 @@ class RunLock:
 
 @contextlib.contextmanager
 def held(folder: str | Path | None, parallel: ParallelContext) -> Iterator[None]:
-    """This run alone writes to `folder` meanwhile; the first rank holds the lock for all of them. Collective."""
+    """Locks `folder` for this run while the context is open; the first rank holds the lock. Collective."""
     if folder is None:
         yield
         return
@@ -205,9 +209,9 @@ def held(folder: str | Path | None, parallel: ParallelContext) -> Iterator[None]
 
 
 def _read(file: Path) -> tuple[Holder | None, float]:
-    """The holder, None if that cannot be read; and when it last touched the file, 0 if the file is gone."""
+    """The holder, None if unreadable, and the time of its last touch, 0 if the file is gone."""
     try:
-        with open(file, encoding="utf-8") as opened:  # opening it makes network file systems look anew
+        with open(file, encoding="utf-8") as opened:  # opening the file makes network file systems refresh it
             touched = os.fstat(opened.fileno()).st_mtime
             return Holder(**json.load(opened)), touched
     except FileNotFoundError:
@@ -227,7 +231,7 @@ def _machine() -> str:
 
 
 def _born(pid: int) -> str:
-    """When a process started; "" if there is none, or if it has ended and its parent does not know yet."""
+    """Start time of a process; "" if there is none, or if it has ended and its parent has not collected it."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

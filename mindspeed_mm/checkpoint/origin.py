@@ -1,16 +1,17 @@
-"""What a checkpoint is of: a run of ours, a run of Open-Sora Plan or MindSpeed-MM, or weights alone."""
+"""Origin of a checkpoint: a run of this program, a run of Open-Sora Plan or MindSpeed-MM, or weights alone."""
 
 import dataclasses
 from collections.abc import Mapping
 
 from mindspeed_mm.checkpoint.layout import Location
 
-_OF_A_RUN = ("optimizer", "opt_param_scheduler", "lr_scheduler", "rng_state")  # what Megatron saves beside the weights
+# keys that Megatron saves beside the weights of a run
+_OF_A_RUN = ("optimizer", "opt_param_scheduler", "lr_scheduler", "rng_state")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Origin:
-    """What another program's checkpoint holds of a run. iteration: None where there are weights alone."""
+    """Training state in another program's checkpoint. iteration: None for weights alone."""
 
     iteration: int | None
     samples: int
@@ -18,15 +19,15 @@ class Origin:
 
 
 def is_ours(state: Mapping) -> bool:
-    """Whether a checkpoint's plain values are a run's of this project."""
+    """True if a checkpoint's plain values come from a run of this project."""
     return "data" in state and "clip" in state
 
 
 def of(state: Mapping, location: Location) -> Origin:
-    """state: the content of another program's model_optim_rng.pt at `location`.
+    """state: content of another program's model_optim_rng.pt at `location`.
 
-    A `release` is weights alone, as in Megatron. Megatron's `args` count the samples; its `iteration` in there may be the
-    one that the run began from, and is asked last.
+    A `release` holds weights alone, as in Megatron. The samples are in Megatron's `args`. Its `iteration` there may be
+    the iteration at which the run began, so it is the last source.
     """
     flags, has_average = state.get("args"), isinstance(state.get("ema_model"), Mapping)
     samples, began, planned = (_number(flags, name) for name in ("consumed_train_samples", "iteration", "train_iters"))

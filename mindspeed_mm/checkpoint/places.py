@@ -1,4 +1,6 @@
-"""What a program will write is tried before it spends minutes on weights: a full or read-only disk, a file for a folder."""
+"""Tests output folders before minutes are spent on weights: finds full or read-only disks, and files in place of
+folders.
+"""
 
 import contextlib
 import os
@@ -11,8 +13,11 @@ _PROBE_BYTES = 1 << 20
 
 
 def check(folders: Mapping[str, str | Path | None], rank: int) -> None:
-    """Write 1 MiB to each folder, made if it is missing, and delete it again. ConfigError, with its flag, for the first
-    that takes nothing. folders: flag -> folder, None where nothing will be written."""
+    """Creates each folder if needed, writes 1 MiB to it and deletes it again.
+
+    folders: flag -> folder, or None if nothing will be written. Raises ConfigError, naming the flag, for the first
+    folder that fails.
+    """
     for flag, folder in folders.items():
         if folder is not None:
             _check(flag, Path(folder), rank)

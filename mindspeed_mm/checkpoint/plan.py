@@ -1,4 +1,4 @@
-"""What a conversion will write: which file holds which part of which parameter. Known, and printable, before it starts."""
+"""Plan of a conversion: which file holds which part of which parameter. It can be printed before any writing."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from mindspeed_mm.types import TORCH_DTYPES
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Piece:
-    """A tensor of an output file: part `index` of `count` of parameter `name` of the source's `group`."""
+    """A tensor of an output file: part `index` of `count` of parameter `name` in the source's `group`."""
 
     group: str
     name: str
@@ -28,9 +28,9 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OutputFile:
-    """A file: `content` is what it holds, with a `Piece` in the place of each tensor.
+    """An output file: `content` has a `Piece` in place of each tensor.
 
-    A `.pt` file may hold dicts of dicts and plain values, a `.safetensors` file one dict of pieces.
+    A `.pt` file may hold nested dicts and plain values, a `.safetensors` file one dict of pieces.
     """
 
     path: Path
@@ -38,20 +38,20 @@ class OutputFile:
 
     @property
     def pieces(self) -> list[Piece]:
-        """In the order of the content."""
+        """Pieces in the order of the content."""
         return list(_pieces_in(self.content))
 
     @property
     def nbytes(self) -> int:
-        """Of the tensors; a file is larger by its names, about a hundred bytes each."""
+        """Bytes of the tensors; the names add about a hundred bytes each to the file."""
         return sum(piece.nbytes for piece in self.pieces)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """Files to write, and small text files (such as an index or Megatron's tracker) that make them valid at the end.
+    """Files to write, and small text files (an index, Megatron's tracker) that make them valid at the end.
 
-    directory: all files lie in it and it appears at once, complete; None: each file appears under its own name.
+    directory: holds all files and appears complete, in one step; None: each file appears under its own name.
     """
 
     files: tuple[OutputFile, ...]
@@ -72,7 +72,7 @@ class Plan:
 
 
 def human(nbytes: int) -> str:
-    """1536 -> "1.5 KiB"."""
+    """Formats bytes: 1536 -> "1.5 KiB"."""
     size, units = float(nbytes), ["B", "KiB", "MiB", "GiB", "TiB"]
     while size >= 1024 and len(units) > 1:
         size /= 1024
@@ -81,13 +81,13 @@ def human(nbytes: int) -> str:
 
 
 def short(dtype: torch.dtype) -> str:
-    """torch.bfloat16 -> "bf16"."""
+    """Short name of a dtype: torch.bfloat16 -> "bf16"."""
     names = {value: key for key, value in TORCH_DTYPES.items()}
     return names.get(dtype, str(dtype).removeprefix("torch."))
 
 
 def cast(dtype: torch.dtype, wanted: str | None) -> torch.dtype:
-    """The dtype that a tensor of `dtype` is written in; integers stay what they are."""
+    """Dtype in which a tensor of `dtype` is written; integer dtypes do not change."""
     if wanted is None or not dtype.is_floating_point:
         return dtype
     if wanted not in TORCH_DTYPES:

@@ -1,4 +1,4 @@
-"""The bar of long reading and writing. Work that is over in a moment has none."""
+"""Progress bar for long reads and writes; short ones show none."""
 
 import sys
 
@@ -11,7 +11,7 @@ class Progress:
     """`with Progress(total_bytes, "merging") as bar: bar.add(n)`."""
 
     def __init__(self, total: int, what: str, shown: bool = True):
-        every = 0.1 if sys.stderr.isatty() else 10.0  # seconds; a log file is no terminal
+        every = 0.1 if sys.stderr.isatty() else 10.0  # seconds; a log file gets fewer lines than a terminal
         hidden = not shown or total < _WORTH_A_BAR
         self._bar = tqdm(
             total=total, desc=what, unit="B", unit_scale=True, unit_divisor=1024, disable=hidden, mininterval=every

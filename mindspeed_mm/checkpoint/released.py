@@ -1,4 +1,4 @@
-"""Strict loading of weights that others trained: every name and shape has to fit, or a report says what does not."""
+"""Strict loading of published weights: every name and shape must fit, else a report lists the differences."""
 
 import dataclasses
 import os
@@ -18,18 +18,18 @@ _log = logs.get(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Misfit:
-    """How weights differ from what a network wants."""
+    """Differences between weights and the names and shapes of a network."""
 
     missing: list[str]
     unknown: list[str]
     misshapen: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # name -> (shape found, shape wanted)
-    dropped: list[str]  # unknown, but known to be useless
+    dropped: list[str]  # unknown, but known to be unused
 
     def __bool__(self) -> bool:
         return bool(self.missing or self.unknown or self.misshapen)
 
     def __str__(self) -> str:
-        """One line, with a few names of each kind."""
+        """One line with a few names of each kind."""
         return self._text(4)
 
     def every_name(self) -> str:
@@ -52,7 +52,7 @@ def compare(
     permitted_extras: set[str] = frozenset(),
     may_be_missing: Callable[[str], bool] = lambda name: False,
 ) -> Misfit:
-    """Weights against the names and whole shapes that a network wants."""
+    """Compares weights with the names and whole shapes of a network."""
     misshapen = {
         name: (weights.shape(name), tuple(shape))
         for name, shape in wanted.items()
@@ -74,9 +74,9 @@ def load(
     progress: bool = True,
     beat: Callable[[str], None] = lambda what: None,
 ) -> None:
-    """Copy part `index` of `count` of each parameter into a network that the weights fit (see `compare`).
+    """Copies part `index` of `count` of each parameter into a network that the weights fit (see `compare`).
 
-    beat: told of each parameter that is there.
+    beat: called after each parameter.
     """
     targets = [(name, target) for name, target in stored_tensors(network).items() if name in weights]
     total = sum(target.numel() * weights.dtype(name).itemsize for name, target in targets)
@@ -89,18 +89,18 @@ def load(
 
 
 def stored_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers that are part of the network's state dict."""
+    """Parameters and persistent buffers of a network."""
     return {name: value for name, value in network.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
 
 
 def weights_of(network: nn.Module) -> Weights:
-    """The weights that this process holds of a network, to be written."""
+    """Weights of a network that this process holds, for writing."""
     tensors = {name: value.detach() for name, value in stored_tensors(network).items()}
     return Weights([tensors], lambda name: None, type(network).__name__)
 
 
 def grouped(names: Iterable[str]) -> list[str]:
-    """Names of which many differ in numbers only, such as those of blocks, as one: "blocks.*.weight (32)"."""
+    """Groups names that differ only in numbers, such as those of blocks: "blocks.*.weight (32)"."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", name), []).append(name)
@@ -108,9 +108,9 @@ def grouped(names: Iterable[str]) -> list[str]:
 
 
 def autoencoder_weights(path: str | Path) -> Weights:
-    """A WFVAE state dict: an OSP `.ckpt` (its EMA weights where it has any), a flat file, or a folder with one.
+    """A WFVAE state dict: an OSP `.ckpt` (its EMA weights if present), a flat file, or a folder with one.
 
-    $NOT_USE_EMA_MODEL=1 takes the live weights where there are both.
+    $NOT_USE_EMA_MODEL=1 takes the live weights if both are present.
     """
     checkpoint = sources.open_checkpoint(path)
     live_only = os.environ.get("NOT_USE_EMA_MODEL", "0").lower() in ("1", "true", "yes")
@@ -119,7 +119,7 @@ def autoencoder_weights(path: str | Path) -> Weights:
 
 
 def describe_names(weights: Weights) -> str:
-    """A sentence for a report: which network's names these are."""
+    """A sentence for a report that names the network to which these names belong."""
     found = families.of_names(weights)
     if found:
         return f"the names are a {found[0].title}'s"

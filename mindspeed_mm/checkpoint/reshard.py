@@ -1,6 +1,7 @@
-"""Between tensor-parallel layouts: any part of a whole parameter, read from shards of any number, chunk by chunk.
+"""Converts between tensor-parallel layouts: reads any part of a parameter from any number of shards, in chunks.
 
-How a parameter is split is given (`partition.partition_dims` reads it from the layers); this file knows no names.
+The caller passes how a parameter is split (`partition.partition_dims` reads it from the layers); this file knows no
+names.
 """
 
 import collections
@@ -16,18 +17,18 @@ from mindspeed_mm.errors import CheckpointError
 
 _log = logs.get(__name__)
 
-# Read and written at a time. Large enough for full speed, and small beside any parameter that matters.
+# Size of one read and write: large enough for full speed, small beside any large parameter.
 CHUNK_BYTES = 4 * 2**20
-_KEPT = 2  # chunks whose pages stay for a while
+_KEPT = 2  # chunks whose pages are kept until later chunks are done
 
 DimOf = Callable[[str], int | None]
 
 
 class Weights:
-    """Whole parameters by name, of which any equal part can be read. The bytes stay in the files until then.
+    """Whole parameters by name, readable in equal parts. The bytes stay in the files until they are read.
 
-    shards: per tensor-parallel rank, tensors by name (one dict for a file of whole weights). dim_of: the dimension that
-    is split over the shards. mapped: the files that the tensors lie in, whose pages are given back after reading.
+    shards: tensors by name, per tensor-parallel rank (one dict for a file of whole weights). dim_of: gives the
+    dimension that is split over the shards. mapped: the files of the tensors, whose pages are released after reading.
     """
 
     def __init__(
@@ -89,11 +90,11 @@ class Weights:
         return tuple(shape)
 
     def chunks(self, name: str, index: int = 0, count: int = 1) -> Iterator[Tensor]:
-        """Part `index` of `count` as contiguous pieces of rows, in order; each is valid until the one after the next is asked for.
+        """Yields part `index` of `count` as contiguous groups of rows, in order; each is valid until the second next
+        is requested.
 
-        Of a parameter that every shard holds, the last shard's is taken, as the original's converter does; `report`
-        tells where the others differ. CheckpointError for bytes that are not those that were written, and for values that
-        are not finite.
+        A parameter that every shard holds is taken from the last shard, as in the original's converter; `report` names
+        the shards that differ. Raises CheckpointError for damaged bytes and for values that are not finite.
         """
         parts = [shard[name] for shard in self.shards]
         if self.mapped is not None:
@@ -121,13 +122,13 @@ class Weights:
                 yield from self._joined([_rows(part, rows) for part in parts], dim)
 
     def part(self, name: str, index: int = 0, count: int = 1) -> Tensor:
-        """One part as a tensor of its own."""
+        """One part as a new tensor."""
         whole = torch.empty(self.part_shape(name, count), dtype=self.dtype(name))
         self.copy_into(whole, name, index, count)
         return whole
 
     def copy_into(self, target: Tensor, name: str, index: int = 0, count: int = 1) -> None:
-        """Fill a contiguous tensor of the part's shape, of any dtype and device."""
+        """Fills a contiguous tensor of the part's shape, of any dtype and device."""
         flat, at = target.view(-1), 0
         if target.is_floating_point() and not self.dtype(name).is_floating_point:
             raise CheckpointError(
@@ -138,7 +139,7 @@ class Weights:
             at += chunk.numel()
 
     def cast_chunks(self, name: str, dtype: torch.dtype, index: int = 0, count: int = 1) -> Iterator[Tensor]:
-        """`chunks` on the CPU in another dtype; CheckpointError for a value that it cannot hold."""
+        """`chunks` on the CPU in another dtype. Raises CheckpointError for a value outside of its range."""
         for chunk in self.chunks(name, index, count):
             cast = chunk.to("cpu", dtype)
             if dtype == torch.float16 != chunk.dtype:
@@ -146,7 +147,7 @@ class Weights:
             yield cast
 
     def report(self) -> None:
-        """Warn of the parameters seen so far that every shard should hold alike and does not."""
+        """Warns of parameters read so far whose copies differ between shards."""
         if self._different:
             worst = max(self._different.values())
             _log.warning(
@@ -156,10 +157,10 @@ class Weights:
             self._different.clear()
 
     def _check_values(self, name: str, chunk: Tensor, dtype: torch.dtype) -> None:
-        """Raise CheckpointError if a value is not finite; `dtype` is what it was when it was found to be so."""
+        """Raises CheckpointError if a value is not finite. dtype: the dtype in which the check found it."""
         if chunk.numel() == 0 or not chunk.is_floating_point():
             return
-        least, most = torch.aminmax(chunk)  # NaN if there is one; ten times as fast as isfinite
+        least, most = torch.aminmax(chunk)  # NaN if a value is NaN; ten times as fast as isfinite
         if not math.isfinite(least) or not math.isfinite(most):
             if dtype != self.dtype(name):
                 raise CheckpointError(f"{self.origin}: {name} has values beyond 65504, the largest of fp16; use bf16")
@@ -176,7 +177,7 @@ class Weights:
         self._release(pieces)
 
     def _release(self, pieces: list[Tensor]) -> None:
-        """Give back pages, a little later: a chunk may still be on its way to the disk (see `write_behind.py`)."""
+        """Releases pages one step later: a chunk may still be on its way to the disk (see `write_behind.py`)."""
         if self.mapped is not None:
             self._used.append(pieces)
             if len(self._used) > _KEPT:
@@ -198,7 +199,7 @@ def some(names: list[str], limit: int = 4) -> str:
 
 
 def _overlapping(parts: list[Tensor], dim: int, start: int, stop: int) -> list[Tensor]:
-    """What lies between start and stop of the parts laid side by side along `dim`."""
+    """The range from start to stop of the parts, placed side by side along `dim`."""
     found, offset = [], 0
     for part in parts:
         size = part.shape[dim]
@@ -210,7 +211,7 @@ def _overlapping(parts: list[Tensor], dim: int, start: int, stop: int) -> list[T
 
 
 def _row_slices(tensor: Tensor, sharers: int = 1) -> Iterator[slice]:
-    """Ranges of the first dimension that are at most a chunk, if `sharers` such tensors are read together."""
+    """Row ranges of at most one chunk in total if `sharers` such tensors are read together."""
     rows = tensor.shape[0] if tensor.ndim else 1
     row_bytes = max(1, tensor.numel() // max(rows, 1) * tensor.element_size() * sharers)
     step = max(1, CHUNK_BYTES // row_bytes)

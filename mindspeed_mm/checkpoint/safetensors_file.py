@@ -1,8 +1,7 @@
-"""Reading safetensors files memory-mapped, and writing them tensor by tensor.
+"""Reads safetensors files memory-mapped, and writes them tensor by tensor.
 
-The format is a length, a JSON header and the tensors' bytes. It is read here and not by the library so that every
-tensor is known to lie in the mapped file (`mapped.release` depends on it), and written here because the library wants
-all tensors at once.
+The format is a length, a JSON header and the tensors' bytes. The library is not used for reading, because every tensor
+must lie in the mapped file (`mapped.release` depends on it), nor for writing, because it needs all tensors at once.
 """
 
 import json
@@ -36,9 +35,9 @@ _LARGEST_HEADER = 100_000_000  # the library's limit
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file by name, in the mapped file; nothing is read but the header.
+    """Tensors of a file by name, memory-mapped; reads only the header.
 
-    As the format demands, the tensors fill the bytes behind the header without a gap or an overlap, each under one name.
+    As the format demands, the tensors fill the bytes after the header without gap or overlap, each under one name.
     """
     size = path.stat().st_size
     header, start = _header(path, size)
@@ -57,7 +56,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def _check_places(path: Path, places: list[tuple[int, int, str]], available: int) -> None:
-    """Raise CheckpointError unless the tensors (first byte, end, name) lie one behind the other."""
+    """Raises CheckpointError unless the tensors (first byte, end, name) follow each other without gap or overlap."""
     at, before = 0, "the header"
     for begin, end, name in sorted(places):
         if begin != at:
@@ -68,7 +67,7 @@ def _check_places(path: Path, places: list[tuple[int, int, str]], available: int
 
 
 def indexed_files(path: Path) -> list[Path]:
-    """The files that an `*.safetensors.index.json` names; all of them are there."""
+    """Files that an `*.safetensors.index.json` names. Raises CheckpointError if one is missing."""
     found = [path.parent / name for name in sorted(set(_weight_map(path).values()))]
     for file in found:
         if file.parent != path.parent or not file.is_file():
@@ -98,14 +97,14 @@ def read_index(path: Path) -> dict[str, Tensor]:
 
 
 def index_text(files: dict[str, list[Piece]], names: dict[Piece, str]) -> str:
-    """The index of a model in several files: file name -> its pieces, which go by `names`."""
+    """Index of a model in several files. files: file name -> its pieces. names: piece -> name."""
     total = sum(piece.nbytes for pieces in files.values() for piece in pieces)
     table = {names[piece]: file for file, pieces in files.items() for piece in pieces}
     return json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(table.items()))}, indent=2) + "\n"
 
 
 class SafetensorsWriter:
-    """Writes one dict of `Piece`s to an open file; `write` gives the bytes of one piece after another, in any order."""
+    """Writes one dict of `Piece`s to an open file; `write` takes the bytes of one piece, in any order of pieces."""
 
     def __init__(self, file: WriteBehind, content: dict[str, Piece]):
         self._file = file
@@ -130,7 +129,7 @@ class SafetensorsWriter:
         self._end = self._start + at
 
     def write(self, piece: Piece, chunks: Iterable[Tensor]) -> None:
-        """chunks: contiguous CPU tensors of the piece's dtype, together its values in order."""
+        """chunks: contiguous CPU tensors of the piece's dtype that together hold its values in order."""
         offset = self._offsets.pop(piece)
         self._file.seek(self._start + offset)
         for chunk in chunks:
@@ -139,14 +138,14 @@ class SafetensorsWriter:
             raise CheckpointError(f"{piece.name}: other than the {piece.nbytes} bytes of the tensor were given")
 
     def close(self) -> None:
-        """Check that nothing is missing; the file itself stays open."""
+        """Checks that all tensors were written; leaves the file open."""
         if self._offsets:
             raise CheckpointError(f"{len(self._offsets)} tensors of the file were never written")
         self._file.truncate(self._end)
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    """Name of each tensor -> its file."""
+    """Maps each tensor's name to its file."""
     try:
         table = _json(path.read_bytes())["weight_map"]
         return {str(name): str(file) for name, file in table.items()}
@@ -157,7 +156,7 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 
 def _header(path: Path, size: int) -> tuple[dict, int]:
-    """The header, and where the tensors' bytes start."""
+    """The header, and the offset of the tensors' bytes."""
     with open(path, "rb") as file:
         length = file.read(8)
         count = struct.unpack("<Q", length)[0] if len(length) == 8 else None
@@ -177,11 +176,11 @@ def _header(path: Path, size: int) -> tuple[dict, int]:
 
 
 class _Twice(ValueError):
-    """A key that is there twice."""
+    """A duplicate key."""
 
 
 def _json(text: bytes) -> object:
-    """A JSON text in UTF-8; _Twice for a key that an object has twice, ValueError for what is no JSON."""
+    """Parses a JSON text in UTF-8. Raises _Twice for a duplicate key in an object, ValueError for invalid JSON."""
 
     def unique(pairs: list[tuple[str, object]]) -> dict:
         found = dict(pairs)

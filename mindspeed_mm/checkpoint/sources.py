@@ -1,4 +1,4 @@
-"""Opening weights, whatever they come in: nothing is read but names and shapes, and names are ours from here on.
+"""Opens weights of every supported format: reads only names and shapes, and gives parameters this project's names.
 
 | source | what it looks like |
 |---|---|
@@ -28,30 +28,32 @@ MODEL, EMA = "model", "ema_model"  # Megatron's names for the live weights and t
 _INDEX = ".safetensors.index.json"
 _STEMS = {"model": MODEL, "diffusion_pytorch_model": MODEL, "model_ema": EMA}  # of files in a folder
 _SUFFIXES = (".safetensors", _INDEX, ".pt")
-# Flags that are the same on every rank of a run, and rarely the same in two runs.
+# Flags that are equal on all ranks of a run and rarely equal in two runs.
 _OF_A_RUN = ("save", "seed", "lr", "train_iters", "global_batch_size", "mm_data", "mm_model")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Weights that were found: for each group ("model", "ema_model") the tensors of each TP rank, by our names."""
+    """Opened weights: the tensors of each TP rank, by our names, for each group ("model", "ema_model")."""
 
     path: Path
-    kind: str  # for people: "Megatron directory", "safetensors file" ...
+    kind: str  # for messages: "Megatron directory", "safetensors file" ...
     groups: dict[str, list[Mapping[str, Tensor]]]
-    family: Family | None  # None: no network that we know has these names
+    family: Family | None  # None: no known network has these names
     dialect: Dialect | None
     files: tuple[Path, ...] = ()
     iteration: int | None = None  # None: a release, or a file
     mapped: MappedFiles | None = None
-    records: tuple[Record, ...] = ()  # what the tensors of torch files lie in
+    records: tuple[Record, ...] = ()  # records that hold the tensors of torch files
 
     @property
     def tensor_size(self) -> int:
         return len(next(iter(self.groups.values())))
 
     def split(self, name: str) -> int | None:
-        """The dimension of a parameter that is split over TP, by the network's family. CheckpointError for a stranger."""
+        """Dimension of a parameter that is split over TP, by the network's family. Raises CheckpointError for an
+        unknown name.
+        """
         family = self.family or next(iter(families.DENOISERS.values()))
         try:
             return family.split(name)
@@ -61,9 +63,10 @@ class Checkpoint:
             ) from None
 
     def weights(self, ema: bool = False, dim_of: DimOf | None = None) -> Weights:
-        """The live weights, or their average with `ema`; of a file that holds one kind only, without `ema`, that one.
+        """The live weights, or with `ema` their average. Without `ema`, a file with one kind of weights gives that
+        kind.
 
-        dim_of: how they are split over TP, for a network that is at hand; default: as its family says.
+        dim_of: gives the dimension split over TP, for a network in memory; default: the family's.
         """
         group = EMA if ema else MODEL
         if group not in self.groups and (ema or len(self.groups) != 1):
@@ -74,7 +77,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Find out what is at `path` and open it."""
+    """Detects the format of `path` and opens it."""
     path = Path(path)
     if path.is_dir():
         return _open_directory(path)
@@ -130,7 +133,7 @@ def _open_megatron(location: layout.Location) -> Checkpoint:
 
 
 def _open_torch(path: Path) -> Checkpoint:
-    """A `.pt` or `.ckpt` file: a flat dict, or one of the wrappers that trainers put around it."""
+    """Opens a `.pt` or `.ckpt` file: a flat dict, or a flat dict within a trainer's wrapper."""
     state, records = files.open_mapped(path)
     world = _plain(getattr(state.get("args"), "tensor_model_parallel_size", None))
     if world not in (None, 1):
@@ -147,7 +150,7 @@ def _open_torch(path: Path) -> Checkpoint:
 
 
 def _open_torch_dist(location: layout.Location) -> Checkpoint:
-    """Our own --ckpt-format torch_dist. Its average is in fp32, as the run holds it."""
+    """Opens our --ckpt-format torch_dist. Its average is in fp32, as in the run."""
     groups, paths, records, iteration = torch_dist_reader.read(location.directory, {"model": MODEL, "ema_params": EMA})
     if None not in (iteration, location.iteration) and iteration != location.iteration:
         raise CheckpointError(
@@ -157,7 +160,7 @@ def _open_torch_dist(location: layout.Location) -> Checkpoint:
 
 
 def _check_one_run(paths: list[Path], states: list[dict], location: layout.Location) -> None:
-    """All shards are there and of the same run and iteration."""
+    """Checks that all shards are present and come from one run and iteration."""
     first = states[0]
     for path, state in zip(paths, states, strict=True):
         flags, first_flags = state.get("args"), first.get("args")
@@ -192,7 +195,7 @@ def _checkpoint(
     iteration: int | None = None,
     records: Iterable[Record] = (),
 ) -> Checkpoint:
-    """records: those that the tensors of torch files lie in."""
+    """records: records that hold the tensors of torch files."""
     family, dialect = families.of_names(next(iter(groups.values()))[0]) or (None, None)
     to_ours = family.to_ours if family else str
     renamed = {group: [_renamed(shard, to_ours, path) for shard in shards] for group, shards in groups.items()}
@@ -203,7 +206,7 @@ def _checkpoint(
 
 
 def _renamed(shard: Mapping[str, Tensor], to_ours: Callable[[str], str], path: Path) -> dict[str, Tensor]:
-    """The tensors by our names; one that is there under two names is an error."""
+    """Tensors by our names. Raises CheckpointError if a parameter appears under two names."""
     ours = {to_ours(name): value for name, value in shard.items()}
     if len(ours) != len(shard):
         name = next(name for name in shard if to_ours(name) != name and to_ours(name) in shard)
@@ -212,7 +215,7 @@ def _renamed(shard: Mapping[str, Tensor], to_ours: Callable[[str], str], path: P
 
 
 def _flat(state: object, path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict; Megatron's empty `_extra_state` and a wrapper's "module." are left out."""
+    """Tensors of a state dict, without Megatron's empty `_extra_state` and a wrapper's "module." prefix."""
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds {type(state).__name__}, not a dict of weights")
     tensors = {str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
@@ -227,5 +230,5 @@ def _flat(state: object, path: Path) -> dict[str, Tensor]:
 
 
 def _plain(value: object) -> object:
-    """A number or a text, which can be compared; None for anything else that a file may hold in its place."""
+    """A number or a text, which can be compared; None for any other value in the file."""
     return value if isinstance(value, (int, float, str)) else None

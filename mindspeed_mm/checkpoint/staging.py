@@ -1,4 +1,4 @@
-"""Several files that appear complete and together, or not at all."""
+"""Makes several files appear complete and together, or not at all."""
 
 import contextlib
 import shutil
@@ -12,14 +12,14 @@ _MARK = ".tmp"
 
 
 class Staging:
-    """Files are written under temporary names; `commit` flushes all of them to the disk and only then renames them.
+    """Writes files under temporary names; `commit` flushes all of them to the disk, then renames them.
 
-    Leaving the `with` block without a commit removes whatever was written. What an interruption by force leaves has
-    names that end in .tmp, which nothing here reads, and the next attempt replaces it.
+    Leaving the `with` block without a commit removes the temporary files. Files left by a killed process end in .tmp;
+    nothing reads them, and the next attempt replaces them.
     """
 
     def __init__(self, directory: Path | None = None):
-        """directory: the files lie in it, and it is what appears; it must not exist yet."""
+        """directory: holds the files and appears as a whole; it must not exist yet."""
         if directory is not None and directory.exists():
             raise CheckpointError(f"{directory}: exists already; remove it, or write elsewhere")
         self._directory = directory
@@ -41,11 +41,11 @@ class Staging:
         if self._directory is not None:
             shutil.rmtree(_temporary(self._directory), ignore_errors=True)
         for path in reversed(self._made):
-            with contextlib.suppress(OSError):  # not empty: someone else's files are in it
+            with contextlib.suppress(OSError):  # not empty: the folder holds other files
                 path.rmdir()
 
     def open(self, path: Path) -> WriteBehind:
-        """A new file that will be `path`."""
+        """Opens a new file that will become `path`."""
         if self._directory is not None:
             path = _temporary(self._directory) / path.relative_to(self._directory)
         self._make(path.parent)

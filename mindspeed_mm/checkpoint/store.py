@@ -1,9 +1,9 @@
-"""A run's directory of checkpoints, written so that none can be lost.
+"""A run's directory of checkpoints, written so that no checkpoint can be lost.
 
-A checkpoint is built under a temporary name. When every rank has its files on the disk, the first rank records their
-checksums, renames the directory and moves the tracker file. A crash, a full disk or a killed writer at any moment leaves
-the previous checkpoint the latest. Writing may happen in a thread; everything that ranks have to agree on happens in the
-caller's, because the steps of the training go on with collectives of their own.
+A checkpoint is built under a temporary name. When every rank's files are on the disk, the first rank records their
+checksums, renames the directory and updates the tracker file. After a crash, a full disk or a killed writer at any
+moment, the previous checkpoint is still the latest. Files may be written in a thread. Collectives run in the caller's
+thread, because training steps have collectives of their own.
 """
 
 import dataclasses
@@ -24,15 +24,15 @@ from mindspeed_mm.parallel.shards import is_of_memory
 
 _log = logs.get(__name__)
 _PROBE_BYTES = 1 << 20
-_REPLACED = ".old"  # ends the name of a checkpoint while one of the same iteration takes its place
+_REPLACED = ".old"  # suffix of a checkpoint while another of the same iteration replaces it
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Writing:
-    """How a rank writes its part of a checkpoint.
+    """A rank's part in writing a checkpoint.
 
-    write(): its files, in any thread; returns their checksums. finish(): what the ranks then do together, if anything;
-    returns the checksums of files that this rank has added.
+    write(): writes the rank's files, in any thread, and returns their checksums. finish(): an optional collective
+    afterwards; returns the checksums of files that this rank added.
     """
 
     write: Callable[[], integrity.Checksums]
@@ -60,7 +60,9 @@ class CheckpointStore:
         keep_last: int | None = None,
         keep_every: int | None = None,
     ):
-        """keep_last: how many of the latest to keep, None for all; iterations that keep_every divides are kept too."""
+        """keep_last: number of latest checkpoints to keep, None for all. Iterations divisible by keep_every are kept
+        too.
+        """
         self.root = root
         self.parallel = parallel
         self.in_background = in_background
@@ -71,10 +73,11 @@ class CheckpointStore:
     # ------------------------------------------------------------------------------------------------------------ save
 
     def save(self, iteration: int, prepare: Callable[[Path], Writing]) -> None:
-        """Write a checkpoint, or begin to; prepare(directory), on every rank, says how this one writes below it.
+        """Writes a checkpoint, or starts to in the background. prepare(directory), on every rank, returns this rank's
+        part.
 
-        Raises CheckpointError, on every rank, if it cannot be written; what was saved before stays as it is. One that is
-        still being written in the background is completed first.
+        Raises CheckpointError on every rank if it cannot be written; earlier checkpoints stay unchanged. A checkpoint
+        that is still being written in the background is completed first.
         """
         self.complete()
         building = self._building(iteration)
@@ -88,7 +91,7 @@ class CheckpointStore:
             self.complete()
 
     def poll(self) -> int | None:
-        """Complete the checkpoint in the background if every rank has written its part; its iteration if so."""
+        """Completes the background checkpoint if every rank has written its part. Returns its iteration, else None."""
         if self._in_flight is None:
             return None
         running = torch.tensor(int(self._in_flight.thread.is_alive()))
@@ -96,7 +99,7 @@ class CheckpointStore:
         return None if running else self.complete()
 
     def complete(self) -> int | None:
-        """Wait for the checkpoint in the background, if there is one, and make it the latest; its iteration if so."""
+        """Waits for the background checkpoint, if any, and makes it the latest. Returns its iteration, else None."""
         job, self._in_flight = self._in_flight, None
         if job is None:
             return None
@@ -112,7 +115,7 @@ class CheckpointStore:
         return job.iteration
 
     def collected(self, iteration: int, collect: Callable[[], object]):
-        """What collect() gives; CheckpointError on every rank if there is no memory for it on one."""
+        """Result of collect(). Raises CheckpointError on every rank if a rank lacks memory for it."""
         box, failure = [], None
         try:
             box.append(collect())
@@ -124,7 +127,7 @@ class CheckpointStore:
         return box[0]
 
     def _begin(self, building: Path) -> None:
-        """An empty directory, on a disk that takes something."""
+        """Creates an empty directory, on a disk that can be written."""
         if self.parallel.is_first:
             shutil.rmtree(building, ignore_errors=True)
             building.mkdir(parents=True)
@@ -136,7 +139,9 @@ class CheckpointStore:
         job.failure = self._attempt(lambda: job.found.update(job.writing.write()))
 
     def _attempt(self, action: Callable[[], object]) -> str | None:
-        """Why it failed, or None; any failure of a disk or a library must reach the other ranks as a report."""
+        """Runs an action and returns the reason of its failure, or None. Any error of a disk or library must reach the
+        other ranks.
+        """
         try:
             action()
         except Exception as error:
@@ -151,9 +156,10 @@ class CheckpointStore:
         found: integrity.Checksums | None = None,
         everything: integrity.Checksums | None = None,
     ) -> None:
-        """If one rank has failed, CheckpointError on all of them. Adds what all have found to the first rank's `everything`.
+        """Raises CheckpointError on all ranks if one has failed. Merges all ranks' checksums into the first rank's
+        `everything`.
 
-        Ranks wait for each other as long as one of them goes on writing, however slow its disk.
+        Ranks wait for each other as long as one of them keeps writing, however slow its disk.
         """
 
         def decide(reports: list[tuple]) -> str | None:
@@ -179,7 +185,7 @@ class CheckpointStore:
         integrity.write(checksums, building)
         bring_back(self.root)
         replaced = final.with_name(final.name + _REPLACED)
-        if final.exists():  # a run that was resumed from before this iteration writes it again
+        if final.exists():  # a run resumed from an earlier iteration writes this one again
             final.rename(replaced)
         building.rename(final)
         files.flush_directory(self.root)
@@ -202,7 +208,7 @@ class CheckpointStore:
 
 
 def bring_back(root: Path) -> None:
-    """Give a checkpoint its name back that was to be replaced by one that never came, and delete those that were."""
+    """Restores the name of a checkpoint whose replacement was never finished, and deletes replaced checkpoints."""
     for replaced in root.glob(f"iter_*{_REPLACED}"):
         final = replaced.with_name(replaced.name.removesuffix(_REPLACED))
         if final.exists():

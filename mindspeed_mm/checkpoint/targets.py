@@ -1,4 +1,4 @@
-"""From weights to files: the plans of the layouts that can be written, and their execution, one tensor at a time."""
+"""Writes weights to files: plans of the supported layouts, and their execution, one tensor at a time."""
 
 import argparse
 import contextlib
@@ -20,17 +20,17 @@ from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.families.base import Dialect, Unused
 
 _log = logs.get(__name__)
-_CHECKPOINT_VERSION = 3.0  # Megatron's number for this layout
+_CHECKPOINT_VERSION = 3.0  # Megatron's version number for this layout
 TORCH, SAFETENSORS = "pt", "safetensors"
-_GROUP = "weights"  # of a plan with one group only
+_GROUP = "weights"  # group of a plan with one group only
 
 
 def flat_file(
     weights: Weights, stem: Path, *, format: str = TORCH, dtype: str | None = None, largest: int | None = None
 ) -> Plan:
-    """All weights, whole, in `stem`.pt or `stem`.safetensors.
+    """Plan: all weights, whole, in `stem`.pt or `stem`.safetensors.
 
-    largest: bytes of tensors in one safetensors file; if it is not enough there are several, and an index.
+    largest: limit in bytes of tensors per safetensors file; above it several files and an index are written.
     """
     pieces = {
         name: Piece(_GROUP, name, 0, 1, weights.shape(name), plan.cast(weights.dtype(name), dtype)) for name in weights
@@ -59,7 +59,7 @@ def megatron_directory(
     iteration: int | None = None,
     dtype: str | None = None,
 ) -> Plan:
-    """`root`/iter_XXXXXXX (or release)/mp_rank_XX/model_optim_rng.pt, one per TP rank, and the tracker."""
+    """Plan: `root`/iter_XXXXXXX (or release)/mp_rank_XX/model_optim_rng.pt, one per TP rank, and the tracker."""
     directory = root / "release" if iteration is None else layout.iteration_directory(root, iteration)
     outputs = []
     for rank in range(tensor_size):
@@ -76,9 +76,9 @@ def megatron_directory(
 
 
 def with_unused(weights: Weights) -> Weights:
-    """The weights with the parameters that the original owns and never uses (`Family.unused`).
+    """Weights with the parameters that the original owns but never uses (`Family.unused`).
 
-    What is missing is added as fresh, constant values. Costs no memory.
+    Missing ones are added as fresh constant values, which cost no memory.
     """
     added = {}
     for name, fact in _unused(weights).items():
@@ -89,7 +89,7 @@ def with_unused(weights: Weights) -> Weights:
 
 
 def without_unused(weights: Weights) -> Weights:
-    """The weights without the parameters that no result depends on."""
+    """Weights without the parameters that no result depends on."""
     unused = _unused(weights)
     return _edited(weights, lambda shard: {name: value for name, value in shard.items() if name not in unused})
 
@@ -100,7 +100,7 @@ def _unused(weights: Weights) -> Mapping[str, Unused]:
 
 
 def execute(todo: Plan, groups: Mapping[str, Weights] | Weights, what: str, progress: bool = True) -> None:
-    """Write the files of a plan; all of them appear complete at the end, or none does."""
+    """Writes the files of a plan; at the end all appear complete, or none."""
     if isinstance(groups, Weights):
         groups = {_GROUP: groups}
     _check_space(todo)
@@ -108,7 +108,7 @@ def execute(todo: Plan, groups: Mapping[str, Weights] | Weights, what: str, prog
         writers = [(_writer(staging.open(output.path), output), output.pieces) for output in todo.files]
         jobs = [(writer, piece) for writer, pieces in writers for piece in pieces]
         place = {group: {name: at for at, name in enumerate(weights)} for group, weights in groups.items()}
-        # By parameter and not by file: the parts of one parameter lie in the same pages of the source.
+        # By parameter, not by file: the parts of one parameter share pages of the source.
         jobs.sort(key=lambda job: (job[1].group, place[job[1].group][job[1].name], job[1].index))
         with Progress(todo.nbytes, what, progress) as bar:
             for writer, piece in jobs:
@@ -125,7 +125,7 @@ def execute(todo: Plan, groups: Mapping[str, Weights] | Weights, what: str, prog
 
 
 def _rank_state(group: str, weights: Weights, rank: int, count: int, dialect: Dialect, dtype: str | None) -> dict:
-    """What a TP rank's file holds under `group`."""
+    """Content of a TP rank's file under `group`."""
     state: dict[str, Piece | None] = {}
     for name in weights:
         theirs = dialect.renaming.to_theirs(name)
@@ -139,7 +139,7 @@ def _rank_state(group: str, weights: Weights, rank: int, count: int, dialect: Di
 
 
 def _packed(pieces: dict[str, Piece], largest: int) -> list[dict[str, Piece]]:
-    """Pieces in order, in as many groups as it takes for none to exceed `largest` bytes (unless it is one tensor)."""
+    """Splits pieces, in order, into groups of at most `largest` bytes; a larger tensor forms its own group."""
     groups: list[dict[str, Piece]] = [{}]
     held = 0
     for name, piece in pieces.items():

@@ -1,7 +1,8 @@
-"""`--ckpt-format torch_dist`: megatron-core's dist_checkpointing, whose files any TP and DP size can load.
+"""`--ckpt-format torch_dist`: megatron-core's dist_checkpointing, whose files load at any TP and DP size.
 
-Tensors are stored whole, by name, as shards over TP. The rest of a run's state is `state.pt` beside them. megatron-core
-writes it; it is read by `torch_dist_reader.py`, since megatron-core and torch would run what is in its pickles.
+Tensors are stored whole, by name, as shards over TP. The rest of a run's state is in `state.pt` beside them.
+megatron-core writes these files. `torch_dist_reader.py` reads them, since megatron-core and torch would run code from
+their pickles.
 """
 
 from pathlib import Path
@@ -24,16 +25,17 @@ from mindspeed_mm.parallel.partition import full_shape
 def prepare(
     tensors: dict[str, tuple[Tensor, int | None]], common: dict, directory: Path, parallel: ParallelContext
 ) -> Writing:
-    """How to write tensors (CPU; this TP rank's part, dimension that is split) by name, and common values once; collective.
+    """Prepares writing tensors by name (CPU; this TP rank's part, dimension that is split) and common values once;
+    collective.
 
-    Data ranks other than the first may give no tensors.
+    Data ranks other than the first may pass no tensors.
     """
     write_in_this_process()
     request = dist_checkpointing.save(_sharded(tensors, parallel), str(directory), async_sharded_save=True)
 
     def write() -> integrity.Checksums:
         beat, mine = parallel.pulse.beat, f"__{parallel.rank}_*.distcp"
-        if request.async_fn is not None:  # there is something for this rank
+        if request.async_fn is not None:  # this rank has tensors to write
             with flushed_as_they_grow(directory, mine, beat):
                 request.async_fn(*request.async_fn_args)
         if parallel.is_first:
@@ -55,10 +57,10 @@ def load_common(directory: Path) -> dict:
 
 
 def load(wanted: dict[str, tuple[Tensor, int | None]], directory: Path, parallel: ParallelContext) -> dict[str, Tensor]:
-    """This TP rank's parts of the named tensors; those given say shape, dtype and the dimension that is split.
+    """This TP rank's parts of the named tensors. wanted: gives shape, dtype and the dimension that is split.
 
-    CheckpointError for names, shapes and values that are not as they should be. Files that a record of checksums lists
-    have been compared with it (`CheckpointStore.latest_whole`).
+    Raises CheckpointError for wrong names, shapes and values. `CheckpointStore.latest_whole` has already compared the
+    files with the checkpoint's record.
     """
     dims = {name: dim for name, (_, dim) in wanted.items()}
     prefixes = {name.partition(".")[0] for name in wanted}
@@ -75,7 +77,7 @@ def load(wanted: dict[str, tuple[Tensor, int | None]], directory: Path, parallel
 
 
 def _part(weights: Weights, name: str, target: Tensor, dim: int | None, parallel: ParallelContext) -> Tensor:
-    """`target`, filled with this TP rank's part of a tensor."""
+    """Fills `target` with this TP rank's part of a tensor."""
     whole = full_shape(target.shape, dim, parallel.tensor_size)
     if name not in weights:
         raise CheckpointError(f"{weights.origin}: does not fit this network: it holds no {name}")
@@ -100,5 +102,5 @@ def _sharded(tensors: dict[str, tuple[Tensor, int | None]], parallel: ParallelCo
 
 
 def like(name_to_shape: dict[str, torch.Size], dims: dict[str, int | None], prefix: str, dtype: torch.dtype):
-    """Empty CPU tensors to load into, under `prefix`."""
+    """Empty CPU tensors to load into, named with `prefix`."""
     return {f"{prefix}{name}": (torch.empty(shape, dtype=dtype), dims[name]) for name, shape in name_to_shape.items()}

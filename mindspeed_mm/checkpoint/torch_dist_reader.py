@@ -1,8 +1,9 @@
-"""Weights of a torch_dist checkpoint (see `torch_dist.py`), memory-mapped, without a process group or megatron-core.
+"""Reads weights of a torch_dist checkpoint (see `torch_dist.py`) memory-mapped, without process group or
+megatron-core.
 
-Its index, `.metadata`, is a pickle of torch.distributed.checkpoint: it says for every tensor where which part of it lies.
-It is read here and not by that library, which would run whatever is in it. Each part in a `.distcp` file is a small file
-of torch.save, read as any other (`torch_reader.py`).
+The index, `.metadata`, is a pickle of torch.distributed.checkpoint; it states where each part of each tensor lies.
+That library would run code in the pickle, so this file reads it. Each part in a `.distcp` file is a small file of
+torch.save and is read like any other (`torch_reader.py`).
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from mindspeed_mm.checkpoint.layout import STATE_FILE
 from mindspeed_mm.errors import CheckpointError
 
 INDEX = ".metadata"
-# Plain records; none does anything when it is made.
+# Plain records; creating one runs no code.
 _CLASSES = {
     "torch": ("Size",),
     "torch.serialization": ("_get_layout",),
@@ -39,16 +40,16 @@ _CLASSES = {
     "torch.distributed.checkpoint.planner": ("SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"),
 }
 
-Places = dict[tuple[str, tuple[int, ...]], object]  # (name, where in the whole tensor) -> where in the files
+Places = dict[tuple[str, tuple[int, ...]], object]  # (name, offsets in the whole tensor) -> place in the files
 
 
 def read(
     directory: Path, groups: Mapping[str, str]
 ) -> tuple[dict[str, list[dict[str, Tensor]]], list[Path], list[torch_reader.Record], int | None]:
-    """Tensors in the mapped files, these files, the records that the tensors lie in, and the iteration.
+    """Tensors in the mapped files, these files, the records that hold the tensors, and the iteration.
 
-    groups: prefix of the stored names -> the group that the tensors go to. Each group is a list with a dict per TP rank
-    that wrote it; a tensor that is not split is in all of them.
+    groups: prefix of the stored names -> group of the tensors. Each group is a list with one dict per TP rank that
+    wrote it; a tensor that is not split is in all of them.
     """
     integrity.Proof([directory / INDEX]).check_all()
     index = _index(directory / INDEX)
@@ -66,7 +67,7 @@ def read(
 
 
 class _Reader:
-    """Tensors of one directory. `opened` are the files that are mapped, `records` what the tensors lie in."""
+    """Tensors of one directory. `opened`: mapped files. `records`: records that hold the tensors."""
 
     def __init__(self, directory: Path, places: Places):
         self.directory = directory
@@ -75,7 +76,7 @@ class _Reader:
         self.records: list[torch_reader.Record] = []
 
     def parts(self, stored: str, facts: TensorStorageMetadata) -> list[Tensor]:
-        """The parts of one tensor, in the order of the dimension that is split; together they are the whole of it."""
+        """The parts of one tensor, in order along the split dimension; together they form the whole tensor."""
         chunks = sorted(facts.chunks, key=lambda chunk: tuple(chunk.offsets))
         _check_cover(self.directory, stored, tuple(facts.size), chunks)
         return [self._part(stored, chunk, facts.properties.dtype) for chunk in chunks]
@@ -105,7 +106,7 @@ class _Reader:
 
 
 def _check_cover(directory: Path, stored: str, size: tuple[int, ...], chunks: list[ChunkStorageMetadata]) -> None:
-    """Raise CheckpointError unless the parts lie side by side, along one dimension, and are the whole tensor."""
+    """Raises CheckpointError unless the parts lie side by side along one dimension and cover the whole tensor."""
     sizes = [tuple(chunk.sizes) for chunk in chunks]
     split = [axis for axis in range(len(size)) if any(part[axis : axis + 1] != size[axis : axis + 1] for part in sizes)]
     axis = split[0] if split else 0
@@ -138,7 +139,7 @@ def _index(path: Path) -> Metadata:
         torch_reader.check_opcodes(pickled)
         index = _IndexUnpickler(io.BytesIO(pickled)).load()
         reason = _misfit(index)
-    except Exception as error:  # hostile bytes end in whatever the unpickler stumbles over
+    except Exception as error:  # damaged or hostile bytes raise any kind of error in the unpickler
         reason = " ".join(str(error).split())[:300] or type(error).__name__
     if reason is not None:
         raise CheckpointError(f"{path}: refused or damaged ({reason})")
@@ -146,7 +147,7 @@ def _index(path: Path) -> Metadata:
 
 
 def _misfit(index: object) -> str | None:
-    """Why what was unpickled is no index; the pickle may have put anything into the fields of its records."""
+    """Reason why an unpickled value is not an index, or None; the pickle may have put anything into its fields."""
     if not isinstance(index, Metadata):
         return f"it is a {type(index).__name__}"
     for name, facts in index.state_dict_metadata.items():
@@ -156,7 +157,7 @@ def _misfit(index: object) -> str | None:
             sizes = [facts.size, *(size for chunk in facts.chunks for size in (chunk.offsets, chunk.sizes))]
             numbers_are_fine = all(type(number) is int and number >= 0 for size in sizes for number in size)
             if not numbers_are_fine or not isinstance(facts.properties.dtype, torch.dtype):
-                return f"it says of {name!r} what no tensor is"
+                return f"its entry {name!r} does not describe a tensor"
     for key, place in index.storage_data.items():
         if not isinstance(key, MetadataIndex) or not isinstance(place, _StorageInfo):
             return f"it does not say where {key!r} is"
@@ -170,12 +171,12 @@ def _misfit(index: object) -> str | None:
 
 
 class _IndexUnpickler(pickle.Unpickler):
-    """Makes the records that an index consists of, and nothing else."""
+    """Creates the records of an index and nothing else."""
 
     def find_class(self, module: str, name: str):
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        if (module, name) == ("pathlib", "PosixPath"):  # where the checkpoint was written
+        if (module, name) == ("pathlib", "PosixPath"):  # path where the checkpoint was written
             return trusted.Inert
         if name in _CLASSES.get(module, ()):
             return super().find_class(module, name)

@@ -1,8 +1,7 @@
-"""Writing a `.pt` file tensor by tensor, without ever holding it.
+"""Writes a `.pt` file tensor by tensor, without holding all tensors in memory.
 
-torch.save needs all tensors at once. The format is simple, though: a zip archive without compression, of a pickle in
-which storages are mere numbers, and a record of raw bytes per storage. `torch.load` reads what is written here, with
-weights_only and mmap.
+torch.save needs all tensors at once. The format is an uncompressed zip archive: a pickle in which storages are
+numbers, and a record of raw bytes per storage. `torch.load` reads these files with weights_only and mmap.
 """
 
 import io
@@ -23,13 +22,15 @@ from mindspeed_mm.checkpoint.write_behind import WriteBehind
 from mindspeed_mm.errors import CheckpointError
 
 _ROOT = "archive"
-_ALIGNMENT = 64  # torch's; a mapped tensor then starts on a cache line
-_PADDING_ID = b"FB"  # of torch's own padding in a record's header
-_FIXED_HEADER, _LONG_SIZES = 30, 20  # bytes of a zip record's header, and of the field for sizes beyond 4 GiB
+_ALIGNMENT = 64  # torch's alignment; a mapped tensor then starts on a cache line
+_PADDING_ID = b"FB"  # id of torch's own padding in a record's header
+_FIXED_HEADER, _LONG_SIZES = 30, 20  # bytes of a zip record's header, and of its field for sizes beyond 4 GiB
 
 
 class TorchFileWriter:
-    """Writes `content`, whose tensors are `Piece`s, to an open file; `write` gives the bytes of one piece after another."""
+    """Writes `content`, whose tensors are `Piece`s, to an open file; `write` takes the bytes of one piece, in any
+    order.
+    """
 
     def __init__(self, file: WriteBehind, content: dict):
         self._file = file
@@ -39,18 +40,18 @@ class TorchFileWriter:
         self._record("byteorder", [b"little"], 6)
 
     def write(self, piece: Piece, chunks: Iterable[Tensor]) -> None:
-        """chunks: contiguous CPU tensors of the piece's dtype, together its values in order."""
+        """chunks: contiguous CPU tensors of the piece's dtype that together hold its values in order."""
         self._record(f"data/{self._keys.pop(piece)}", map(as_bytes, chunks), piece.nbytes)
 
     def close(self) -> None:
-        """Complete the archive; the file itself stays open."""
+        """Completes the archive; leaves the file open."""
         if self._keys:
             raise CheckpointError(f"{len(self._keys)} tensors of the file were never written")
         self._record("version", [b"3\n"], 2)
         self._zip.close()
 
     def _record(self, name: str, data: Iterable, nbytes: int) -> None:
-        info = zipfile.ZipInfo(f"{_ROOT}/{name}")  # dated 1980: equal content makes equal files
+        info = zipfile.ZipInfo(f"{_ROOT}/{name}")  # dated 1980, so that equal content gives equal files
         info.file_size = info.compress_size = nbytes
         info.external_attr = 0o600 << 16
         info.CRC = 0
@@ -59,7 +60,7 @@ class TorchFileWriter:
         header = info.header_offset + _FIXED_HEADER + len(info.filename) + (_LONG_SIZES if long else 0)
         padding = -(header + 4) % _ALIGNMENT
         info.extra = struct.pack("<2sH", _PADDING_ID, padding) + bytes(padding)
-        # Not by `ZipFile.open`, whose checksum takes more time than all the rest.
+        # `ZipFile.open` is not used: its checksum takes more time than the writing.
         self._file.write(info.FileHeader(long))
         begin = self._file.tell()
         for piece in data:
@@ -73,23 +74,23 @@ class TorchFileWriter:
         self._file.seek(end)
         self._zip.filelist.append(info)
         self._zip.NameToInfo[info.filename] = info
-        self._zip.start_dir = end  # where `close` puts the table of contents
+        self._zip.start_dir = end  # offset at which `close` writes the table of contents
 
 
 class _Zip(zipfile.ZipFile):
     def __del__(self):
-        """Nothing: an archive that was not completed is thrown away, and its file is closed by then."""
+        """Does nothing: an incomplete archive is discarded, and its file is already closed."""
 
 
 class _Storage:
-    """Numbered by the pickler; the number is the name of its record."""
+    """A storage; the pickler numbers it, and the number names its record."""
 
     def __init__(self, piece: Piece):
         self.piece = piece
 
 
 class _StoredTensor:
-    """Pickles as torch does a tensor that owns its storage."""
+    """Pickles like a torch tensor that owns its storage."""
 
     def __init__(self, piece: Piece):
         self.piece = piece

@@ -1,9 +1,9 @@
-"""Reading a `.pt` file that may come from anywhere: its layout is checked, nothing in it is run, its values stay in the file.
+"""Reads untrusted `.pt` files: checks the layout, runs no code from the file, and leaves values in the mapped file.
 
-The format is a zip archive: a pickle in which storages are mere numbers, and a record of raw bytes per storage. torch.load
-maps the records without a look at the archive's table, so that it takes compressed bytes for values, and never compares
-a size or a checksum. Here each record must be whole, stored as it is and apart from the others, and the pickle may make
-tensors and plain values only. A record's checksum is compared when its values are wanted (`integrity.Proof`).
+The format is a zip archive: a pickle in which storages are numbers, and a record of raw bytes per storage. torch.load
+maps the records without checking the archive's table: it takes compressed bytes for values, and compares no sizes or
+checksums. Here each record must be complete, uncompressed and apart from the others, and the pickle may create tensors
+and plain values only. A record's checksum is compared before its values are used (`integrity.Proof`).
 """
 
 import argparse
@@ -25,7 +25,7 @@ from mindspeed_mm.checkpoint import trusted
 from mindspeed_mm.checkpoint.checksum import crc32
 from mindspeed_mm.errors import CheckpointError
 
-STORAGES = {  # what the pickle calls them; other dtypes are saved as bytes
+STORAGES = {  # names in the pickle; other dtypes are saved as bytes
     torch.float64: torch.DoubleStorage,
     torch.float32: torch.FloatStorage,
     torch.bfloat16: torch.BFloat16Storage,
@@ -41,27 +41,27 @@ _DTYPES = {storage.__name__: dtype for dtype, storage in STORAGES.items()}
 _HEADER = struct.Struct(
     "<4sHHHHHIIIHH"
 )  # of a record: signature, .., flags, .., sizes, lengths of name and extra field
-_END = struct.Struct("<4sHHHHIIH")  # of the archive, without a comment
-_DESCRIPTORS = (0, 16, 24)  # bytes that may follow a record's data: nothing, or its sizes again
+_END = struct.Struct("<4sHHHHIIH")  # end of the archive, without a comment
+_DESCRIPTORS = (0, 16, 24)  # bytes that may follow a record's data: none, or its sizes repeated
 _ENCRYPTED = 1
-_OLD_FORMAT = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # how torch.save began before torch 1.6
+_OLD_FORMAT = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # first bytes of files by torch.save before torch 1.6
 _LARGEST_PICKLE = 2**30
-_REASON = 200  # characters of a library's own words
+_REASON = 200  # characters kept of a library's message
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Record:
-    """The bytes of one storage, mapped: `data` is uint8 [n], `crc` is what the archive says of it."""
+    """Mapped bytes of one storage: `data` is uint8 [n], `crc` the checksum in the archive."""
 
     path: Path
-    tensor: str  # a tensor of it, for messages
+    tensor: str  # name of a tensor in it, for messages
     data: Tensor
     crc: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Entry:
-    start: int  # in the archive
+    start: int  # offset in the archive
     nbytes: int
     crc: int
 
@@ -69,11 +69,11 @@ class _Entry:
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Storage:
     key: str
-    dtype: torch.dtype | None  # None: bytes, whose dtype the tensor says
+    dtype: torch.dtype | None  # None: bytes, whose dtype the tensor gives
 
 
 class _Stored:
-    """A tensor while the pickle is read; attributes that a pickle wants to give it are ignored."""
+    """A tensor while the pickle is read; ignores attributes that the pickle sets."""
 
     def __init__(self, storage: _Storage, dtype: torch.dtype, offset: int, shape: tuple, strides: tuple):
         self.storage, self.dtype, self.offset, self.shape, self.strides = storage, dtype, offset, shape, strides
@@ -85,10 +85,10 @@ class _Stored:
 def read(
     path: Path, mapped: torch.UntypedStorage | None = None, start: int = 0, length: int | None = None
 ) -> tuple[object, list[Record]]:
-    """What a file holds, with tensors in the mapped file, and the records that they lie in.
+    """Content of a file, with tensors in the mapped file, and the records that hold them.
 
-    start, length: the archive is these bytes of the file, of which `mapped` is the mapping. CheckpointError for whatever
-    is damaged, is another format, or names something that would have to be run.
+    start, length: the bytes of the file that form the archive; `mapped` maps these bytes. Raises CheckpointError for
+    damage, for another format, and for a pickle that names code to run.
     """
     if mapped is None:
         size = path.stat().st_size
@@ -107,12 +107,12 @@ def read(
         return maker.made(content, ""), list(maker.records.values())
     except CheckpointError:
         raise
-    except Exception as error:  # nested too deeply, numbers beyond all measure, ...
+    except Exception as error:  # for example too deep nesting, or far too large numbers
         raise CheckpointError(f"{path}: refused, or damaged ({type(error).__name__}: {_one_line(error)})") from None
 
 
 def verify(record: Record) -> None:
-    """Compare a record's bytes with its checksum; CheckpointError names the tensor."""
+    """Compares a record's bytes with its checksum. CheckpointError names the tensor."""
     if crc32(memoryview(record.data.numpy())) != record.crc:
         raise CheckpointError(
             f"{record.path}: {record.tensor} is damaged, its bytes do not have the checksum that the file says; "
@@ -124,12 +124,12 @@ def verify(record: Record) -> None:
 
 
 def _entries(path: Path, part: "Part") -> dict[str, _Entry]:
-    """The records of an archive by name below its root: each stored, whole, and apart from the others."""
+    """Records of an archive by name below its root; each must be uncompressed, complete and apart from the others."""
     _check_ends(path, part)
     try:
         with zipfile.ZipFile(part) as archive:
             listed, table = archive.infolist(), archive.start_dir
-    except Exception as error:  # of many kinds, for a table of contents that is damaged
+    except Exception as error:  # a damaged table of contents raises many kinds of error
         _damaged(path, f"its table of contents is damaged: {error}")
     found: dict[str, _Entry] = {}
     at = 0
@@ -157,7 +157,7 @@ def _entries(path: Path, part: "Part") -> dict[str, _Entry]:
 
 
 def _check_ends(path: Path, part: "Part") -> None:
-    """The first record is at the beginning, and nothing follows the archive's end."""
+    """Checks that the first record is at the beginning and that nothing follows the archive's end."""
     if part.length < _END.size:
         _damaged(path, f"{part.length} bytes")
     begin = part.read(len(_OLD_FORMAT))
@@ -177,7 +177,7 @@ def _check_ends(path: Path, part: "Part") -> None:
 
 
 def _data_start(path: Path, part: "Part", info: zipfile.ZipInfo) -> int:
-    """Where a record's data begins; its own header must agree with the table of contents."""
+    """Offset of a record's data; the record's own header must agree with the table of contents."""
     part.seek(info.header_offset)
     header = part.read(_HEADER.size)
     if len(header) < _HEADER.size:
@@ -192,7 +192,7 @@ def _data_start(path: Path, part: "Part", info: zipfile.ZipInfo) -> int:
 
 
 def _below_root(path: Path, found: dict[str, _Entry]) -> dict[str, _Entry]:
-    """Names without the folder that all records of a torch file are in."""
+    """Names without the root folder of a torch file."""
     roots = {name.partition("/")[0] for name in found}
     below = {name.partition("/")[2]: entry for name, entry in found.items() if not name.endswith("/")}
     if len(roots) != 1 or "data.pkl" not in below:
@@ -208,7 +208,7 @@ def _below_root(path: Path, found: dict[str, _Entry]) -> dict[str, _Entry]:
 
 
 def _bytes_of(path: Path, part: "Part", entries: dict[str, _Entry], name: str) -> bytes:
-    """A small record, compared with its checksum."""
+    """Content of a small record, compared with its checksum."""
     entry = entries[name]
     if entry.nbytes > _LARGEST_PICKLE:
         raise CheckpointError(f"{path}: its {name} has {entry.nbytes} bytes; more than {_LARGEST_PICKLE} are not read")
@@ -233,9 +233,9 @@ def _one_line(words: object) -> str:
 
 
 def check_opcodes(pickled: bytes) -> None:
-    """ValueError for a pickle that is no whole one, or that asks for memory beyond its own size.
+    """Raises ValueError for an incomplete pickle, or one that asks for memory beyond its own size.
 
-    The C unpickler keeps a table as long as the largest number that a PUT names: ten bytes can ask for 34 GB.
+    The C unpickler keeps a table as long as the largest number in a PUT: ten bytes can ask for 34 GB.
     """
     for opcode, argument, _ in pickletools.genops(pickled):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(pickled):
@@ -246,14 +246,14 @@ def _unpickled(path: Path, pickled: bytes, sizes: dict[str, int]) -> object:
     try:
         check_opcodes(pickled)
         return _Unpickler(pickled, sizes).load()
-    except Exception as error:  # hostile bytes end in whatever the unpickler stumbles over
+    except Exception as error:  # damaged or hostile bytes raise any kind of error in the unpickler
         raise CheckpointError(
             f"{path}: refused, it holds more than tensors and plain values, or is damaged ({_one_line(error)})"
         ) from None
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes plain values and `_Stored` tensors, and nothing else."""
+    """Creates plain values and `_Stored` tensors, and nothing else."""
 
     def __init__(self, pickled: bytes, sizes: dict[str, int]):
         """sizes: key of each storage -> bytes of its record."""
@@ -289,7 +289,7 @@ class _Unpickler(pickle.Unpickler):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _StorageType:
-    """Stands for torch's classes of storages."""
+    """Stands in for torch's storage classes."""
 
     dtype: torch.dtype | None
 
@@ -336,18 +336,19 @@ _REBUILD = {
 
 
 class _Maker:
-    """Puts tensors in the place of what stands for them."""
+    """Replaces placeholders by tensors."""
 
     def __init__(self, path: Path, mapped: torch.UntypedStorage | None, start: int, entries: dict[str, _Entry]):
         self.path, self.mapped, self.start, self.entries = path, mapped, start, entries
         self.records: dict[str, Record] = {}
         self._slices: dict[str, torch.UntypedStorage] = {}
-        self._made: dict[int, object] = {}  # the values that the pickle gave live as long as this object
+        self._made: dict[int, object] = {}  # by id; the pickle's values live as long as this object
 
     def made(self, value: object, name: str) -> object:
-        """value: as the pickle gave it; name: for messages, "model.proj_out.bias"."""
+        """value: from the pickle. name: for messages, such as "model.proj_out.bias"."""
         if id(value) not in self._made:
-            self._made[id(value)] = self._make(value, name)  # once: a value that is in many places may hold many such
+            # once: a value that appears in many places may hold others that do
+            self._made[id(value)] = self._make(value, name)
         return self._made[id(value)]
 
     def _make(self, value: object, name: str) -> object:
@@ -387,7 +388,7 @@ class _Maker:
 
 
 class Part(io.RawIOBase):
-    """A part of an open file, as a file."""
+    """A part of an open file, read like a file."""
 
     def __init__(self, file, start: int, length: int):
         self._file, self._start, self.length, self._at = file, start, length, 0

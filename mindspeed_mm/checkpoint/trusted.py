@@ -1,8 +1,8 @@
-"""Which names a pickle may hold. Nothing of another program is ever run: its classes become empty stand-ins.
+"""Names that a pickle may hold. No code of another program is ever run: its classes become empty stand-ins.
 
-A checkpoint of Megatron keeps the launch flags beside the weights, and flags may hold objects: enums, dtypes of numpy,
-the parsed JSON files of Open-Sora Plan and MindSpeed-MM. We need none of them, so a name from the list below is read as
-`Inert`, whatever it would have done. Any other name ends the reading.
+A Megatron checkpoint keeps the launch flags beside the weights. Flags may hold objects: enums, numpy dtypes, parsed
+JSON files of Open-Sora Plan and MindSpeed-MM. We need none of them, so a name on the list below is read as `Inert`.
+Any other name ends the reading.
 """
 
 from argparse import Namespace
@@ -26,7 +26,7 @@ _STAND_IN_NAMES = (
 
 
 class Inert:
-    """Stands for an object of another program: keeps nothing, runs nothing."""
+    """Stands in for an object of another program: keeps nothing, runs nothing."""
 
     def __init__(self, *arguments, **named):
         pass
@@ -45,10 +45,11 @@ class Inert:
 
 
 def find(module: str, name: str):
-    """What a name in a pickle stands for; None for a name that may not be there."""
+    """The stand-in for a name in a pickle; None for a name that is not allowed."""
     if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
         return getattr(torch, name)
-    module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)  # Python 2's, in protocol 2
+    # names of Python 2, which protocol 2 uses
+    module = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module, module)
     full = f"{module}.{name}"
     if full in _STAND_IN_NAMES or full.startswith(_STAND_INS):
         return Inert
@@ -56,14 +57,14 @@ def find(module: str, name: str):
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How protocol 2 writes bytes."""
+    """Encodes bytes that protocol 2 wrote as text."""
     if encoding not in ("latin1", "latin-1"):
         raise ValueError(f"it holds bytes as {encoding!r}")
     return text.encode("latin-1")
 
 
 def _bytes(*arguments) -> bytes:
-    """bytes and bytearray; a number of bytes, which would be made of nothing, is no way to write them."""
+    """Creates bytes and bytearray; refuses a bare count, which would allocate zero bytes."""
     if arguments and not isinstance(arguments[0], (bytes, str)):
         raise ValueError(f"it holds bytes made of {type(arguments[0]).__name__}")
     return _encode(*arguments) if len(arguments) == 2 else b"".join(arguments)

@@ -1,4 +1,4 @@
-"""A file that a thread writes while the next bytes are being read and joined."""
+"""A file written by a thread while the caller reads and joins the next bytes."""
 
 import collections
 import contextlib
@@ -11,17 +11,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 _SYNC_EVERY = 2**25  # bytes
-_UNDER_WAY = 2  # such stretches on their way to the disk
+_UNDER_WAY = 2  # stretches on their way to the disk
 _SMALL = 2**16
-# Of sync_file_range(2): to start writing a stretch, and to wait until the disk has it.
+# Flags of sync_file_range(2): start writing a range, and wait until it is on the disk.
 _START, _WAIT = 2, 7
 
 
 class WriteBehind:
-    """What `open(path, "wb")` gives, as far as the writers of this folder need it; one write is under way at a time.
+    """The part of the `open(path, "wb")` interface that the writers here need; one write runs at a time.
 
-    The bytes that are given must stay as they are until the next call of `write` or `flush` returns, which is also
-    where a failure of the disk is raised.
+    The caller must not change the given bytes until the next `write` or `flush` returns. These calls also raise the
+    errors of the disk.
     """
 
     def __init__(self, path: Path):
@@ -49,7 +49,7 @@ class WriteBehind:
         return position
 
     def flush(self) -> None:
-        """Wait for the write that is under way."""
+        """Waits for the current write."""
         waited, self._under_way = self._under_way, None
         if waited is not None:
             waited.result()
@@ -59,12 +59,12 @@ class WriteBehind:
         self._file.truncate(size)
 
     def sync(self) -> None:
-        """Wait until the disk has it."""
+        """Waits until all bytes are on the disk."""
         self.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Raises nothing: `sync` has said before whether all is well."""
+        """Closes the file without raising; `sync` has reported errors before."""
         self._worker.shutdown()
         self._file.close()
 
@@ -79,8 +79,8 @@ class WriteBehind:
         written = at + len(data) - self._synced
         if written < _SYNC_EVERY or _libc is None:
             return
-        # Start the disk now: otherwise it idles until the end, and then `sync` waits for all of the file. And give back the
-        # memory of what the disk has: new memory for each page of the file would take longer than the disk.
+        # Start the disk now: otherwise it idles until the end, and `sync` waits for the whole file. Also release the
+        # memory of written pages: new memory for each page would take longer than the disk.
         _flush_range(self._file.fileno(), self._synced, written, _START)
         self._stretches.append((self._synced, written))
         self._synced += written
@@ -92,16 +92,17 @@ class WriteBehind:
 
 @contextlib.contextmanager
 def flushed_as_they_grow(directory: Path, pattern: str, beat: Callable[[str], None]) -> Iterator[None]:
-    """Files that another library writes meanwhile go to the disk as they grow; beat: told of each stretch that is there.
+    """Sends files that another library writes to the disk as they grow. beat: called after each part on the disk.
 
-    Else the disk would begin when the system's memory for such is full, and the library's flush at the end look like a hang.
+    Otherwise the disk would start only when the page cache is full, and the library's final flush would look like a
+    hang.
     """
     done, flushed = threading.Event(), collections.Counter()
 
     def follow() -> None:
         while not done.wait(1.0):
             for path in directory.glob(pattern):
-                with contextlib.suppress(OSError), open(path, "rb") as file:  # of its failures the library hears itself
+                with contextlib.suppress(OSError), open(path, "rb") as file:  # the library itself sees its errors
                     size = os.fstat(file.fileno()).st_size
                     for start in range(flushed[path], size, _SYNC_EVERY):
                         _flush_range(file.fileno(), start, min(_SYNC_EVERY, size - start))
@@ -118,7 +119,7 @@ def flushed_as_they_grow(directory: Path, pattern: str, beat: Callable[[str], No
 
 
 def _flush_range(descriptor: int, start: int, size: int, flags: int = _WAIT) -> None:
-    """Send bytes of a file to the disk, and with _WAIT wait until it has them. No error is lost: fsync reports it."""
+    """Sends bytes of a file to the disk; with _WAIT also waits for them. fsync reports all errors."""
     if _libc is None:
         return
     arguments = ctypes.c_int(descriptor), ctypes.c_longlong(start), ctypes.c_longlong(size), ctypes.c_uint(flags)

@@ -1,4 +1,6 @@
-"""A folder of samples: each a video or an image, and its record, which is written last and says that it is complete."""
+"""A folder of samples: each is a video or an image with a JSON record. The record is written last and marks the sample
+complete.
+"""
 
 import contextlib
 import time
@@ -23,18 +25,18 @@ class Archive:
     """Writes the samples of one config and one set of weights to `config.model.save_path`."""
 
     def __init__(self, config: SampleConfig, weights: dict[str, dict[str, str]], platform: Platform):
-        """weights: as `provenance.weights_of` names them."""
+        """weights: paths and hashes, as `provenance.weights_of` returns them."""
         self.config = config
         self.weights = weights
         self.platform = platform
         self.folder = Path(config.model.save_path)
 
     def is_done(self, request: Request) -> bool:
-        """Whether this very sample is there, complete and unharmed."""
+        """True if this exact sample exists, complete and undamaged."""
         return record.is_done(self._record_path(request), self._sample_block(request))
 
     def keep(self, request: Request, latents: Tensor, pipeline: T2VPipeline, timing: dict[str, Any]) -> Path:
-        """Decode clean latents [1,C,T,H,W], write them and then the record with `timing` in it; returns the file."""
+        """Decodes clean latents [1,C,T,H,W], writes the file, then the record with `timing`. Returns the file."""
         path = self.folder / request.file
         started = time.monotonic()
         frames = pipeline.decode(latents)[0]
@@ -55,7 +57,7 @@ class Archive:
         return path
 
     def fail(self, request: Request, error: Exception) -> None:
-        """Record that a sample could not be made; nothing of an earlier one by its name is left."""
+        """Records that a sample failed, and deletes an earlier file of its name."""
         for suffix in (".mp4", ".png"):
             with contextlib.suppress(FileNotFoundError):
                 (self.folder / f"{request.name}{suffix}").unlink()
@@ -73,7 +75,7 @@ class Archive:
 
 
 def write_frames(request: Request, frames, path: Path) -> None:
-    """Frames [T,H,W,3] uint8 of a request as a video at its rate, or as an image."""
+    """Writes a request's frames [T,H,W,3] uint8 as a video at its frame rate, or as an image."""
     if request.is_image:
         write_image(frames, path)
     else:

@@ -1,6 +1,6 @@
-"""The way from noise to clean latents: Euler steps along a velocity that guidance combines from two halves.
+"""From noise to clean latents: Euler steps along a velocity that guidance combines from two halves.
 
-The halves (without and with the prompt) are one batch, or come one after the other, or each from a rank of a pair.
+The halves (without and with the prompt) form one batch, run one after the other, or run on the two ranks of a pair.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ from mindspeed_mm.parallel.collectives import exchange_halves
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.types import TextFeatures
 
-_MEMORY_SHARE = 0.85  # of the device; the rest is for what no estimate knows: workspaces, fragmentation, NCCL
+_MEMORY_SHARE = 0.85  # share of the device's memory; the estimate omits workspaces, fragmentation and NCCL
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Step:
-    """The state after one of the steps.
+    """State after one step.
 
-    number: from 1 to total; sigma: noise level of `latents` [B,C,T,H,W]; clean: where they seem to lead.
+    number: 1 to total. sigma: noise level of `latents` [B,C,T,H,W]. clean: estimate of the clean latents.
     """
 
     number: int
@@ -46,11 +46,11 @@ def steps(
     options: SamplingOptions,
     before_block: Callable[[], None] = lambda: None,
 ) -> Iterator[Step]:
-    """Take latents [B,C,T,H,W] from noise level sigmas[0] to sigmas[-1], a step at a time.
+    """Takes latents [B,C,T,H,W] from noise level sigmas[0] to sigmas[-1], one step per iteration.
 
-    text: [B,...], or with guidance [2B,...] with the negative prompts first. options.guidance_mode must be decided.
-    before_block: called before each block of the denoiser; what it raises ends the work. SamplingError at the step whose
-    velocity is not finite.
+    text: [B,...], or with guidance [2B,...] with the negative prompts first. options.guidance_mode must not be "auto".
+    before_block: called before each block of the denoiser; an exception from it ends the sampling. Raises
+    SamplingError at the first step whose velocity is not finite.
     """
     velocities = _Velocities(denoiser, text, diffusion, options.guidance_mode, options.step_cache > 1, before_block)
     total = len(sigmas) - 1
@@ -63,12 +63,12 @@ def steps(
         yield Step(index + 1, total, following.item(), latents, clean)
 
 
-# Passes through the network of a guided step, by `--cfg-mode`.
+# Forward passes of one guided step, per `--cfg-mode`.
 PARTS = {"batched": 1, "sequential": 2}
 
 
 class _Velocities:
-    """The guided velocity at a noise level; holds what the halves keep from step to step."""
+    """Computes the guided velocity at a noise level; holds the caches of both halves between steps."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ def _check_finite(velocity: Tensor, number: int, total: int, sigma: Tensor, dtyp
         of_batch = f" of {int(bad.sum())} of {len(bad)} samples" if len(bad) > 1 else ""
         advice = "fp16 may be too narrow for these weights, try --bf16 or weight_dtype fp32"
         if dtype != torch.float16:
-            advice = "are the weights damaged, or guidance_scale and shift beyond all measure?"
+            advice = "are the weights damaged, or guidance_scale and shift far too large?"
         raise SamplingError(
             f"step {number} of {total} (sigma {sigma.item():.4f}): the velocity{of_batch} is not finite; {advice}"
         )
@@ -124,10 +124,11 @@ def _check_finite(velocity: Tensor, number: int, total: int, sigma: Tensor, dtyp
 def activation_bytes(
     config: DenoiserConfig, video_tokens: int, text_tokens: int, dtype: torch.dtype, parallel: ParallelContext
 ) -> int:
-    """About how much memory the activations of one sample take at the peak of a forward pass, rather more than less.
+    """Estimate of the activation memory of one sample at the peak of a forward pass, in bytes, rather too high.
 
-    The peak is in the feed-forward, whose four times wider activations are fp32 in GELU, or in the sparsest attention,
-    where each part of the video has its own copy of the text; the U's skips lie beside it.
+    The peak is either in the feed-forward, whose activations are four times as wide and fp32 in GELU, or in the
+    sparsest attention, where each part of the video has its own copy of the text. The U's skip connections are held
+    meanwhile.
     """
     tokens = video_tokens + max(config.sparsities) * text_tokens
     ranks = parallel.context_size * (parallel.tensor_size if parallel.sequence_parallel else 1)
@@ -136,9 +137,9 @@ def activation_bytes(
 
 
 def decide_mode(mode: str, resident_bytes: int, activations: int, batch: int, memory_bytes: int) -> str:
-    """ "batched" or "sequential" for "auto": both halves in one batch if their activations fit beside the weights.
+    """Resolves "auto" to "batched" if the activations of both halves fit beside the weights, else "sequential".
 
-    Decided from sizes alone and not from what is free now, so that the same job decides the same again.
+    Decides from sizes alone, not from the memory that is free now, so that a repeated job decides the same.
     """
     if mode != "auto":
         return mode

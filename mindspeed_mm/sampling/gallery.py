@@ -1,4 +1,4 @@
-"""What is made of a folder of samples when they are done: index.html, contact sheets and a grid. From the files alone."""
+"""Overview of a finished folder of samples: index.html, contact sheets and a grid, made from its files alone."""
 
 import html
 import itertools
@@ -33,7 +33,7 @@ _SAMPLE = """<article id="{name}"{failed}>{media}<p>{prompt}</p><dl>{facts}</dl>
 
 
 def write_all(folder: Path) -> None:
-    """Contact sheets, the grid and the page of all samples in `folder`."""
+    """Writes contact sheets, the grid and the page for all samples in `folder`."""
     records = record.read_all(folder)
     done = [entry for entry in records if entry["status"] == record.DONE]
     names = _write_contact_sheets(folder, done)
@@ -47,7 +47,7 @@ def write_all(folder: Path) -> None:
 
 
 def write_page(folder: Path, records: list[dict[str, Any]], contact_sheets: list[str]) -> None:
-    """index.html: a browser shows it from the disk, and it moves with its folder."""
+    """Writes index.html; it opens from the disk and stays valid when its folder moves."""
     links = ", ".join(f'<a href="{name}">{name}</a>' for name in contact_sheets)
     page = _PAGE.format(
         title=f"{len(records)} samples",
@@ -99,7 +99,7 @@ def _write_contact_sheets(folder: Path, done: list[dict[str, Any]]) -> list[str]
 
 
 def _picked(path: Path, count: int) -> np.ndarray:
-    """The frames of a file that a contact sheet shows; no others are kept in memory."""
+    """Frames of a file that a contact sheet shows; other frames are not kept in memory."""
     wanted = set(sheets.pick(count, _SHEET_COLUMNS))
     return np.stack([frame for number, frame in enumerate(sheets.read_frames(path)) if number in wanted])
 

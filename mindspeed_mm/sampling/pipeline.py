@@ -1,4 +1,4 @@
-"""Text to video: encoders, denoiser, guidance, Euler steps and the autoencoder's decoder, put together."""
+"""Text to video: joins encoders, denoiser, guidance, Euler steps and the autoencoder's decoder."""
 
 import dataclasses
 import sys
@@ -30,7 +30,7 @@ from mindspeed_mm.types import TORCH_DTYPES, TextFeatures
 from mindspeed_mm.weights import folder as pretrained_folder
 from mindspeed_mm.weights import load_autoencoder, load_denoiser
 
-_TEXTS_KEPT = 256  # in a notebook and on the page; a text of v1.5 takes 2 MiB
+_TEXTS_KEPT = 256  # texts kept in a notebook and on the web page; one text of v1.5 takes 2 MiB
 
 
 class T2VPipeline:
@@ -46,7 +46,7 @@ class T2VPipeline:
         options: SamplingOptions | None = None,
         memory_bytes: int | None = None,
     ):
-        """memory_bytes: of the device, by which options.guidance_mode "auto" is decided; default: all of it."""
+        """memory_bytes: memory of the device, which resolves options.guidance_mode "auto"; default: all of it."""
         self.config = config
         self.denoiser = denoiser.eval()
         self.autoencoder = autoencoder.eval()
@@ -70,10 +70,10 @@ class T2VPipeline:
         options: SamplingOptions | None = None,
         text: PromptEncoder | None = None,
     ) -> "T2VPipeline":
-        """Build all parts of an inference JSON and load their weights.
+        """Builds all parts of an inference JSON and loads their weights.
 
-        load: a Megatron checkpoint directory instead of predictor.from_pretrained; ema: its EMA weights. text: encoders
-        that are there already, or that have left after encoding all that will be asked for.
+        load: a Megatron checkpoint directory, used instead of predictor.from_pretrained; ema: loads its EMA weights.
+        text: encoders that exist already; they may have left if they have encoded all texts.
         """
         if isinstance(config, (str, Path)):
             config = build(SampleModelConfig, model_dialects.sample_node(read_json(config)))
@@ -106,9 +106,9 @@ class T2VPipeline:
         parallel: ParallelContext | None = None,
         dtype: str | None = None,
     ) -> "T2VPipeline":
-        """All parts of a folder that `save_pretrained` or tools/export_pretrained.py wrote.
+        """Loads all parts from a folder that `save_pretrained` or tools/export_pretrained.py wrote.
 
-        dtype: of the text encoders and the denoiser ("fp32", "bf16", "fp16") instead of the folder's.
+        dtype: replaces the folder's dtype of text encoders and denoiser ("fp32", "bf16", "fp16").
         """
         config = pretrained_folder.read(folder)
         if dtype is not None:
@@ -118,9 +118,9 @@ class T2VPipeline:
     def save_pretrained(
         self, folder: str | Path, *, copy_encoders: bool = True, max_shard_bytes: int = 5 * 10**9
     ) -> Path:
-        """Write configs and weights to a folder for `from_pretrained`, with copies of the text encoders' folders.
+        """Writes configs and weights to a folder for `from_pretrained`, with copies of the text encoders' folders.
 
-        Only where one process holds the whole denoiser; tools/export_pretrained.py needs no process group.
+        Works only where one process holds the whole denoiser; tools/export_pretrained.py needs no process group.
         """
         if self.denoiser.parallel.tensor_size > 1:
             raise ConfigError(
@@ -147,9 +147,9 @@ class T2VPipeline:
         steps: int | None = None,
         progress: bool = True,
     ) -> np.ndarray:
-        """One video, uint8 [T,H,W,3], of a prompt; the same for the same seed on every layout.
+        """Samples one video, uint8 [T,H,W,3]; a seed gives the same video on every layout.
 
-        size: frames, height, width; what is None is the config's.
+        size: frames, height, width. Arguments that are None take the config's value.
         """
         line = PromptConfig(
             prompt=prompt,
@@ -161,13 +161,13 @@ class T2VPipeline:
         return self.sample([Request(self.config.for_prompt(line), seed)], progress=progress)[0]
 
     def sample(self, requests: Sequence[Request], *, progress: bool = True) -> np.ndarray:
-        """Videos uint8 [B,T,H,W,3] of requests of one size and one diffusion block."""
+        """Videos uint8 [B,T,H,W,3] for requests that share one size and one diffusion block."""
         return self.decode(self.denoise(requests, progress=progress))
 
     def denoise(self, requests: Sequence[Request], *, progress: bool = True) -> Tensor:
-        """Clean latents [B,C,T,H,W] of requests that are alike."""
+        """Clean latents [B,C,T,H,W] for requests that fit in one batch (`Request.alike`)."""
         total = requests[0].model.diffusion.num_inference_steps
-        every = 0.1 if sys.stderr.isatty() else 10.0  # seconds; a log file is no terminal
+        every = 0.1 if sys.stderr.isatty() else 10.0  # seconds; a log file gets fewer lines than a terminal
         for step in tqdm(
             self.steps(requests), desc="sampling", unit="step", total=total, disable=not progress, mininterval=every
         ):
@@ -176,9 +176,9 @@ class T2VPipeline:
 
     @torch.no_grad()
     def steps(self, requests: Sequence[Request], before_block: Callable[[], None] = lambda: None) -> Iterator[Step]:
-        """The steps of `denoise`, one at a time: for whoever wants to show them, or to stop in between.
+        """Yields the steps of `denoise` one at a time, so that callers can show them or stop between them.
 
-        before_block: called before each block of the denoiser; what it raises ends the work in the middle of a step.
+        before_block: called before each block of the denoiser; an exception from it ends the work within a step.
         """
         first = requests[0]
         if not all(first.alike(request) for request in requests):
@@ -191,13 +191,15 @@ class T2VPipeline:
             yield from steps(self.denoiser, noise, text, sigmas, diffusion, options, before_block)
 
     def encode(self, requests: Sequence[Request]) -> TextFeatures:
-        """Text features [B,...]; with guidance those of the negative prompts first, [2B,...]."""
+        """Text features [B,...]; with guidance [2B,...], negative prompts first."""
         prompts = [request.texts for request in requests]
         negative = [prompt.negative for prompt in prompts] if requests[0].guided else []
         return self.text(negative + [prompt.positive for prompt in prompts])
 
     def noise(self, requests: Sequence[Request]) -> Tensor:
-        """Starting latents [B,C,T,H,W] in the encoders' precision, each from its request's seed and address alone."""
+        """Starting latents [B,C,T,H,W] in the encoders' precision; each depends on its request's seed and address
+        alone.
+        """
         shape = requests[0].model.latent_grid.shape(1, self.config.predictor.in_channels)
         draws = [
             torch.randn(shape, generator=generator(request.seed, "sample", *request.address)) for request in requests
@@ -218,11 +220,11 @@ class T2VPipeline:
         return to_uint8(video)
 
     def preview(self, latents: Tensor) -> np.ndarray:
-        """The first frame [H,W,3] uint8 of latents [1,C,T,H,W]: cheap, since no frame depends on a later one."""
+        """First frame [H,W,3] uint8 of latents [1,C,T,H,W]. Cheap, since a frame does not depend on later ones."""
         return self.decode(latents[:, :, :1])[0, 0]
 
     def guidance_mode(self, request: Request, batch: int) -> str:
-        """How the two halves of guidance are computed: "paired", "batched" or "sequential"; "none" without guidance."""
+        """Mode of guidance: "paired", "batched" or "sequential"; "none" without guidance."""
         if not request.guided:
             return "none"
         if self.denoiser.parallel.guidance_size > 1:

@@ -1,7 +1,7 @@
-"""Files of prompts, of every format by one rule: a table from suffix to reader, then the same checks.
+"""Reads files of prompts: a table maps each suffix to a reader; all formats pass the same checks.
 
-Blank lines and lines that begin with # or // are no prompts, in any format that has lines; they are counted in the log. A file
-of more prompts than the limit is refused, not cut.
+In formats with lines, blank lines and lines that begin with # or // hold no prompt; the log counts them. A file with
+more prompts than the limit is refused, not cut.
 """
 
 import csv
@@ -16,14 +16,14 @@ from mindspeed_mm.errors import DataError
 from mindspeed_mm.schema import Node, build, node_from_python, parse_json, read_text
 
 _log = logs.get(__name__)
-_FILE_NAME = re.compile(r"\S*\.[A-Za-z][A-Za-z0-9]{1,4}")  # as no prompt of one word looks
-_TEXT_KEYS = ("caption", "text", "cap")  # of a table, for `prompt`
+_FILE_NAME = re.compile(r"\S*\.[A-Za-z][A-Za-z0-9]{1,4}")  # no prompt of one word looks like this
+_TEXT_KEYS = ("caption", "text", "cap")  # names of a table's column that are read as `prompt`
 
-MAX_PROMPTS = 1000  # of a file, unless the job says otherwise; the original uses the first 1000 of any file
+MAX_PROMPTS = 1000  # per file, unless the job sets another limit; the original uses the first 1000 of any file
 
 
 def read_prompts(prompt: str, limit: int = MAX_PROMPTS) -> list[PromptConfig]:
-    """The prompts of the file that `prompt` names, or `prompt` itself. ConfigError or DataError names file, line and rule."""
+    """Prompts of the file that `prompt` names, or `prompt` itself. ConfigError and DataError name file, line and rule."""
     if not is_prompt_file(prompt):
         return [build(PromptConfig, node_from_python({"prompt": prompt}, "", "prompt"))]
     nodes = _READERS[_suffix(prompt)](prompt)
@@ -37,7 +37,7 @@ def read_prompts(prompt: str, limit: int = MAX_PROMPTS) -> list[PromptConfig]:
 
 
 def is_prompt_file(prompt: str) -> bool:
-    """Whether `prompt` names a file of prompts. DataError for what is named like a file and cannot be one."""
+    """True if `prompt` names a file of prompts. Raises DataError for a file name that cannot be read as one."""
     known = ", ".join(_READERS)
     if "\0" in prompt or "\n" in prompt or len(prompt) > 4096:
         return False
@@ -56,7 +56,7 @@ def _suffix(path: str) -> str:
 
 
 def _lines(file: str) -> list[tuple[int, str]]:
-    """(number, text) of the lines that hold something. Only line feeds end a line: U+2028 may be part of a text."""
+    """(number, text) of lines that are not blank. Only line feeds end a line, since U+2028 may be part of a text."""
     lines = [(number, line.strip()) for number, line in enumerate(read_text(file).split("\n"), start=1)]
     kept = [(number, line) for number, line in lines if line and not line.startswith(("#", "//"))]
     comments = sum(line.startswith(("#", "//")) for _, line in lines)
@@ -76,7 +76,7 @@ def _json_lines(file: str) -> list[Node]:
 
 
 def _json(file: str) -> list[Node]:
-    """A list of texts or objects, or one under the key prompts."""
+    """Reads a list of texts or objects, at the top or under the key "prompts"."""
     root = parse_json(read_text(file), file)
     node = root.value.get("prompts", root) if isinstance(root.value, dict) else root
     if not isinstance(node.value, list):
@@ -85,7 +85,9 @@ def _json(file: str) -> list[Node]:
 
 
 def _table(file: str) -> list[Node]:
-    """The first line names the columns, `prompt` among them; the others are those of .jsonl, empty where a line has none."""
+    """The first line names the columns and must include `prompt`; other columns match the keys of .jsonl; an empty
+    cell is ignored.
+    """
     reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True, skipinitialspace=True)
     try:
         names = [name.strip() for name in reader.fieldnames or ()]
@@ -112,7 +114,7 @@ def _record(file: str, line: int, record: dict) -> Node:
 
 
 def _as_object(node: Node) -> Node:
-    """A text alone is an object with nothing but a prompt."""
+    """Wraps a plain text as an object with only a prompt."""
     if not isinstance(node.value, str):
         return node
     return Node({"prompt": node.moved("prompt")}, node.file, node.line, node.path)

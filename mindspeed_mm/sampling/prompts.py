@@ -1,4 +1,4 @@
-"""Prompts: put into the template of the model's version, cleaned as training captions are."""
+"""Prompts: applies the template of the model's version and the cleaning of training captions."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ from mindspeed_mm.data.text.cleaning import CJK
 from mindspeed_mm.data.text.cleaning import preprocess as clean_twice
 from mindspeed_mm.data.text.emptied import CHINESE, is_emptied
 
-# Templates of the releases: (around the prompt, negative prompt).
+# Templates by version: (template of the prompt, negative prompt).
 _TEMPLATES = {
     "v1.5": (
         "high quality, {}",
@@ -30,7 +30,7 @@ _TEMPLATES = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the text encoders read for one prompt."""
+    """Texts that the encoders read for one prompt."""
 
     positive: str
     negative: str
@@ -46,10 +46,10 @@ def compose(
     clean: bool = True,
     keep_cjk: bool = False,
 ) -> Prompt:
-    """The template of `version` around a prompt, and a user's negative prompt behind the template's own.
+    """Puts a prompt into the template of `version`, and appends a user's negative prompt to the template's.
 
-    Unknown versions have no template. preprocess: lower-case and strip; with clean, the cleaning of training captions,
-    which leaves Chinese only with keep_cjk.
+    Unknown versions have no template. preprocess: lower-cases and strips. clean: also applies the cleaning of training
+    captions, which removes Chinese unless keep_cjk is set.
     """
     around, unwanted = _TEMPLATES.get(version, ("{}", "")) if template else ("{}", "")
     positive, unwanted = around.replace("{}", text), _joined(unwanted, negative)
@@ -59,18 +59,18 @@ def compose(
 
 
 def _joined(first: str, second: str) -> str:
-    """Both lists of words, with a separator where the first does not end in one (the original glued them together)."""
+    """Joins two lists of words, with a separator unless the first ends in one (the original adds none)."""
     if not first or not second:
         return first or second
     return f"{first} {second}" if first.endswith((".", ",")) else f"{first}, {second}"
 
 
 def warning(text: str, *, preprocess: bool = True, clean: bool = True, keep_cjk: bool = False) -> str | None:
-    """What to say of a prompt of which cleaning leaves nothing, or None."""
+    """Warning for a prompt that cleaning empties, or None."""
     if not is_emptied(text, preprocess and clean, keep_cjk):
         return None
     if not text.strip():
         return "the prompt is empty; the template alone is sampled"
     left = compose(text, "", preprocess=preprocess, clean=clean, keep_cjk=keep_cjk).positive
     hint = f": {CHINESE}" if not keep_cjk and CJK.search(text) else ""
-    return f"of the prompt {text[:60]!r} cleaning leaves {left[:60]!r}, which is sampled instead{hint}"
+    return f"cleaning reduces the prompt {text[:60]!r} to {left[:60]!r}, which is sampled instead{hint}"

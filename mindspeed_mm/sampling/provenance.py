@@ -1,4 +1,4 @@
-"""Which weights a sample came from: SHA-256 of the files, as `sha256sum` prints it."""
+"""Provenance of samples: SHA-256 of the weight files, as `sha256sum` prints it."""
 
 import hashlib
 import time
@@ -14,7 +14,7 @@ _BLOCK = 1 << 22
 
 
 def weights_of(config: SampleConfig) -> dict[str, dict[str, str]]:
-    """Component -> {"path", "sha256"}. A directory's hash is that of its weight files' names and hashes."""
+    """Component -> {"path", "sha256"}. A directory's hash covers the names and hashes of its weight files."""
     model = config.model
     places = {
         "predictor": config.load or model.predictor.from_pretrained,
@@ -24,7 +24,7 @@ def weights_of(config: SampleConfig) -> dict[str, dict[str, str]]:
     }
     started = time.monotonic()
     files = {name: weight_files(Path(source)) for name, source in places.items()}
-    with ThreadPoolExecutor(4) as pool:  # hashlib lets other threads run
+    with ThreadPoolExecutor(4) as pool:  # hashlib releases the interpreter lock
         flat = sorted({file for group in files.values() for file in group})
         digests = dict(zip(flat, pool.map(sha256, flat), strict=True))
     _log.info(f"hashed {len(flat)} files of weights in {time.monotonic() - started:.1f} s")
@@ -35,7 +35,7 @@ def weights_of(config: SampleConfig) -> dict[str, dict[str, str]]:
 
 
 def weight_files(source: Path) -> list[Path]:
-    """The files that a component's weights are read from: those of a Hugging Face encoder, or of a checkpoint of any kind."""
+    """Files from which a component's weights are read: those of a Hugging Face encoder or of any kind of checkpoint."""
     if source.is_dir() and not layout.has_checkpoint(source):
         encoder = sorted(source.glob("model*.safetensors")) or sorted(source.glob("pytorch_model*.bin"))
         if encoder:

@@ -1,4 +1,4 @@
-"""The JSON beside each sample: what it was made of, by what and how fast; and whether a sample is there already."""
+"""The JSON record beside each sample: its inputs, program and speed. It also tells whether a sample exists already."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from mindspeed_mm.version import __version__
 
 DONE, FAILED = "done", "failed"
 
-# Keys of the JSON that do not decide the pixels beyond the texts: the prompt's file and where things lie.
+# Keys of the JSON that do not affect pixels beyond the texts: the prompt's file and places of files.
 _PLACES = (
     *("save_path", "from_pretrained", "micro_batch_size", "num_samples_per_prompt"),
     *("max_prompts", "support_chinese"),
@@ -24,7 +24,7 @@ _PLACES = (
 
 
 def sample_block(request: Request, config: SampleConfig, weights: dict[str, dict[str, str]]) -> dict[str, Any]:
-    """All that decides a sample's pixels. Two samples with equal blocks are the same, at any layout."""
+    """All inputs that determine a sample's pixels. Equal blocks give equal samples at any layout."""
     texts = request.texts
     return {
         "prompt": request.model.prompt,
@@ -40,7 +40,7 @@ def sample_block(request: Request, config: SampleConfig, weights: dict[str, dict
 
 
 def run_block(config: SampleConfig, parallel: ParallelContext, platform: Platform, guidance_mode: str) -> dict:
-    """How a sample was made; nothing here decides its pixels by more than rounding."""
+    """Circumstances of a sample; they affect its pixels by rounding at most."""
     return {
         "guidance_mode": guidance_mode,
         "offload": config.options.offload,
@@ -59,7 +59,7 @@ def run_block(config: SampleConfig, parallel: ParallelContext, platform: Platfor
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    """The record as JSON, whole or not there."""
+    """Writes the record as JSON, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False, default=list) + "\n", encoding="utf-8")
@@ -67,7 +67,7 @@ def write(path: Path, record: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """The record of a sample; None if there is none that can be read."""
+    """Reads the record of a sample; None if it is missing or unreadable."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -76,13 +76,13 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def read_all(folder: Path) -> list[dict[str, Any]]:
-    """The records of a folder of samples, by name; each with its name under "name"."""
+    """Records of a folder of samples, sorted by name; each has its name under "name"."""
     found = {path.stem: read(path) for path in sorted(folder.glob("*_[0-9]*.json"))}
     return [{**record, "name": name} for name, record in found.items() if record is not None]
 
 
 def is_done(path: Path, block: dict[str, Any]) -> bool:
-    """Whether the sample whose record is at `path` was finished, from this block, and its file is unharmed."""
+    """True if the sample of the record at `path` was finished from this block and its file is undamaged."""
     record = read(path)
     if record is None or record["status"] != DONE or record["sample"] != json.loads(json.dumps(block, default=list)):
         return False

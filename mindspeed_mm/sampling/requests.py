@@ -1,4 +1,4 @@
-"""Samples to make: what each is made of, in which order, and which are made together."""
+"""Requests for samples: their inputs, their order and their batches."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ _log = logs.get(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
-    """One sample: all that decides its pixels but the weights.
+    """One sample: all inputs that determine its pixels, except the weights.
 
-    model: the inference JSON, with the settings of this prompt in it; address: (prompt index, sample index), from which
-    with the seed its noise is drawn; name: of its files, without the suffix.
+    model: the inference JSON with this prompt's settings. address: (prompt index, sample index), which with the seed
+    addresses its noise. name: name of its files, without the suffix.
     """
 
     model: SampleModelConfig
@@ -29,7 +29,7 @@ class Request:
 
     @property
     def texts(self) -> Prompt:
-        """The prompt as the text encoders read it, by the config's template and cleaning."""
+        """The prompt as the text encoders read it, after the config's template and cleaning."""
         model = self.model
         return compose(
             model.prompt,
@@ -51,11 +51,11 @@ class Request:
 
     @property
     def file(self) -> str:
-        """Name of the video or image."""
+        """File name of the video or image."""
         return f"{self.name}.{'png' if self.is_image else 'mp4'}"
 
     def alike(self, other: "Request") -> bool:
-        """Whether both can be made in one batch."""
+        """True if both requests fit in one batch."""
         return (
             self.model.pipeline_config.input_size == other.model.pipeline_config.input_size
             and self.model.diffusion == other.model.diffusion
@@ -70,9 +70,9 @@ def requests_of(
     file: str = "",
     max_pixels: int = MAX_PIXELS,
 ) -> list[Request]:
-    """`num_samples_per_prompt` requests for each line, in order; ConfigError for a line that cannot be made.
+    """`num_samples_per_prompt` requests for each line, in order. Raises ConfigError for a line that cannot be sampled.
 
-    A line with a seed of its own has the noise of (its seed, 0, sample index), wherever it stands in the file.
+    A line with its own seed uses the noise of (its seed, 0, sample index), wherever it stands in the file.
     """
     requests = []
     for index, line in enumerate(lines):
@@ -106,9 +106,9 @@ def _warn(model: SampleModelConfig, index: int) -> None:
 
 
 def batches(requests: Sequence[Request], size: int) -> list[list[Request]]:
-    """Requests that follow each other and are alike, up to `size` together.
+    """Groups consecutive requests that are alike into batches of up to `size`.
 
-    What is done already does not matter here: a resumed job computes in the batches of an unbroken one.
+    Finished samples stay in the batches, so that a resumed job computes the same batches as an unbroken one.
     """
     result: list[list[Request]] = []
     for request in requests:

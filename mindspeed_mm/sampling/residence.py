@@ -1,4 +1,4 @@
-"""Which components are on the device: all of them, or with offloading only those at work."""
+"""Places components on the device: all of them, or with offloading only the active ones."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from torch import nn
 
 
 class Residence:
-    """Brings components to the device while they work; with `offload` they wait on the host in between."""
+    """Moves components to the device while they work; with `offload` they stay on the host in between."""
 
     def __init__(self, device: torch.device, offload: bool = False):
         self.device = device
@@ -17,12 +17,12 @@ class Residence:
 
     @property
     def home(self) -> torch.device:
-        """Where components wait, and where they are built."""
+        """Device on which components are built and kept while idle."""
         return torch.device("cpu") if self.offload else self.device
 
     @contextlib.contextmanager
     def using(self, component: nn.Module) -> Iterator[None]:
-        """`component` is on the device inside, and goes home behind the outermost `using` of it."""
+        """Keeps `component` on the device; with offload it moves back to the host when the outermost `using` ends."""
         if not self.offload or component in self._at_work:
             yield
             return

@@ -1,4 +1,4 @@
-"""A sampling job: all prompts of a file, shared over the data ranks; restartable, and not ended by one bad sample."""
+"""A sampling job: shares all prompts of a file among the data ranks, can be resumed, and survives a bad sample."""
 
 import dataclasses
 import functools
@@ -30,13 +30,13 @@ from mindspeed_mm.sampling.residence import Residence
 from mindspeed_mm.sampling.text import PromptEncoder
 
 _log = logs.get(__name__)
-_OF_ONE_SAMPLE = (SamplingError, torch.OutOfMemoryError, OSError)  # what ends a sample and not the job
+_OF_ONE_SAMPLE = (SamplingError, torch.OutOfMemoryError, OSError)  # these errors end one sample, not the job
 
 
 def run(config: SampleConfig, platform: Platform, parallel: ParallelContext) -> list[Path]:
-    """Make every sample that is not there yet; returns the files that this rank wrote.
+    """Makes every sample that does not exist yet. Returns the files that this rank wrote.
 
-    SamplingError on the first rank, at the end of the job, if there were samples that could not be made.
+    Raises SamplingError on the first rank, at the end of the job, if samples failed.
     """
     model = config.model
     file = model.prompt if is_prompt_file(model.prompt) else ""
@@ -70,11 +70,13 @@ def run(config: SampleConfig, platform: Platform, parallel: ParallelContext) -> 
 def _plan(
     config: SampleConfig, platform: Platform, requests: list[Request]
 ) -> tuple[dict[str, dict[str, str]], set[str], str | None]:
-    """What the first rank finds out for all: the hashes of the weights, which samples are done, and the checkpoint to
-    load: of a run that goes on training the latest is soon another one."""
+    """Facts that the first rank finds for all: hashes of the weights, finished samples, and the checkpoint to load.
+
+    The checkpoint is fixed here, since a run that is still training soon has a newer one.
+    """
     load = _checkpoint(config.load)
     weights = weights_of(config)
-    while load != _checkpoint(config.load):  # a newer one came while the weights were hashed
+    while load != _checkpoint(config.load):  # a newer checkpoint came while the weights were hashed
         load, weights = _checkpoint(config.load), weights_of(config)
     archive = Archive(config, weights, platform)
     done = {request.name for request in requests if archive.is_done(request)} if config.resume else set()
@@ -82,7 +84,7 @@ def _plan(
 
 
 def _checkpoint(load: str | None) -> str | None:
-    """The directory of the checkpoint that a run's directory stands for now."""
+    """Checkpoint that a run's directory points to now."""
     if load is None or not layout.has_checkpoint(Path(load)):
         return load
     return str(layout.find(Path(load)).directory)
@@ -98,11 +100,11 @@ class _Job:
         self.platform = platform
         self.parallel = parallel
         self.archive = Archive(config, weights, platform)
-        self.failed: dict[str, str] = {}  # request -> why
-        self.text_s: dict[str, float] = {}  # request -> seconds that its texts took
+        self.failed: dict[str, str] = {}  # request -> reason
+        self.text_s: dict[str, float] = {}  # request -> seconds of encoding
 
     def make_all(self, mine: list[list[Request]], done: set[str]) -> list[Path]:
-        """Text encoders first; when they have left, the other components."""
+        """Encodes all texts first; then drops the text encoders and loads the other components."""
         device = self.platform.device(int(os.environ.get("LOCAL_RANK", "0")))
         residence = Residence(device, self.config.options.offload)
         text = PromptEncoder.load(self.config.model, residence)
@@ -127,7 +129,7 @@ class _Job:
         return written
 
     def _encode(self, text: PromptEncoder, mine: list[list[Request]]) -> list[list[Request]]:
-        """Encode all texts; returns the batches without the requests whose texts failed."""
+        """Encodes all texts. Returns the batches without the requests whose texts failed."""
         kept = []
         requests = [request for batch in mine for request in batch]
         bar = tqdm(
@@ -150,7 +152,7 @@ class _Job:
         return kept
 
     def _make(self, batch: list[Request], done: set[str]) -> list[Path]:
-        """Sample a batch and write what is not done yet; a batch that fails is tried again one by one."""
+        """Samples a batch and writes its unfinished samples. A batch that fails is retried one sample at a time."""
         started = time.monotonic()
         self.platform.reset_peak_memory()
         try:
@@ -158,7 +160,7 @@ class _Job:
             self.platform.synchronize()
         except _OF_ONE_SAMPLE as error:
             if not isinstance(error, SamplingError) and self.parallel.sample_size > 1:
-                raise  # the other ranks of this sample know nothing of it and wait for this one
+                raise  # the other ranks of this sample do not see the error and wait for this rank
             if len(batch) == 1:
                 self._fail(batch[0], error)
                 return []

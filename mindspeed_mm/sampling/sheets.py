@@ -1,4 +1,4 @@
-"""Many videos in one picture: contact sheets (a row of frames per video) and the original's grid."""
+"""Pictures of many videos: contact sheets (one row of frames per video) and the original's grid."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,9 +15,10 @@ _GAP, _LABEL, _FONT = 4, 20, 13  # pixels
 def contact_sheet(
     videos: Sequence[np.ndarray], labels: Sequence[str], *, columns: int = 6, thumbnail_width: int = 192
 ) -> np.ndarray:
-    """A picture [H,W,3] uint8: for each video [T,h,w,3] uint8 its label, and below it `columns` frames from first to last.
+    """Contact sheet [H,W,3] uint8: for each video [T,h,w,3] uint8 its label, and below it `columns` frames from first
+    to last.
 
-    Shorter videos and images show as many frames as they have. Videos may differ in size and length.
+    Shorter videos and images show all their frames. Videos may differ in size and length.
     """
     if len(videos) != len(labels) or not videos:
         raise ValueError(f"{len(videos)} videos and {len(labels)} labels: need as many of both, at least one")
@@ -36,9 +37,10 @@ def contact_sheet(
 
 
 def grid_picture(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures [h,w,3] uint8 of one size side by side on black, as the original's video grid lays them out.
+    """Places pictures [h,w,3] uint8 of one size side by side on black, as the original's video grid does.
 
-    ceil(sqrt(n)) rows of ceil(n / rows); a pixel between pictures, two at the right and the bottom.
+    The grid has ceil(sqrt(n)) rows of ceil(n / rows) pictures, one pixel between pictures, two at the right and the
+    bottom.
     """
     shapes = {picture.shape for picture in pictures}
     if len(shapes) != 1:
@@ -59,7 +61,7 @@ def grid_shape(count: int) -> tuple[int, int]:
 
 
 def read_frames(path: Path) -> Iterator[np.ndarray]:
-    """Frames [h,w,3] uint8 of a written video or image."""
+    """Yields frames [h,w,3] uint8 of a written video or image."""
     if path.suffix == ".png":
         yield np.asarray(Image.open(path).convert("RGB"))
         return
@@ -84,7 +86,7 @@ def _thumbnails(video: np.ndarray, columns: int, width: int) -> list[Image.Image
 
 
 def _shortened(text: str, draw: ImageDraw.ImageDraw, font, width: int) -> str:
-    """One line that fits into `width` pixels."""
+    """Shortens a text to one line of at most `width` pixels."""
     text = " ".join(text.split())
     if draw.textlength(text, font=font) <= width:
         return text

@@ -1,6 +1,6 @@
-"""Prompts to text features: each text is encoded once, and its features wait on the host.
+"""Encodes prompts: each text is encoded once, and its features are kept on the host.
 
-Texts are encoded one by one, so that a text's features do not depend on those beside it.
+Texts are encoded one by one, so that features do not depend on other texts in a batch.
 """
 
 from collections import OrderedDict
@@ -20,7 +20,9 @@ _T5_LENGTH = 512  # fixed in the original, whatever model_max_length says
 
 
 class PromptEncoder:
-    """Composed texts -> TextFeatures on the device. Keeps the features of the last `capacity` texts (None: of all)."""
+    """Turns composed texts into TextFeatures on the device. Keeps the features of the last `capacity` texts (None:
+    all).
+    """
 
     def __init__(
         self,
@@ -33,13 +35,13 @@ class PromptEncoder:
         self.tokenizers = tokenizers
         self.residence = residence
         self.capacity = capacity
-        self.misses = 0  # texts that had to be encoded
+        self.misses = 0  # texts encoded so far
         self._features: OrderedDict[str, TextFeatures] = OrderedDict()
 
     @classmethod
     def load(cls, config: SampleModelConfig, residence: Residence, capacity: int | None = None) -> "PromptEncoder":
-        """The encoders and tokenizers of an inference JSON."""
-        check_widths(config)  # first: transformers reads the same files, and says less of what is wrong with them
+        """Loads the encoders and tokenizers of an inference JSON."""
+        check_widths(config)  # first: transformers reads the same files with less clear errors
         tokenizers = tokenizers_of(config)
         check_encoders(config, tokenizers, ("tokenizer", "tokenizer_2"))
         encoders = TextEncoders(config.text_encoder, config.text_encoder_2, TORCH_DTYPES[config.weight_dtype])
@@ -58,7 +60,7 @@ class PromptEncoder:
         return features
 
     def leave(self) -> None:
-        """Drop the encoders and their memory; texts that were encoded before can still be asked for."""
+        """Drops the encoders and their memory; features of encoded texts stay available."""
         self.encoders = None
 
     def _encode(self, texts: list[str]) -> None:
@@ -74,7 +76,7 @@ class PromptEncoder:
 
 
 def tokenizers_of(config: SampleModelConfig) -> tuple[Tokenizer, Tokenizer]:
-    """T5's and CLIP's, of an inference JSON."""
+    """Tokenizers of T5 and CLIP of an inference JSON."""
     first = load_tokenizer(config.tokenizer, "tokenizer", _T5_LENGTH)
     return first, load_tokenizer(config.tokenizer_2, "tokenizer_2")
 

@@ -1,4 +1,4 @@
-"""Samples while training: the same few prompts, again and again, with networks that somebody else owns."""
+"""Samples while training: the same few prompts at intervals, with the networks of the training run."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ SHEET = "contact_sheet.png"
 
 
 class TrainingSamples:
-    """Writes `folder`/iter_0000100/video_000000.mp4 ... and contact_sheet.png, with the networks as they are now.
+    """Writes `folder`/iter_0000100/video_000000.mp4 ... and contact_sheet.png with the networks' current weights.
 
-    The prompts are encoded once. Every call asks the same of the denoiser, noise included, so that pictures of two
-    iterations differ by the weights alone.
+    The prompts are encoded once. Each call uses the same inputs and noise, so that pictures of two iterations differ
+    by the weights alone.
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class TrainingSamples:
         seed: int = 1234,
         launch: LaunchConfig | None = None,
     ):
-        """model: the inference JSON, whose weights are not read; launch: the layout, to check the prompts' sizes against.
+        """model: the inference JSON; its weights are not read. launch: the layout, for checks of the prompts' sizes.
 
-        Raises ConfigError and DataError for prompts that cannot be made.
+        Raises ConfigError and DataError for prompts that cannot be sampled.
         """
         self.denoiser = denoiser
         self.autoencoder = autoencoder
@@ -63,7 +63,9 @@ class TrainingSamples:
         )
 
     def __call__(self, iteration: int) -> list[Path]:
-        """Collective over all ranks; returns the files that this rank wrote. The denoiser is left in its mode."""
+        """Samples all prompts; collective. Returns the files that this rank wrote. Restores the denoiser's train or
+        eval mode.
+        """
         was_training = self.denoiser.training
         try:
             pipeline = T2VPipeline(self.model, self.denoiser, self.autoencoder, self.text, self.residence)
@@ -73,10 +75,9 @@ class TrainingSamples:
 
 
 def write_samples(pipeline: T2VPipeline, requests: Sequence[Request], folder: Path) -> list[Path]:
-    """Sample requests, shared over the data ranks, to `folder`, with a contact sheet of all; collective.
+    """Samples requests into `folder`, shared among the data ranks, with a contact sheet; collective.
 
-    A sample that is not finite, or that the disk does not take, is named in the log and left out. Returns the files that
-    this rank wrote.
+    A sample that is not finite or cannot be written is logged and left out. Returns the files that this rank wrote.
     """
     parallel = pipeline.denoiser.parallel
     written = []
@@ -108,6 +109,6 @@ def _write_sheet(requests: Sequence[Request], folder: Path) -> list[Path]:
 
 
 def _dtype_name(network: nn.Module) -> str:
-    """Of its weights, as a config names it."""
+    """Dtype of a network's weights, named as in a config."""
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     return names[next(network.parameters()).dtype]

@@ -1,4 +1,4 @@
-"""Videos and images to disk: files that a browser plays, whole or not there."""
+"""Writes videos and images atomically, in formats that browsers play."""
 
 import itertools
 from collections.abc import Iterable
@@ -9,16 +9,16 @@ import av
 import numpy as np
 from PIL import Image
 
-# Quality as the original's ffmpeg line. cpu-independent and a fixed number of threads make equal frames equal files: without,
-# x264 gave two files for one video in 7 of 30 runs.
+# Quality as in the original's ffmpeg command. cpu-independent and a fixed thread count give equal files for equal
+# frames; without them x264 gave two files for one video in 7 of 30 runs.
 _X264 = {"crf": "23", "preset": "slow", "x264-params": "cpu-independent=1:threads=4"}
-_MP4 = {"movflags": "+faststart"}  # the index first, so that a browser starts at once
+_MP4 = {"movflags": "+faststart"}  # puts the index first, so that browsers start at once
 
 
 def write_video(frames: Iterable[np.ndarray], path: Path, fps: float) -> None:
-    """H.264 yuv420p mp4 of frames [H,W,3] uint8, or of [T,H,W,3].
+    """Writes frames [H,W,3] uint8, or an array [T,H,W,3], as H.264 yuv420p mp4.
 
-    Odd sizes lose nothing: the last row or column is repeated once.
+    An odd size is padded: the last row or column is repeated once.
     """
     if isinstance(frames, np.ndarray):
         _check(frames, path)
@@ -38,7 +38,7 @@ def write_video(frames: Iterable[np.ndarray], path: Path, fps: float) -> None:
 
 
 def write_image(frames: np.ndarray, path: Path) -> None:
-    """PNG of the one frame of frames [1,H,W,3] uint8."""
+    """Writes the single frame of frames [1,H,W,3] uint8 as PNG."""
     _check(frames, path)
     temporary = path.with_name(f".{path.name}.tmp")
     Image.fromarray(frames[0]).save(temporary, format="PNG")

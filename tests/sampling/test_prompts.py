@@ -42,11 +42,11 @@ def test_without_template_or_cleaning():
     [
         (
             "一只猫在草地上奔跑",
-            "of the prompt '一只猫在草地上奔跑' cleaning leaves '', which is sampled instead: cleaning removes Chinese",
+            "cleaning reduces the prompt '一只猫在草地上奔跑' to '', which is sampled instead: cleaning removes Chinese",
         ),
-        ("一只猫在草地上奔跑 hd", "cleaning leaves 'hd'"),
-        ("<br>", "of the prompt '<br>' cleaning leaves ''"),
-        ("https://example.com/cat", "cleaning leaves"),
+        ("一只猫在草地上奔跑 hd", "cleaning reduces the prompt '一只猫在草地上奔跑 hd' to 'hd'"),
+        ("<br>", "cleaning reduces the prompt '<br>' to ''"),
+        ("https://example.com/cat", "cleaning reduces the prompt"),
         ("  ", "the prompt is empty"),
     ],
 )
