@@ -1,1 +1,1 @@
-"""Lists of clips -> batches: which clips, which frames, which captions, in which order."""
+"""Turns lists of clips into batches: chooses clips, frames, captions and their order."""

@@ -1,7 +1,8 @@
-"""Shared memory in which workers make clips, used again and again.
+"""Reusable shared memory in which workers make clips.
 
-The kernel zeroes and maps each page of new memory when it is first touched: for a clip of 121x576x1024 (0.9 GB) that takes
-as long as decoding a fifth of it. So a worker keeps its buffers, and is told which of them the main process has done with.
+The kernel zeroes and maps each page of new memory at its first touch. For a clip of 121x576x1024 (0.9 GB) that takes
+as long as decoding a fifth of it. So a worker keeps its buffers, and the main process tells it which ones are free
+again.
 """
 
 import math
@@ -18,10 +19,10 @@ _CLIPS_A_WORKER = 4  # two made ahead, one in the making, one in use
 
 
 class SharedBuffers:
-    """A worker's buffers. One is taken by `allocate`, lent by `lend`, and free again after `take_back`."""
+    """A worker's buffers: `allocate` takes one, `lend` passes it to the main process, `take_back` frees it."""
 
     def __init__(self, num_workers: int = 0):
-        """num_workers: how many processes have such buffers, for the message where there is no room."""
+        """num_workers: number of processes with such buffers, for the message about full shared memory."""
         self._num_workers = max(1, num_workers)
         self._free: list[torch.UntypedStorage] = []
         self._taken: list[torch.UntypedStorage] = []
@@ -29,9 +30,9 @@ class SharedBuffers:
         self._numbers = 0
 
     def allocate(self, shape: Sequence[int]) -> Tensor:
-        """An fp32 tensor of any content that another process can map, so that it is not copied on its way there.
+        """An uninitialised fp32 tensor that another process can map without a copy.
 
-        ConfigError where the system's shared memory has no room for it.
+        Raises ConfigError if the system's shared memory is full.
         """
         count = math.prod(shape)
         storage = self._free_one(4 * count) or self._new(4 * count)
@@ -39,7 +40,7 @@ class SharedBuffers:
         return torch.empty(0).set_(storage, 0, (count,)).view(*shape)
 
     def lend(self, tensor: Tensor | None) -> int | None:
-        """The number of the buffer that holds `tensor`; None if none does. All others that were taken are free again."""
+        """Number of the buffer that holds `tensor`, or None. All other taken buffers become free."""
         number = None
         for storage in self._taken:
             if tensor is not None and storage.data_ptr() == tensor.untyped_storage().data_ptr():
@@ -52,7 +53,7 @@ class SharedBuffers:
         return number
 
     def take_back(self, numbers: Sequence[int]) -> None:
-        """The main process has nothing left that lies in these."""
+        """Frees buffers that the main process no longer uses."""
         self._free += [self._lent.pop(number) for number in numbers]
 
     def _new(self, size: int) -> torch.UntypedStorage:
@@ -62,7 +63,7 @@ class SharedBuffers:
             raise no_room(error, size, self._num_workers) from None
 
     def _free_one(self, size: int) -> torch.UntypedStorage | None:
-        """The smallest that is large enough. Where all are too small, one is given up for what is to be made instead."""
+        """The smallest free buffer that is large enough. If all are too small, one is released to make room."""
         self._free.sort(key=torch.UntypedStorage.nbytes)
         for place, storage in enumerate(self._free):
             if storage.nbytes() >= size:
@@ -73,7 +74,7 @@ class SharedBuffers:
 
 
 def no_room(error: RuntimeError, size: int | None, num_workers: int) -> Exception:
-    """ConfigError for torch's error about shared memory; any other error as it is. size: bytes that a clip takes."""
+    """Turns torch's error about shared memory into ConfigError; returns other errors unchanged. size: bytes of a clip."""
     if "shared memory" not in str(error) and "shm" not in str(error):
         return error
     reason = " ".join(str(error).split("\n")[0].split())[-100:]

@@ -1,5 +1,7 @@
-"""Captions: which one, with which sentence about its looks, or dropped for classifier-free guidance. What cleaning makes of
-them: `data/text/cleaning.py`."""
+"""Captions: chooses one, adds a sentence about its looks, or drops it for classifier-free guidance.
+
+`data/text/cleaning.py` cleans them.
+"""
 
 import random
 from collections.abc import Sequence
@@ -8,21 +10,21 @@ from collections.abc import Sequence
 
 
 def choose_caption(captions: Sequence[str], rng: random.Random) -> str:
-    """One of the captions. Always one draw, also from a single caption."""
+    """Chooses a caption. Draws once, even from a single caption."""
     return rng.choice(captions)
 
 
 def add_aesthetic(caption: str, score: float | None, kind: str, rng: random.Random) -> str:
-    """The caption of a 'video' or 'image', with a sentence before or after it that says how it looks.
+    """Caption of a 'video' or 'image' with a sentence about its looks before or after it.
 
-    Only for scores of at most 4.25 or at least 5.75. Draws the sentence and its side, or nothing.
+    Applies to scores of at most 4.25 or at least 5.75; draws the sentence and its side. Other scores draw nothing.
     """
     sentences = _sentences(score, kind)
     return rng.choice(_both_sides(caption, rng.choice(sentences))) if sentences else caption
 
 
 def with_aesthetic(caption: str, score: float | None, kind: str) -> list[str]:
-    """Everything that `add_aesthetic` can make of a caption."""
+    """All results that `add_aesthetic` can give for a caption."""
     sentences = _sentences(score, kind)
     return [text for sentence in sentences for text in _both_sides(caption, sentence)] or [caption]
 
@@ -38,11 +40,11 @@ def _both_sides(caption: str, sentence: str) -> list[str]:
 
 
 def drop_caption(caption: str, probability: float, rng: random.Random) -> str:
-    """The caption, or "" with the given probability. One draw."""
+    """The caption, or "" with the given probability. Draws once."""
     return caption if rng.random() > probability else ""
 
 
-# Where a "video" sentence and an "image" sentence differ in more than that word, the published lists do so too.
+# Where "video" and "image" sentences differ in more than that word, the published lists differ too.
 AESTHETIC_SENTENCES = {
     ("video", "low"): (
         "This video has a low aesthetic quality.",

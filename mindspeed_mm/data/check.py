@@ -1,6 +1,6 @@
-"""Looking at a list before a run: what will be dropped and why, which shapes are left, whether files can be decoded.
+"""Checks a list before a run: dropped rows and their reasons, remaining shapes, and whether files can be decoded.
 
-`tools/check_dataset.py` prints it. Nothing here needs a model, a tokenizer or a device.
+`tools/check_dataset.py` prints the report. It needs no model, tokenizer or device.
 """
 
 import collections
@@ -23,7 +23,7 @@ from mindspeed_mm.data.video import VideoSource
 from mindspeed_mm.data.workers import Announce, WorkerPool
 from mindspeed_mm.errors import DataError
 
-_DONE = {  # about what is special in a file
+_DONE = {  # treatment of a file's special traits
     "interlaced": "; one field is kept, the lines of the other are made from it",
     "PQ": " (HDR); tone-mapped to BT.709",
     "HLG": " (HDR); tone-mapped to BT.709",
@@ -34,13 +34,13 @@ _SQUARED = "; shown with square pixels"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Decoded:
-    """What decoding and transforming one crop of a clip took; fault: why it could not be, or None."""
+    """Result of decoding and transforming one crop of a clip. fault: reason of a failure, or None."""
 
     path: str
     seconds: float
     fault: str | None
     clip: Clip
-    look: Look | None  # None where there is a fault
+    look: Look | None  # None if there is a fault
 
     def report(self) -> dict:
         differences = self.look.differences if self.look else ()
@@ -49,7 +49,7 @@ class Decoded:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Check:
-    """What was found out about a list."""
+    """Findings about a list."""
 
     result: FilterResult
     emptied: Emptied
@@ -64,7 +64,7 @@ class Check:
 
     @property
     def different(self) -> list[Decoded]:
-        """Samples whose rows say something else than their files."""
+        """Samples whose rows differ from their files."""
         return [one for one in self.decoded if one.look is not None and one.look.differences]
 
     @property
@@ -72,7 +72,7 @@ class Check:
         return (self.result.total - len(self.result.clips)) / self.result.total
 
     def lines(self) -> list[str]:
-        """The report, a sentence a line."""
+        """The report, one sentence per line."""
         clips, batch = self.result.clips, self.global_batch_size
         hours = sum(clip.frames / clip.fps for clip in clips if clip.row.kind == "video") / 3600
         lines = [
@@ -96,7 +96,7 @@ class Check:
         ]
 
     def draw(self, path: Path) -> None:
-        """A PNG of the middle frame of every sample that was decoded, with its caption after cleaning."""
+        """Writes a PNG with the middle frame of every decoded sample and its cleaned caption."""
         tiles = [(one.clip, one.look, self._caption(one.clip)) for one in self.decoded if one.look is not None]
         draw_samples(tiles, path)
 
@@ -107,7 +107,7 @@ class Check:
         return preprocess(text, self.dataset.use_clean_caption, self.dataset.support_chinese)
 
     def report(self) -> dict:
-        """The same for a JSON file, with every dropped row."""
+        """The report for a JSON file, with every dropped row."""
         return {
             **self.result.report(),
             "empty_captions": self.emptied.report(),
@@ -127,10 +127,10 @@ def check_list(
     processes: int = 0,
     probe_files: bool = False,
 ) -> Check:
-    """Read and filter the list of a config, and decode `samples` clips of it, drawn with `seed`.
+    """Reads and filters the list of a config, and decodes `samples` clips of it, drawn with `seed`.
 
-    processes: that decode; 0 is one. probe_files: as --probe of the training. Raises DataError if nothing is left,
-    ConfigError if the transforms cannot make what the filter promises.
+    processes: number of decoding processes; 0 counts as one. probe_files: like --probe of the training. Raises
+    DataError if no row is left, ConfigError if the transforms cannot produce the sizes that the filter promises.
     """
     dataset = config.dataset_param
     source = dataset.basic_parameters.data_path
@@ -153,7 +153,7 @@ def check_list(
 
 
 def _traits(look: Look) -> Iterator[str]:
-    """What is special about a file, and what is done about it."""
+    """Special traits of a file, and how each is treated."""
     if look.facts.variable:
         yield "variable frame rate; frames are taken by time"
     for trait in look.facts.traits:
@@ -175,7 +175,7 @@ def _decode(videos: VideoSource, clips: list[Clip], processes: int) -> tuple[Dec
 
 
 class _Decoder:
-    """(clip, why it is given up or None) -> Decoded, in a worker."""
+    """Turns (clip, reason to skip it or None) into Decoded, in a worker."""
 
     def __init__(self, videos: VideoSource):
         self._videos = videos
@@ -197,7 +197,7 @@ class _Decoder:
 
 
 def draw_shapes(result: FilterResult, path: Path) -> None:
-    """A PNG with the number of clips of each shape, the 40 most frequent of them."""
+    """Writes a PNG with the number of clips for each of the 40 most frequent shapes."""
     import matplotlib
 
     matplotlib.use("Agg")

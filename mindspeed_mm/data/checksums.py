@@ -1,4 +1,4 @@
-"""SHA-256 of the files of a list: what no decoder can notice in a damaged clip, a checksum does."""
+"""SHA-256 of the files of a list: a checksum finds damage that no decoder notices."""
 
 import concurrent.futures
 import dataclasses
@@ -12,12 +12,12 @@ from mindspeed_mm.data import media
 from mindspeed_mm.data.lists.rows import Row
 
 _BLOCK = 2**22
-_THREADS = 4  # hashing lets go of the interpreter lock
+_THREADS = 4  # hashing releases the interpreter lock
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sums:
-    """sums: path -> checksum, None where a file cannot be read; wrong: a line for each file that is another one now."""
+    """sums: path -> checksum, None for unreadable files. wrong: one line for each file that has changed."""
 
     sums: dict[str, str | None]
     verified: int
@@ -25,7 +25,7 @@ class Sums:
 
 
 def compare(rows: Sequence[Row]) -> Sums:
-    """Read every file of a list once, and compare it with the checksum of its row, where it has one."""
+    """Reads every file of a list once, and compares it with the checksum of its row, if there is one."""
     paths = list(dict.fromkeys(row.path for row in rows))
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         sums = dict(zip(paths, pool.map(checksum, paths), strict=True))
@@ -39,7 +39,7 @@ def compare(rows: Sequence[Row]) -> Sums:
 
 
 def checksum(path: str) -> str | None:
-    """SHA-256 of a file in hexadecimal digits, as `sha256sum` prints it; None if it cannot be read."""
+    """SHA-256 of a file in hexadecimal digits, as `sha256sum` prints it; None if it is unreadable."""
     digest = hashlib.sha256()
     try:
         media.check_file(path)
@@ -52,7 +52,7 @@ def checksum(path: str) -> str | None:
 
 
 def write_list(rows: Sequence[Row], sums: Sums, path: Path) -> None:
-    """The list again, as one .jsonl with a key `checksum`; what a row already says is kept."""
+    """Writes the list as one .jsonl with a key `checksum`; keeps all facts of the rows."""
     lines = []
     for row in rows:
         entry = {

@@ -1,4 +1,4 @@
-"""Samples -> one batch, padded to what the autoencoder and the patches of the denoiser can take ("GroupLength")."""
+"""Joins samples into a batch, padded to whole latents and patches ("GroupLength")."""
 
 import math
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ def collate(
     target: Extent | None = None,
     allocate: Allocate = torch.empty,
 ) -> Batch:
-    """Stack samples; zeros pad the end of each axis, and `keep` tells video from padding on the latent grid.
+    """Stacks samples; pads the end of each axis with zeros. `keep` marks video, not padding, on the latent grid.
 
-    strides: (t, h, w) of the autoencoder. target: extent to pad or cut every sample to; None is for grouped samples,
-    which must have one shape and fill the latent grid (DataError otherwise). allocate: makes the fp32 tensor of the
-    video, where it has to be copied.
+    strides: (t, h, w) of the autoencoder. target: extent to which every sample is padded or cut; None for grouped
+    samples, which must share one shape and fill the latent grid (else DataError). allocate: makes the fp32 tensor of
+    the video if a copy is needed.
     """
     if isinstance(samples[0].video, Posterior):
         return _collate_stored(samples, target)
@@ -51,7 +51,7 @@ def collate(
 
 
 def _collate_stored(samples: Sequence[Sample], target: Extent | None) -> Batch:
-    """Stored samples are grouped: they were padded, and found to fill the latent grid, when they were extracted."""
+    """Joins stored samples. They are grouped: extraction has padded them and checked that they fill the latent grid."""
     shapes = {tuple(sample.video.mean.shape) for sample in samples}
     if target is not None or len(shapes) > 1:
         names = ", ".join(f"{sample.path} {sample.key}" for sample in samples)
@@ -75,7 +75,7 @@ def _texts_and_names(samples: Sequence[Sample]) -> dict:
 
 
 def padded_extent(extent: Extent, strides: Extent, patch_size: int, patch_size_t: int = 1) -> Extent:
-    """Smallest extent that holds whole latents and whole patches; the first frame has a latent of its own."""
+    """Smallest extent with whole latents and whole patches; the first frame has its own latent."""
     frames, height, width = extent
     stride_t, stride_h, stride_w = strides
     return (
@@ -86,7 +86,7 @@ def padded_extent(extent: Extent, strides: Extent, patch_size: int, patch_size_t
 
 
 def latent_mask(extent: Extent, padded: Extent, strides: Extent) -> Tensor:
-    """[t,h,w] bool of the padded video's latent grid, True where a latent sees any of the video."""
+    """[t,h,w] bool on the padded video's latent grid; True where a latent covers any of the video."""
     (stride_t, stride_h, stride_w), (frames, height, width) = strides, extent
     mask = torch.zeros((padded[0] - 1) // stride_t + 1, padded[1] // stride_h, padded[2] // stride_w, dtype=torch.bool)
     mask[
@@ -102,7 +102,7 @@ def _up(value: int, multiple: int) -> int:
 
 
 def _stack(videos: Sequence[Tensor], padded: Extent, allocate: Allocate) -> Tensor:
-    """[B,C,T,H,W] with every video cut or padded with zeros to `padded`."""
+    """[B,C,T,H,W]; each video is cut or padded with zeros to `padded`."""
     if len(videos) == 1 and tuple(videos[0].shape[1:]) == padded:
         return videos[0][None]  # no copy: one clip of 121x576x1024 is 0.9 GB
     batch = allocate((len(videos), videos[0].shape[0], *padded)).zero_()

@@ -1,8 +1,8 @@
-"""Which decoded frames can be believed: none behind a damaged one up to the next key frame that is whole.
+"""Decides which decoded frames to trust: none from a damaged frame up to the next undamaged key frame.
 
-A decoder hides damage: it fills holes with something, predicts the next frames from that, and flags the first of them at
-most. What it notices it says in FFmpeg's log. So every packet is decoded with the log open, and damage is remembered by
-the packet at which it was noticed: frames are then judged in the order in which they were decoded, not shown.
+A decoder hides damage: it fills holes, predicts later frames from them, and at most flags the first of them. It
+reports other damage in FFmpeg's log. So every packet is decoded with the log open, and damage is recorded for the
+packet at which it was noticed. Frames are then judged in decoding order, not display order.
 """
 
 import contextlib
@@ -12,14 +12,14 @@ from collections.abc import Iterator
 
 import av
 
-# Levels at which a decoder or a demuxer speaks of damage, and words that say so at the gentler ones.
+# Log levels at which a decoder or demuxer reports damage, and words that report it at milder levels.
 _SURE, _MAYBE = av.logging.ERROR, av.logging.INFO
 _BAD_WORDS = re.compile(
     r"corrupt|damag|conceal|invalid|missing|truncat|mismatch|incomplete|illegal|partial|overread|error|broken|unexpected"
     r"|not found|out of range|unavailable|discard",
     re.IGNORECASE,
 )
-# Said of whole files too: notes of an encoder that are too long, a habit of DivX, JPEG without an end mark.
+# Messages about undamaged files too: long encoder notes, a habit of DivX, JPEG without an end mark.
 _HARMLESS = re.compile(r"^SEI type|packed B-frames|EOI missing|deprecated pixel format", re.IGNORECASE)
 
 _lock = threading.Lock()
@@ -30,7 +30,9 @@ _skips_before = True
 
 @contextlib.contextmanager
 def listening() -> Iterator[list[tuple[int, str, str]]]:
-    """FFmpeg's messages (level, who, text) of this thread. The level of the log is process-wide and put back after."""
+    """Collects FFmpeg's messages (level, component, text) of this thread. Its process-wide log level is restored
+    afterwards.
+    """
     _raise_level()
     try:
         with av.logging.Capture() as messages:
@@ -40,7 +42,7 @@ def listening() -> Iterator[list[tuple[int, str, str]]]:
 
 
 def notice(messages: list[tuple[int, str, str]]) -> str | None:
-    """The first message that speaks of damage, or None."""
+    """The first message that reports damage, or None."""
     for level, who, text in messages:
         if _HARMLESS.search(text):
             continue
@@ -55,7 +57,7 @@ def _raise_level() -> None:
         _open_ears += 1
         if _open_ears == 1:
             _level_before, _skips_before = av.logging.get_level(), av.logging.get_skip_repeated()
-            av.logging.set_skip_repeated(False)  # the second damage of a kind counts as well
+            av.logging.set_skip_repeated(False)  # repeated messages count too
             av.logging.set_level(max(_MAYBE, _level_before or _MAYBE))
 
 
@@ -69,18 +71,18 @@ def _lower_level() -> None:
 
 
 class Damage:
-    """What is known about the damage of one reading. Packets are numbered in the order in which they are decoded."""
+    """Known damage of one reading. Packets are numbered in decoding order."""
 
     def __init__(self):
-        self._notices: dict[int, str] = {}  # packet -> what was said
-        self._restart = -1  # packet of the last whole key frame that was shown
-        self._taken = -1  # packet of the latest frame that was believed
+        self._notices: dict[int, str] = {}  # packet -> message
+        self._restart = -1  # packet of the last undamaged key frame that was shown
+        self._taken = -1  # packet of the latest trusted frame
         self._due: list[int] = []  # packets that give a picture, from the first key frame on
         self._shown: list[int] = []  # packets of the frames so far
         self._miscounted: str | None = None
 
     def sent(self, packet: int, *, key: bool) -> None:
-        """A packet that should give a picture goes to the decoder."""
+        """Records that a packet with a picture goes to the decoder."""
         if key or self._due:
             self._due.append(packet)
 
@@ -88,13 +90,13 @@ class Damage:
         self._notices.setdefault(packet, what)
 
     def lose_count(self, what: str) -> None:
-        """Packets are missing: later frames have other numbers than in the whole file."""
+        """Records missing packets: later frames have other numbers than in the whole file."""
         self._miscounted = self._miscounted or what
 
     def fault(self, packet: int, *, key: bool, corrupt: bool, counted: bool) -> str | None:
-        """Why a frame, the next in display order, is not to be believed; None if it is.
+        """Reason not to trust the next frame in display order, or None.
 
-        key: an intra frame that decoding can start at; corrupt: flagged by the decoder; counted: the frame's number
+        key: an intra frame at which decoding can start. corrupt: the decoder flags it. counted: the frame's number
         comes from counting frames, not from its time stamp.
         """
         if corrupt:
@@ -111,14 +113,14 @@ class Damage:
 
     @property
     def late(self) -> str | None:
-        """Damage of a packet in front of one whose frame has been believed already: it was noticed too late."""
+        """Damage that was noticed too late: its packet precedes one whose frame has already been trusted."""
         return self._between(self._restart, self._taken)
 
     def _between(self, after: int, last: int) -> str | None:
         return next((what for packet, what in self._notices.items() if after < packet <= last), None)
 
     def _begin_again(self, packet: int) -> None:
-        """A whole key frame is shown. What is decoded from here on, and shown behind it, needs nothing that is older."""
+        """An undamaged key frame is shown. Frames decoded after it and shown after it depend on no older frame."""
         if self._notices and self._due:
             shown = sum(self._due[0] <= other < packet for other in self._shown)
             if shown != sum(other < packet for other in self._due):

@@ -1,5 +1,6 @@
-"""Rows -> samples. What a sample is depends on (seed, epoch, index) alone: which frames, which caption, flipped or not.
-So neither the number of worker processes nor a stop and resume changes it.
+"""Turns rows into samples. A sample's frames, caption and flip depend on (seed, epoch, index) alone.
+
+So neither the number of worker processes nor a resume changes a sample.
 """
 
 import dataclasses
@@ -27,12 +28,12 @@ log = logs.get(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sample:
-    """One clip, ready to be put into a batch.
+    """One clip, ready for a batch.
 
-    video: [3,T,H,W] float32, or the stored posterior of it (no batch axis); text: [1,L] ids for the first tokenizer, or
-    stored features; pooled_text: ids for the second tokenizer (None without one, or with stored features); caption: the
-    text, "" if dropped; key: "TxHxW"; address: (epoch, index) that was asked for; chosen: the index that was used;
-    substitutions: files that were tried before.
+    video: [3,T,H,W] float32, or its stored posterior (no batch axis). text: [1,L] ids of the first tokenizer, or
+    stored features. pooled_text: ids of the second tokenizer (None without one, or with stored features). caption: the
+    text, "" if dropped. key: "TxHxW". address: the requested (epoch, index). chosen: the index that was used.
+    substitutions: files that failed before.
     """
 
     video: Tensor | Posterior
@@ -47,7 +48,7 @@ class Sample:
 
 
 class Tokens:
-    """Texts as ids: the text part of samples where the encoders run during training."""
+    """Turns texts into ids; used where the encoders run during training."""
 
     def __init__(self, first: Tokenizer, second: Tokenizer | None):
         self._first, self._second = first, second
@@ -61,7 +62,7 @@ class Tokens:
 
 
 class NoneUsable(DataError):
-    """No clip of a shape could be used; which ones were tried, and why not."""
+    """No clip of a shape was usable; lists the clips that were tried and the reasons."""
 
     def __init__(self, message: str, substitutions: tuple[Substitution, ...]):
         super().__init__(message, substitutions)
@@ -77,8 +78,9 @@ class ClipDataset:
     def __init__(
         self, clips: tuple[Clip, ...], config: DatasetConfig, videos, texts, *, seed: int, max_tries: int = 10
     ):
-        """videos: VideoSource or StoredVideos; texts: Tokens or StoredTexts. max_tries: how many files in a row may be
-        unusable before a sample is given up with a DataError."""
+        """videos: VideoSource or StoredVideos. texts: Tokens or StoredTexts. max_tries: number of unusable files in a
+        row after which a sample fails with DataError.
+        """
         self.clips = clips
         self.keys = tuple(clip.key for clip in clips)
         self.config = config
@@ -100,9 +102,9 @@ class ClipDataset:
         announce: Callable[[int], None] = lambda index: None,
         allocate: Allocate = torch.empty,
     ) -> Sample:
-        """The sample of clip `index` in `epoch`, or of another clip of its shape if that one cannot be used.
+        """Sample of clip `index` in `epoch`, or of another clip of its shape if that one is unusable.
 
-        excluded: clips that are not to be tried, and why. announce: told each clip before it is tried.
+        excluded: clips to skip -> reason. announce: called with each clip before it is tried.
         """
         missed: list[Substitution] = []
         for candidate in self.candidates(index, epoch):
@@ -126,8 +128,10 @@ class ClipDataset:
         missed: tuple[Substitution, ...] = (),
         allocate: Allocate = torch.empty,
     ) -> Sample:
-        """The sample of exactly the clip `chosen`, for the place `address` (epoch, index) in the stream. DataError for
-        whatever goes wrong at this clip."""
+        """Sample of exactly the clip `chosen`, for the place `address` (epoch, index) in the stream.
+
+        Raises DataError for any error at this clip.
+        """
         try:
             return self._sample(chosen, address, missed, allocate)
         except MMError:
@@ -137,24 +141,26 @@ class ClipDataset:
 
     def _sample(self, chosen: int, address: tuple[int, int], missed: tuple[Substitution, ...], allocate: Allocate):
         clip, epoch = self.clips[chosen], address[0]
-        # A text seed is hashed with SHA-512, the same in every process.
+        # A text seed is hashed with SHA-512, which is the same in every process.
         video = self._videos.load(clip, self.video_draws(chosen, epoch), self.crop(epoch), allocate)
         caption = self._caption(clip, random.Random(f"{self.seed}:{epoch}:{chosen}:caption"))
         text, pooled_text = self._texts.load(caption)
         return Sample(video, text, pooled_text, caption, clip.row.path, clip.key, address, chosen, missed)
 
     def crop(self, epoch: int) -> int:
-        """The number of the temporal crop of every clip in an epoch, with `fixed_crops`; else 0."""
+        """Number of every clip's temporal crop in an epoch, with `fixed_crops`; else 0."""
         return epoch % (self.config.preprocess_parameters.fixed_crops or 1)
 
     def video_draws(self, index: int, epoch: int) -> random.Random:
-        """What decides a clip's frames and flips: of (seed, epoch, index), or of the clip and its crop's number alone."""
+        """Random draws for a clip's frames and flips: seeded by (seed, epoch, index), or with `fixed_crops` by clip
+        and crop number.
+        """
         if self.config.preprocess_parameters.fixed_crops:
             return fixed_draws(self.clips[index], self.crop(epoch))
         return random.Random(f"{self.seed}:{epoch}:{index}")
 
     def candidates(self, index: int, epoch: int) -> Iterator[int]:
-        """`index`, then other clips of its shape in an order of its own, `max_tries` in all."""
+        """`index`, then other clips of its shape in an order seeded by it; `max_tries` in all."""
         yield index
         peers = self._peers[self.keys[index]]
         rng = random.Random(f"{self.seed}:{epoch}:{index}:substitutes")
@@ -174,16 +180,16 @@ class ClipDataset:
 
 
 def fixed_draws(clip: Clip, crop: int) -> random.Random:
-    """What decides the frames and flips of crop number `crop` of a clip, in any list and run."""
+    """Random draws for the frames and flips of crop number `crop` of a clip, the same in any list and run."""
     return random.Random(f"{clip.identity}:crop {crop}")
 
 
 def filtered_list(
     config: DatasetConfig, *, global_batch_size: int | None, rows: Sequence[Row] | None = None
 ) -> FilterResult:
-    """Read and filter the list; the log says which rows are dropped and why.
+    """Reads and filters the list; logs the dropped rows and their reasons.
 
-    global_batch_size: for the rule rare_shape (see `filter_rows`). rows: those of the list, if they are read already.
+    global_batch_size: for the rule rare_shape (see `filter_rows`). rows: the list's rows, if they are read already.
     """
     source = config.basic_parameters.data_path
     result = filter_rows(rows or probe.listed(source), config.preprocess_parameters, global_batch_size, source)
@@ -195,15 +201,18 @@ def filtered_list(
 def build_dataset(
     config: DatasetConfig, *, global_batch_size: int | None, seed: int, rows: Sequence[Row] | None = None
 ) -> ClipDataset:
-    """Read and filter the list, load the tokenizers. Raises DataError or ConfigError for anything that no sample could
-    be made with. seed: the run's; the others: see `filtered_list`."""
+    """Reads and filters the list, and loads the tokenizers.
+
+    seed: the run's; other arguments: see `filtered_list`. Raises DataError or ConfigError for faults that affect every
+    sample.
+    """
     clips = filtered_list(config, global_batch_size=global_batch_size, rows=rows).usable
     videos = VideoSource(config.preprocess_parameters)
     return ClipDataset(clips, config, videos, load_tokens(config), seed=seed)
 
 
 def load_tokens(config: DatasetConfig) -> Tokens:
-    """The tokenizers of a config."""
+    """Loads the tokenizers of a config."""
     key = "dataset_param.tokenizer_config"
     first = load_tokenizer(config.tokenizer_config, key, config.model_max_length)
     second = config.tokenizer_config_2

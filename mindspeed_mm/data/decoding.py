@@ -1,6 +1,6 @@
-"""An open video file -> its frames in display order, each with what is wrong with it.
+"""Decodes an open video file: yields its frames in display order, each with its fault or None.
 
-Packets are decoded one by one, with FFmpeg's log open, so that damage is known by the packet (see `data/damage.py`).
+Packets are decoded one by one with FFmpeg's log open, so that damage is known per packet (see `data/damage.py`).
 """
 
 import contextlib
@@ -15,22 +15,22 @@ from mindspeed_mm.data.damage import Damage, listening, notice
 from mindspeed_mm.data.images import MAX_PIXELS, reason
 from mindspeed_mm.errors import DataError
 
-# What FFmpeg and PyAV raise for files that cannot be read.
+# errors of FFmpeg and PyAV for unreadable files
 NOT_READABLE = (av.error.FFmpegError, OSError, ValueError, EOFError, ArithmeticError, MemoryError)
-_REPEATS = frozenset({"theora", "vp8", "libvpx"})  # codecs in which an empty packet shows the frame before it again
-_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders of these leave the alpha channel out
+_REPEATS = frozenset({"theora", "vp8", "libvpx"})  # codecs in which an empty packet repeats the previous frame
+_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders of these codecs omit the alpha channel
 
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[av.container.InputContainer]:
-    """An open file. DataError for whatever FFmpeg says against it while it is open."""
+    """Opens a file. Raises DataError for FFmpeg's errors while it is open."""
     try:
         media.check_file(path)
-        options = {"protocol_whitelist": "file,subfile"}  # a playlist that calls itself a clip reaches no network
+        options = {"protocol_whitelist": "file,subfile"}  # blocks network access by a playlist that poses as a clip
         with listening() as messages:
             container = av.open(media.for_ffmpeg(path), metadata_errors="ignore", container_options=options)
         with container:
-            # FFmpeg reads ahead while it opens a file, so that the place of this damage is not known.
+            # FFmpeg reads ahead while it opens a file, so the place of this damage is unknown.
             said = notice([one for one in messages if one[0] <= av.logging.ERROR and one[1] in container.format.name])
             if said is not None:
                 raise DataError(f"{path}: is damaged: {said}")
@@ -51,17 +51,18 @@ def video_stream(path: str, container: av.container.InputContainer) -> av.VideoS
 
 
 class Decoding:
-    """One reading of a file from where it stands: iterating gives (frame, fault), where fault is None for a good frame."""
+    """One reading of a file from its current position. Yields (frame, fault); fault is None for a good frame."""
 
     def __init__(self, path: str, container: av.container.InputContainer, *, sought: int | None = None):
-        """sought: after a seek, the time stamp of the key frame; frames shown before it are not judged (they may refer
-        to what was skipped), and numbers come from time stamps."""
+        """sought: after a seek, the time stamp of the key frame. Frames shown before it are not judged, since they may
+        refer to skipped ones, and frame numbers come from time stamps.
+        """
         self._path, self._container, self._sought = path, container, sought
         self.stream = video_stream(path, container)
         self._codec = _decoder(self.stream)
         self._damage = Damage()
         self._last: av.VideoFrame | None = None
-        self._stamp: int | None = None  # of the last packet of a codec in which they are without gaps
+        self._stamp: int | None = None  # time stamp of the last packet, for codecs whose stamps have no gaps
 
     def __iter__(self) -> Iterator[tuple[av.VideoFrame, str | None]]:
         packets = self._container.demux(self.stream)
@@ -79,8 +80,9 @@ class Decoding:
     def _note_packet(self, number: int, packet: av.Packet, said: str | None) -> None:
         if said is not None:
             self._damage.found(number, said)
-            self._damage.lose_count(said)  # a container that is damaged may have lost packets
-        if self._codec.name == "theora" and packet.pts is not None:  # which counts frames: none is left out
+            self._damage.lose_count(said)  # a damaged container may have lost packets
+        # theora's stamps count frames, so a gap means a lost one
+        if self._codec.name == "theora" and packet.pts is not None:
             if self._stamp is not None and packet.pts != self._stamp + 1:
                 self._damage.found(number, "packets are missing")
                 self._damage.lose_count("packets are missing")
@@ -91,7 +93,8 @@ class Decoding:
             self._damage.sent(number, key=packet.is_keyframe)
 
     def _frames(self, number: int, packet: av.Packet) -> list[av.VideoFrame]:
-        if packet.size == 0 and (packet.pts is not None or packet.dts is not None):  # not the last, which flushes
+        # not the last packet, which flushes
+        if packet.size == 0 and (packet.pts is not None or packet.dts is not None):
             again = _repeats(packet, self._codec) and self._last is not None
             return [self._again(number, packet)] if again else []
         packet.opaque = number
@@ -127,25 +130,25 @@ class Decoding:
 
 
 def _decoder(stream: av.VideoStream) -> av.VideoCodecContext:
-    """The stream's decoder, set up and not yet open."""
+    """The stream's decoder, set up but not open."""
     codec = stream.codec_context
     name = _WITH_ALPHA.get(codec.name)
     if name is not None and stream.metadata.get("alpha_mode") == "1" and name in av.codecs_available:
         codec = av.CodecContext.create(name, "r")
         codec.extradata = stream.codec_context.extradata
-    codec.thread_count = 1  # parallelism comes from the loader's processes
+    codec.thread_count = 1  # the loader's processes provide the parallelism
     codec.copy_opaque = True
     codec.options = {**codec.options, "err_detect": "crccheck", "max_pixels": str(MAX_PIXELS)}
     return codec
 
 
 def gives_picture(packet: av.Packet, codec: av.VideoCodecContext) -> bool:
-    """Whether a packet makes a frame that is shown, as far as that can be told without decoding it."""
-    if packet.size == 0 or packet.is_discard:  # the last packet, which flushes; what an edit list hides
+    """True if a packet makes a shown frame, as far as can be told without decoding."""
+    if packet.size == 0 or packet.is_discard:  # the last packet, which flushes; packets that an edit list hides
         return _repeats(packet, codec) and not packet.is_discard
     return codec.name not in ("vp8", "libvpx") or bool(bytes(packet)[0] & 0x10)  # RFC 6386, 9.1: show_frame
 
 
 def _repeats(packet: av.Packet, codec: av.VideoCodecContext) -> bool:
-    """Whether an empty packet stands for the frame before it."""
+    """True if an empty packet repeats the previous frame."""
     return packet.size == 0 and packet.pts is not None and codec.name in _REPEATS

@@ -1,4 +1,4 @@
-"""What a file says about itself, as it is shown: size, rate, number of frames, and what is special about it."""
+"""Facts of a media file as shown: size, frame rate, number of frames, and special traits."""
 
 import dataclasses
 
@@ -15,9 +15,9 @@ from mindspeed_mm.errors import DataError
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Facts:
-    """Pixels and frames per second of a file; or `fault`, what is wrong with it.
+    """Pixels, frames and frame rate of a file; or `fault`, the reason why it is unreadable.
 
-    variable: frames do not come at a constant rate, `fps` is the average; traits: see `shown.traits`.
+    variable: the frame rate varies, and `fps` is the average. traits: see `shown.traits`.
     """
 
     height: int | None = None
@@ -30,14 +30,14 @@ class Facts:
 
 
 def facts_of(path: str, kind: str) -> Facts:
-    """Of a file that is used as `kind`, 'video' or 'image'. DataError if it cannot be read."""
+    """Facts of a file that is used as `kind`, 'video' or 'image'. Raises DataError if it is unreadable."""
     if kind == "image":
         return Facts(*read_image(path).shape[1:3])
     return _moving_facts(path) if suffixes.may_move(path) else _video_facts(path)
 
 
 def _moving_facts(path: str) -> Facts:
-    size, stamps = read_image(path).shape[1:3], moving_stamps(path)  # the last is the end
+    size, stamps = read_image(path).shape[1:3], moving_stamps(path)  # the last stamp is the end
     if len(stamps) == 2:
         return Facts(*size)
     rate = constant_rate(stamps)
@@ -45,7 +45,7 @@ def _moving_facts(path: str) -> Facts:
 
 
 def _video_facts(path: str) -> Facts:
-    """The first frame is decoded; the others are counted, by the table of an mp4, else by reading all packets."""
+    """Decodes the first frame and counts the others, from the table of an mp4, else by reading all packets."""
     with opened(path) as container:
         stream = video_stream(path, container)
         nominal = stream.average_rate or stream.guessed_rate
@@ -65,15 +65,15 @@ def _video_facts(path: str) -> Facts:
     rate = constant_rate(stamps)
     if rate is None:
         return Facts(*size, average_rate(stamps), count, variable=True, traits=special)
-    # the rate of the container is exact, where the time stamps, which are rounded, agree with it to half a frame
+    # The container's rate is exact; it is used if the rounded time stamps agree with it to half a frame.
     agrees = nominal and abs(len(stamps) - 1 - float(nominal) * (stamps[-1] - stamps[0])) <= 0.5
     return Facts(*size, float(nominal) if agrees else rate, count, traits=special)
 
 
 def _stamps(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[np.ndarray | None, int]:
-    """(seconds of the shown frames, ascending, or None if packets do not say them; number of frames)."""
+    """(seconds of the shown frames, ascending, or None if packets lack them; number of frames)."""
     unit = float(stream.time_base or 0)
-    # Without `frames` the table is of the first fragment only. Its times are those of decoding, at the same distances.
+    # Without `frames` the table covers only the first fragment. Its times are decoding times, at the same distances.
     if container.format.name.startswith("mov") and stream.frames and len(stream.index_entries) == stream.frames:
         stamps = [entry.timestamp for entry in stream.index_entries if not entry.is_discard]
         return np.sort(np.array(stamps, np.float64)) * unit, len(stamps)

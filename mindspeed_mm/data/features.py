@@ -1,9 +1,9 @@
-"""Stored features: what the frozen encoders say about clips and captions, in safetensors shards with an index.
+"""Stored features: outputs of the frozen encoders for clips and captions, in safetensors shards with an index.
 
-A folder holds two parts, "video" (posteriors of the autoencoder) and "text". `<part>.json` says what the features were made
-with. Each shard has an index beside it, written after it, which names its entries; a shard without one does not count.
-So an extraction that stops loses one shard, and any number of processes can write at the same time. Of entries with one
-key the one in the shard with the last name counts.
+A folder holds two parts, "video" (posteriors of the autoencoder) and "text". `<part>.json` holds the settings of the
+features. Each shard has an index beside it that lists its entries and is written after it; a shard without index is
+ignored. So an interrupted extraction loses one shard, and any number of processes can write at the same time. If
+several entries share a key, the shard with the last name wins.
 """
 
 import collections
@@ -26,12 +26,12 @@ from mindspeed_mm.errors import DataError
 VIDEO, TEXT = "video", "text"
 
 _SHARD_BYTES = 512 * 2**20
-_SHARD_SECONDS = 600.0  # what a stop may cost
+_SHARD_SECONDS = 600.0  # work that an interruption may lose
 _OPEN_SHARDS = 16
 
 
 class Stamp(NamedTuple):
-    """Of a source file: its size and date; zeros if it is not there."""
+    """Size and date of a source file; zeros if it is missing."""
 
     size: int
     date_ns: int
@@ -46,7 +46,9 @@ class Stamp(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A line of an index. source: file, or text; stamp: of the file then; fault: why there are no features, or None."""
+    """A line of an index. source: file or text. stamp: of the file at that time. fault: why there are no features, or
+    None.
+    """
 
     key: str
     source: str
@@ -55,7 +57,7 @@ class Entry(NamedTuple):
 
 
 def digest(text: str) -> str:
-    """The key of something described by a text, 32 hexadecimal digits."""
+    """Key for a described object: 32 hexadecimal digits of a hash of its description."""
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -63,7 +65,7 @@ def digest(text: str) -> str:
 
 
 def write_settings(folder: Path, part: str, settings: Mapping) -> None:
-    """Begin a part, or go on with one that was made with the same settings (else DataError)."""
+    """Begins a part, or continues one with the same settings (else DataError)."""
     if (folder / f"{part}.json").exists():
         check_settings(folder, part, settings)
         return
@@ -72,7 +74,7 @@ def write_settings(folder: Path, part: str, settings: Mapping) -> None:
 
 
 def summary(folder: Path) -> dict[str, int]:
-    """Files of a folder and their sizes: what processes that share it have to see alike."""
+    """Files of a folder and their sizes; processes that share the folder must see the same."""
     try:
         return {item.name: item.stat().st_size for item in sorted(folder.iterdir()) if not item.name.startswith(".")}
     except OSError:
@@ -80,7 +82,7 @@ def summary(folder: Path) -> dict[str, int]:
 
 
 def check_settings(folder: Path, part: str, wanted: Mapping) -> None:
-    """DataError, naming what changed, if a part was made with other settings or is not there."""
+    """Raises DataError, naming the changed settings, if a part was made with other settings or is missing."""
     file = folder / f"{part}.json"
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
@@ -113,17 +115,17 @@ def _short(value) -> str:
 
 
 class PartWriter:
-    """Adds entries to a part. A process of an extraction has one of its own."""
+    """Adds entries to a part. Each process of an extraction has its own."""
 
     def __init__(self, folder: Path, part: str, series: int, rank: int):
-        """series: a number that all processes of one extraction share and no earlier one had; see `next_series`."""
+        """series: a number shared by all processes of one extraction and used by no earlier one; see `next_series`."""
         self._folder = folder
         self._name = f"{part}-{series:04d}-{rank:05d}"
         self._shards = 0
         self._clear()
 
     def add(self, entry: Entry, tensors: Mapping[str, Tensor]) -> None:
-        """One entry; tensors: name within the entry -> CPU tensor. None for an entry with a fault."""
+        """Adds an entry. tensors: name within the entry -> CPU tensor; none for an entry with a fault."""
         self._entries.append(entry)
         for name, tensor in tensors.items():
             self._tensors[f"{entry.key}.{name}"] = tensor.contiguous()
@@ -132,7 +134,7 @@ class PartWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has been added since the last shard."""
+        """Writes the entries added since the last shard."""
         if not self._entries:
             return
         name = f"{self._name}-{self._shards:05d}"
@@ -150,7 +152,7 @@ class PartWriter:
 
 
 def next_series(folder: Path, part: str) -> int:
-    """Above those of all shards that are there."""
+    """A number above those of all existing shards."""
     numbers = [int(file.name.split("-")[1]) for file in folder.glob(f"{part}-*.safetensors")]
     return max(numbers, default=-1) + 1
 
@@ -159,7 +161,7 @@ def next_series(folder: Path, part: str) -> int:
 
 
 def read_index(folder: Path, part: str) -> Iterator[tuple[str, Entry]]:
-    """(shard, entry) of a part, in the order in which later ones count."""
+    """(shard, entry) of a part; later entries take precedence."""
     for file in sorted(folder.glob(f"{part}-*.json")):
         try:
             entries = json.loads(file.read_text(encoding="utf-8"))["entries"]
@@ -172,7 +174,7 @@ def read_index(folder: Path, part: str) -> Iterator[tuple[str, Entry]]:
 
 
 class PartReader:
-    """Finds entries of a part by key. Small, so that every worker process can have a copy: 12 bytes an entry."""
+    """Finds entries of a part by key. Needs 12 bytes per entry, so every worker process can have a copy."""
 
     def __init__(self, folder: Path, part: str):
         self._folder, self._part = folder, part
@@ -198,7 +200,7 @@ class PartReader:
         return self._shard(key) is not None
 
     def load(self, key: str, names: tuple[str, ...], what: str) -> list[Tensor]:
-        """The tensors of an entry. DataError if there are none; what: the clip or text, for the message."""
+        """Tensors of an entry. Raises DataError if there are none. what: the clip or text, for the message."""
         if key in self.faults:
             raise DataError(self.faults[key])
         shard = self._shard(key)
@@ -225,5 +227,5 @@ class PartReader:
 
 
 def _number(key: str) -> np.uint64:
-    """The first 64 bits of a key; two keys in a million share them with a chance of 3e-8, and `load` would say so."""
+    """First 64 bits of a key. Among a million keys two share them with a chance of 3e-8; `load` would detect that."""
     return np.uint64(int(key[:16], 16))

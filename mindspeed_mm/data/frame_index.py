@@ -1,8 +1,8 @@
-"""Where the frames of a file are: what exact seeking needs to know, found out once and kept.
+"""Index of the frames of a file, for exact seeking; computed once and kept.
 
-Display order is the order of time stamps, and a packet says its own; so the frames of a file are counted by reading its
-packets, without decoding them. That still means reading the file up to the frame in question: for clips cut from long
-videos, and in every epoch again, it is worth keeping. Indexes are kept in memory, and in a folder if one is given.
+Display order is the order of time stamps, and packets state their own. So the frames of a file are counted by reading
+its packets, without decoding. That still reads the file up to the wanted frame, so indexes are kept in memory, and in
+a folder if one is given: clips cut from long videos need them in every epoch.
 """
 
 import collections
@@ -19,18 +19,21 @@ from mindspeed_mm.data.damage import listening, notice
 
 _log = logs.get(__name__)
 
-# Containers whose packets say when a frame is shown (in .avi they do not), and
+# Containers whose packets state when a frame is shown (those of .avi do not), and
 _TIMED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
-# codecs of which one packet is one shown frame (in VP8 it is not), so that frames can be counted without decoding.
+# codecs with one shown frame per packet (not VP8), so that frames can be counted without decoding.
 _COUNTABLE = frozenset({"h264", "hevc", "vp9", "av1", "libdav1d", "mpeg4", "mpeg2video", "mjpeg", "prores"})
-_REORDER = 32  # a packet lies at most this far behind its place in display order; H.264 and H.265 allow 16
+_REORDER = 32  # largest distance of a packet from its place in display order; H.264 and H.265 allow 16
 _KEPT_STAMPS = 4_000_000  # in memory: 32 MB, some 30,000 clips of 5 s or 23 hours of film
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FrameIndex:
-    """stamps [n]: time stamps in display order, the first `sure` of which are final; keys, seeks [k]: time stamps of the
-    key frames, ascending, and the time stamp to seek to for each."""
+    """Frame index of a file.
+
+    stamps [n]: time stamps in display order, of which the first `sure` are final. keys, seeks [k]: time stamps of the
+    key frames, ascending, and the time stamp to seek to for each.
+    """
 
     stamps: np.ndarray
     keys: np.ndarray
@@ -40,16 +43,16 @@ class FrameIndex:
 
     @property
     def usable(self) -> bool:
-        """False for files whose frames cannot be told apart by time stamps; they are decoded from the start."""
+        """False for files whose frames cannot be told apart by time stamps; these are decoded from the start."""
         return len(self.stamps) > 0
 
     def place(self, stamp: int) -> int | None:
-        """The number of the frame with a time stamp, or None."""
+        """Number of the frame with a time stamp, or None."""
         at = int(np.searchsorted(self.stamps, stamp))
         return at if at < len(self.stamps) and self.stamps[at] == stamp else None
 
     def key_before(self, frame: int) -> tuple[int, int]:
-        """(time stamp, time stamp to seek to) of the last key frame at or before a frame; the first frame if none is."""
+        """(time stamp, time stamp to seek to) of the last key frame at or before a frame, or of the first frame."""
         at = int(np.searchsorted(self.keys, self.stamps[frame], side="right")) - 1
         return (int(self.keys[at]), int(self.seeks[at])) if at >= 0 else (int(self.stamps[0]), int(self.stamps[0]))
 
@@ -58,7 +61,7 @@ _UNUSABLE = FrameIndex(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0,
 
 
 class FrameIndexes:
-    """The indexes of the files that were opened last, by path, size and date."""
+    """Indexes of the most recently opened files, by path, size and date."""
 
     def __init__(self, folder: str | None = None, kept_stamps: int = _KEPT_STAMPS):
         self._folder = None if folder is None else Path(folder)
@@ -67,12 +70,13 @@ class FrameIndexes:
         self._kept: collections.OrderedDict[tuple, FrameIndex] = collections.OrderedDict()
 
     def find(self, path: str, container: av.container.InputContainer, stream, last: int) -> FrameIndex:
-        """The index of an open file, good for frames up to `last`. What is missing is read from the file's packets."""
+        """Index of an open file, valid for frames up to `last`. Missing parts are read from the file's packets."""
         status = media.stat(path)
         key = (path, status.st_size, status.st_mtime_ns)
         index = self._kept.pop(key, None) or self._load(key)
         if index is None or not (index.whole or last < index.sure):
-            # Once the beginning has not been enough, the whole: a film is read twice, not once for each of its clips.
+            # If the beginning did not suffice, read the whole file: a film is then read twice, not once for each of
+            # its clips.
             index = build_index(container, stream, None if index else last + 1 + _REORDER)
             self._attempt(lambda: self._store(key, index))
         self._kept[key] = index
@@ -93,7 +97,7 @@ class FrameIndexes:
             stamps, rest = table[1 : 1 + frames], table[1 + frames :]
             return FrameIndex(stamps, *rest.reshape(2, -1), sure=frames, whole=True)
         except (OSError, ValueError, EOFError, IndexError):
-            return None  # not there yet, or of another version: it is built again
+            return None  # missing, or of another version: it is built again
 
     def _store(self, key: tuple, index: FrameIndex) -> None:
         if self._folder is None or not index.whole:
@@ -105,7 +109,7 @@ class FrameIndexes:
 
 
 def build_index(container: av.container.InputContainer, stream, limit: int | None) -> FrameIndex:
-    """Read the packets of an open file, the first `limit` of them or all, from where the container stands."""
+    """Reads the packets of an open file from its current position: the first `limit`, or all."""
     if container.format.name not in _TIMED or stream.codec_context.name not in _COUNTABLE:
         return _UNUSABLE
     stamps, keys, whole = [], {}, True
@@ -115,7 +119,7 @@ def build_index(container: av.container.InputContainer, stream, limit: int | Non
             packet = next(packets, None)
         if packet is None:
             break
-        if notice(messages):  # packets may be missing, and frames counted from the start are then others
+        if notice(messages):  # packets may be missing, so counted frame numbers may be wrong
             return _UNUSABLE
         if packet.size == 0 or packet.is_discard:  # the flush packet; frames that an edit list hides
             continue

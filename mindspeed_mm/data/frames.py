@@ -1,6 +1,6 @@
-"""Which frames of a clip are used: resample to `train_fps`, speed up, crop in time, cut to a length the VAE can take.
+"""Chooses the frames of a clip: resamples to `train_fps`, speeds up, crops in time, cuts to a length for the VAE.
 
-Everything here is a pure function of numbers; the one random draw comes from the `random.Random` that is passed in.
+All functions are pure; the one random draw comes from the `random.Random` argument.
 """
 
 import random
@@ -12,7 +12,7 @@ from mindspeed_mm.errors import DataError
 
 
 def frame_step(fps: float, train_fps: float) -> float:
-    """Distance of the used frames, in frames of the file; frame rates within 0.1 of each other count as equal."""
+    """Distance between used frames, in frames of the file; frame rates within 0.1 of each other count as equal."""
     return 1.0 if abs(fps - train_fps) < 0.1 else fps / train_fps
 
 
@@ -28,10 +28,12 @@ def candidates(start: int, num_frames: int, fps: float, train_fps: float) -> np.
 
 
 def speed_up(indices: np.ndarray, num_frames: int, speed_factor: float) -> np.ndarray:
-    """Up to `speed_factor` times fewer indices, but never fewer than `num_frames`; short clips stay as they are."""
+    """Drops frames so that up to `speed_factor` times fewer indices remain, but at least `num_frames`; short clips are
+    unchanged.
+    """
     if speed_factor <= 1 or len(indices) <= num_frames:
         return indices
-    # The original's int(len / (len / num_frames)) is num_frames - 1 for some lengths; those clips never passed.
+    # The original's int(len / (len / num_frames)) is num_frames - 1 for some lengths, so it never used those clips.
     count = max(num_frames, int(len(indices) / min(speed_factor, len(indices) / num_frames)))
     return indices[np.linspace(0, len(indices) - 1, count).astype(np.int64)]
 
@@ -53,16 +55,16 @@ def selected_length(start: int, num_frames: int, fps: float, config: PreprocessC
 
 
 def select(start: int, num_frames: int, fps: float, config: PreprocessConfig, rng: random.Random) -> np.ndarray:
-    """Frame indices [n] of one access to a clip. A clip longer than wanted gives a window at a random place.
+    """Frame indices [n] for one access to a clip. A longer clip gives a window at a random place.
 
-    Raises DataError for a clip that is too short. Draws once from `rng`, and only if the clip is longer than wanted.
+    Raises DataError for a clip that is too short. Draws once from `rng`, only if the clip is longer than needed.
     """
     used = speed_up(candidates(start, num_frames, fps, config.train_fps), config.num_frames, config.speed_factor)
     if len(used) < config.num_frames and config.drop_short_ratio >= 1:
         raise DataError(f"{len(used)} frames at {config.train_fps:g} fps; need {config.num_frames}")
     if len(used) > config.num_frames:
         window = _window(config)
-        # The original's upper bound is one less, so that the last frames of a clip were never seen.
+        # The original's upper bound is one less, so it never used the last frame of a clip.
         begin = rng.randint(0, max(0, len(used) - window))
         used = used[begin : begin + window]
     length = _closest(len(used), config)
@@ -74,7 +76,7 @@ def select(start: int, num_frames: int, fps: float, config: PreprocessConfig, rn
 
 
 def too_long(num_frames: int, fps: float, config: PreprocessConfig) -> bool:
-    """Whether a clip has more frames than `too_long_factor` times what one sample spans."""
+    """True if a clip has more frames than `too_long_factor` times the span of one sample."""
     return num_frames > config.too_long_factor * (config.num_frames * fps / config.train_fps * config.speed_factor)
 
 

@@ -1,4 +1,4 @@
-"""What a position in the data belongs to: the list, the shapes, the seed, the rules of the order. Kept in checkpoints."""
+"""Identity of the data behind a saved position: list, shapes, seed, rules of the order. Stored in checkpoints."""
 
 import zlib
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ from mindspeed_mm.data.sampler import GroupedSampler
 
 
 class Identity:
-    """Says of a saved position what is different now. The number of ranks and the global batch may be: see `sampler.py`."""
+    """Detects that a saved position belongs to other data. Ranks and global batch size may change: see `sampler.py`."""
 
     def __init__(self, dataset: ClipDataset, sampler: GroupedSampler):
         self._dataset = dataset
@@ -16,7 +16,7 @@ class Identity:
         self._paths = _checksum(clip.row.path for clip in dataset.clips)
 
     def state_dict(self) -> dict:
-        """Plain values. The fingerprint is of the clips that the global batch takes, as in the first checkpoints."""
+        """Plain values. The fingerprint covers the clips that the global batch takes, as in the first checkpoints."""
         return {
             "fingerprint": self._fingerprint(self._sampler.group_size),
             "seed": self._dataset.seed,
@@ -26,7 +26,7 @@ class Identity:
         }
 
     def changed_since(self, state: Mapping) -> list[str]:
-        """What was another then, in words; empty if the position still counts."""
+        """Descriptions of changes since `state` was saved; empty if the position is still valid."""
         rules = self._sampler.rules
         then = state.get("rules", rules)
         changed = [

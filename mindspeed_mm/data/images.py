@@ -1,7 +1,7 @@
-"""Pictures -> pixels, by Pillow: what a viewer would show, as uint8 RGB.
+"""Reads pictures with Pillow as uint8 RGB, as a viewer would show them.
 
-Values of 16 bits are scaled, not cut. Transparent pixels show WHITE, the paper that most such pictures were drawn for,
-and not the colour that is hidden in them. Values that have no range of their own (floats, 32-bit integers) are refused.
+16-bit values are scaled, not cut. Transparent pixels show WHITE, the usual paper colour, not their hidden colour.
+Values without a fixed range (floats, 32-bit integers) are refused.
 """
 
 import contextlib
@@ -14,11 +14,11 @@ from PIL import Image
 from mindspeed_mm.data import media, suffixes
 from mindspeed_mm.errors import DataError
 
-WHITE = 255  # what is behind transparent pixels, of images and of videos
-MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)  # 179 million: 16k x 11k. Pillow refuses more by itself
+WHITE = 255  # colour behind transparent pixels, in images and videos
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)  # 179 million: 16k x 11k. Pillow refuses more
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF
-_ORIENTATION = 0x0112  # tag of EXIF; its values are what has to be done to the stored pixels
+_ORIENTATION = 0x0112  # tag of EXIF; each value names the operations to apply to the stored pixels
 _TURNS = {
     2: np.fliplr,
     3: lambda pixels: np.rot90(pixels, 2),
@@ -31,14 +31,18 @@ _TURNS = {
 
 
 def read_image(path: str) -> np.ndarray:
-    """An image as a video of one frame [1,H,W,3], turned as its EXIF orientation says; of several frames the first."""
+    """An image as a video of one frame [1,H,W,3], turned by its EXIF orientation; the first frame if there are
+    several.
+    """
     with _opened(path) as image:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION), lambda pixels: pixels)
         return np.ascontiguousarray(turn(_pixels(image, path)))[None]
 
 
 def read_moving(path: str, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """(index, [H,W,3]) for frames of an animated image, ascending and each once. DataError if there are too few."""
+    """Yields (index, [H,W,3]) for frames of an animated image, ascending and once each. DataError if there are too
+    few.
+    """
     wanted = sorted(set(indices))
     with _opened(path) as image:
         count = getattr(image, "n_frames", 1)
@@ -50,7 +54,7 @@ def read_moving(path: str, indices: Sequence[int]) -> Iterator[tuple[int, np.nda
 
 
 def moving_stamps(path: str) -> np.ndarray:
-    """When each frame of an animated image is shown, in seconds, and at the end when the last one has been."""
+    """Times at which the frames of an animated image are shown, in seconds, and the end of the last frame."""
     durations = [0.0]
     with _opened(path) as image:
         count = getattr(image, "n_frames", 1)
@@ -58,12 +62,12 @@ def moving_stamps(path: str) -> np.ndarray:
             image.seek(index)
             if count > 1:
                 image.load()  # WebP knows the duration only then
-            durations.append((image.info.get("duration") or 100) / 1000)  # 100 ms: what browsers take for 0
+            durations.append((image.info.get("duration") or 100) / 1000)  # browsers show 100 ms for 0
     return np.cumsum(durations)
 
 
 def composite(pixels: np.ndarray) -> np.ndarray:
-    """RGB with alpha, uint8 [...,4] -> uint8 [...,3] on WHITE."""
+    """Composites RGBA uint8 [...,4] onto WHITE: uint8 [...,3]."""
     colour, alpha = pixels[..., :3].astype(np.uint16), pixels[..., 3:].astype(np.uint16)
     return ((colour * alpha + WHITE * (255 - alpha) + 127) // 255).astype(np.uint8)
 
@@ -73,18 +77,20 @@ def past_the_end(path: str, count: int, index: int) -> DataError:
 
 
 def reason(error: BaseException) -> str:
-    """The last words of a library's error, on one line."""
+    """The end of a library's error message, on one line."""
     text = " ".join(str(getattr(error, "strerror", None) or error).split())
     return text[-200:] or type(error).__name__
 
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[Image.Image]:
-    """An open file. Whatever Pillow raises becomes a DataError: damaged files make its plugins raise anything."""
+    """Opens a file. All of Pillow's errors become DataError, since damaged files raise any kind of error in its
+    plugins.
+    """
     try:
         media.check_file(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged metadata, and of sizes from 89 to 179 million pixels
+            warnings.simplefilter("ignore")  # about damaged metadata, and sizes from 89 to 179 million pixels
             with Image.open(media.open_bytes(path), formats=suffixes.image_formats()) as image:
                 yield image
     except DataError:
@@ -113,13 +119,13 @@ def _pixels(image: Image.Image, path: str) -> np.ndarray:
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:
-    if image.mode == "La":  # premultiplied; Pillow only leads back through LA
+    if image.mode == "La":  # premultiplied; Pillow converts it only through LA
         image = image.convert("LA")
     return image.convert("RGBA")
 
 
 def _deep_grey(image: Image.Image) -> np.ndarray:
-    """Grey of 9 to 16 bits, with the one transparent value that a PNG may name."""
+    """Grey of 9 to 16 bits, with the transparent value that a PNG may name."""
     values = np.asarray(image).astype(np.uint16)
     tags = getattr(image, "tag_v2", {})
     top = 2 ** int(tags.get(_BITS_PER_SAMPLE, (16,))[0]) - 1
@@ -131,6 +137,6 @@ def _deep_grey(image: Image.Image) -> np.ndarray:
 
 
 def _grey(values: np.ndarray, top: int) -> np.ndarray:
-    """[H,W] of 0 to top -> uint8 [H,W,3]."""
+    """Scales [H,W] of 0 to top to uint8 [H,W,3]."""
     scaled = (values.clip(0, top).astype(np.uint32) * 255 + top // 2) // top
     return scaled.astype(np.uint8)[..., None].repeat(3, axis=-1)

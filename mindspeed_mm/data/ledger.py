@@ -1,4 +1,4 @@
-"""Bad samples: which files could not be used, why, how often, and when that is too many."""
+"""Ledger of bad samples: unusable files, reasons and counts; ends the run if there are too many."""
 
 import dataclasses
 import json
@@ -15,21 +15,21 @@ log = logs.get(__name__)
 _MIN_TRIES = 20  # before the fraction is judged
 _SECONDS_BETWEEN_WRITES = 10.0
 
-# Values of all processes, in the order of their ranks, from the value of this one; collective.
+# Collective: takes this process's value and returns all processes' values in rank order.
 Gather = Callable[[object], list]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Substitution:
-    """A file that could not be used, and why; another one of the same shape came in its place."""
+    """An unusable file and the reason; another file of the same shape replaced it."""
 
     path: str
     reason: str
-    traceback: str = ""  # of an error that nobody foresaw, which may be a defect of the program
+    traceback: str = ""  # traceback of an unexpected error, which may be a bug in the program
 
 
 class Unforeseen(DataError):
-    """An error of another class at one clip: a bad sample like others, but the first is logged with its traceback."""
+    """An unexpected error at one clip. It counts as a bad sample; the first is logged with its traceback."""
 
     def __init__(self, path: str, error: Exception):
         text = " ".join(str(error).split())
@@ -38,7 +38,7 @@ class Unforeseen(DataError):
 
 
 def unforeseen(path: str, error: Exception) -> str:
-    """The reason of a bad sample for an error that nobody foresaw; its traceback goes to the log."""
+    """Reason text for an unexpected error at a sample; logs its traceback."""
     found = Unforeseen(path, error)
     log.error("data: an error that nobody foresaw:\n%s", found.traceback)
     return str(found)
@@ -46,16 +46,16 @@ def unforeseen(path: str, error: Exception) -> str:
 
 @dataclasses.dataclass(slots=True)
 class BadSample:
-    """The last reason, and how often the file was met."""
+    """The last reason, and the number of times that the file was met."""
 
     reason: str
     count: int = 0
 
 
 class Ledger:
-    """Counts of one run, of all processes together; they survive a resume.
+    """Counts of one run, over all processes; a resume continues them.
 
-    Each process notes what it met; `sync` adds up and writes the file. Every file is logged once, by one process.
+    Each process notes its own samples; `sync` adds them up and writes the file. One process logs each file, once.
     """
 
     def __init__(
@@ -67,8 +67,10 @@ class Ledger:
         counts: bool = True,
         writes: bool = True,
     ):
-        """file: JSON. max_bad_fraction: of the files that were tried. gather: joins several processes. counts: False on
-        processes that see the samples of another one. writes: True on the one process that keeps the file."""
+        """file: JSON to write. max_bad_fraction: limit as a share of the tried files. gather: joins several processes.
+        counts: False on processes that see another process's samples. writes: True on the one process that writes the
+        file.
+        """
         self.bad_samples: dict[str, BadSample] = {}
         self.good = 0
         self._file = None if file is None else Path(file)
@@ -91,7 +93,7 @@ class Ledger:
         return 1 - self.good / self.tries if self.tries else 0.0
 
     def note(self, substitutions: Sequence[Substitution], good: int) -> None:
-        """What making `good` samples took. A single process adds up at once."""
+        """Notes the substitutions and the `good` samples that were made. A single process adds up at once."""
         if not self._counts:
             return
         for item in substitutions:
@@ -106,7 +108,7 @@ class Ledger:
             self.sync(write_now=False)
 
     def sync(self, *, write_now: bool = True) -> None:
-        """Add up what all processes noted; collective. DataError if too many files are bad."""
+        """Adds up the notes of all processes; collective. Raises DataError if too many files are bad."""
         self._add_up(self._gather(self._pending))
         too_many = self.tries >= _MIN_TRIES and self.bad_fraction > self._max_bad_fraction
         self._write(write_now or too_many)
@@ -117,7 +119,7 @@ class Ledger:
             )
 
     def close(self, substitutions: Sequence[Substitution]) -> None:
-        """The last that this process can say, when the data ends the run and the others cannot be asked any more."""
+        """Notes last substitutions when a data error ends the run and other processes can no longer be reached."""
         missed, good = self._pending
         self._add_up([(missed + list(substitutions) if self._counts else missed, good)])
         self._write(True)
@@ -143,7 +145,7 @@ class Ledger:
         atomic.write_text(self._file, json.dumps(self.report(), indent=1, ensure_ascii=False))
 
     def report(self) -> dict:
-        """What the file holds: the most frequent first."""
+        """Content of the file, most frequent first."""
         entries = sorted(self.bad_samples.items(), key=lambda item: (-item[1].count, item[0]))
         return {
             "tried": self.tries,
@@ -159,7 +161,7 @@ class Ledger:
         return "for example " + "; ".join(entry.reason for _, entry in worst)
 
     def state_dict(self) -> dict:
-        """The sums of the last `sync`, the same in every process."""
+        """Sums of the last `sync`, the same in every process."""
         return {
             "good": self.good,
             "bad_samples": {path: (entry.reason, entry.count) for path, entry in self.bad_samples.items()},

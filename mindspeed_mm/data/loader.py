@@ -1,4 +1,4 @@
-"""Batches for the trainer: dataset, sampler and collate behind worker processes, with a position that can be saved."""
+"""Batches for the trainer: dataset, sampler and collate in worker processes, with a position that can be saved."""
 
 import collections
 import dataclasses
@@ -26,15 +26,14 @@ from mindspeed_mm.types import Batch
 log = logs.get(__name__)
 
 Join = Callable[..., Batch]
-# What this process chose (None: it could not make the batch) -> what counts; for ranks that share their samples.
+# Agreement of ranks that share samples: takes this process's choice (None if it failed), returns the common choice.
 Agree = Callable[[tuple[int, ...] | None], tuple[int, ...] | None]
 
 
 class Loader:
-    """Iterating gives micro-batches of this rank without end; epochs follow each other.
+    """Yields micro-batches of this rank without end; epochs follow each other.
 
-    The position counts what has been used of the stream, not what workers have prefetched. `ledger` holds what was
-    wrong with files.
+    The position counts used batches, not prefetched ones. `ledger` records faulty files.
     """
 
     def __init__(
@@ -50,13 +49,13 @@ class Loader:
         agree: Agree | None = None,
         share: tuple[int, int] = (0, 1),
     ):
-        """join: (samples, allocate=...) -> batch. num_workers: processes that decode ahead; 0 is one that decodes when a
-        batch is asked for. start_method: of the processes; None is the platform's own.
+        """join: (samples, allocate=...) -> batch. num_workers: processes that decode ahead; with 0, one process
+        decodes on request. start_method: of the processes; None is the platform's own.
 
-        agree: ranks that share their samples decode a copy each, and a file may be too slow for one of them alone; so
-        they agree on which clips to take. share: (i, n) gives the micro-batches number i, i + n, i + 2 n ... of this
-        rank's stream, counted from where the iteration starts, and each of them n times in a row: once for itself, and
-        once for each of the others of its round, which other ranks make.
+        agree: for ranks that share their samples. Each decodes a copy, and a file may be too slow for one of them
+        alone, so they agree on the clips to take. share: (i, n) yields micro-batches i, i + n, i + 2 n ... of this
+        rank's stream, counted from the start of the iteration. It yields each n times in a row: once for itself, and
+        once in place of each other micro-batch of the round, which other ranks make.
         """
         self.dataset = dataset
         self.ledger = ledger or Ledger()
@@ -64,7 +63,7 @@ class Loader:
         self._position = Position()
         self._ahead: collections.deque[Position] = collections.deque()
         self._work = _BatchSource(dataset, join, num_workers)
-        self._hung: dict[int, str] = {}  # clips that a worker was killed at; each costs `timeout` seconds, once
+        self._hung: dict[int, str] = {}  # clips at which a worker was killed; each costs `timeout` seconds, once
         self._agree = agree
         self._share = share
         self._identity = Identity(dataset, sampler)
@@ -82,7 +81,7 @@ class Loader:
 
     @property
     def epoch_size(self) -> int:
-        """Samples of an epoch, all ranks together."""
+        """Samples per epoch, over all ranks."""
         return self._sampler.epoch_size
 
     def __iter__(self) -> Iterator[Batch]:
@@ -125,12 +124,12 @@ class Loader:
         )
 
     def _lost(self, request: "Request", clip: int, reason: str) -> "Request":
-        """The request without the clip that a worker was killed at."""
+        """The request without the clip at which a worker was killed."""
         self._hung[clip] = f"{self.dataset.clips[clip].row.path}: {reason}"
         return dataclasses.replace(request, excluded=(*request.excluded, (clip, self._hung[clip])))
 
     def _agreed(self, mine: "Made | Refused") -> "Made | MMError":
-        """The batch of the clips that all ranks of these samples take."""
+        """The batch of the clips that all ranks of these samples agree on."""
         own = mine.chosen if isinstance(mine, Made) else None
         chosen = self._agree(own)
         if chosen is None or chosen == own:
@@ -143,16 +142,16 @@ class Loader:
             pool.close()
 
     def rewind(self) -> None:
-        """Make the next iteration start at the very first batch."""
+        """Makes the next iteration start at the first batch."""
         self._position = Position()
 
     def seek(self, samples: int) -> None:
-        """Make the next iteration start behind so many samples of all ranks, at a whole global batch."""
+        """Makes the next iteration start after this many samples of all ranks, at a whole global batch."""
         epoch, consumed = divmod(samples, self.epoch_size)
         self._position = Position(epoch, consumed - consumed % self._sampler.group_size)
 
     def state_dict(self) -> dict:
-        """Position after the last batch used, and the ledger: plain values, the same on every rank after a `sync`."""
+        """Position after the last used batch, and the ledger: plain values, the same on every rank after a `sync`."""
         return {
             **self._sampler.state(self._position),
             **self._identity.state_dict(),
@@ -160,12 +159,12 @@ class Loader:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from a saved position, at any number of ranks and any global batch. Takes effect with the next iteration.
+        """Continues from a saved position, at any number of ranks and any global batch, from the next iteration on.
 
-        If the list of clips, the seed or the rules of the order are others, the position means nothing: the next epoch
-        starts, and the log says which it was.
+        If the list of clips, the seed or the rules of the order differ, the position is invalid: the next epoch
+        starts, and the log names the difference.
         """
-        if "ledger" in state:  # not in the first checkpoints
+        if "ledger" in state:  # absent in the first checkpoints
             self.ledger.load_state_dict(state["ledger"])
         changed = self._identity.changed_since(state)
         if changed:
@@ -183,7 +182,7 @@ class Loader:
             log.info("data: %s", self._regrouped(before, now))
 
     def _regrouped(self, before: int, now: int) -> str:
-        """What another global batch does to the running epoch."""
+        """Log line about the effect of another global batch size on the running epoch."""
         then, left = self._sampler.shapes(before), self._sampler.shapes(now)
         parts = [f"global batch size {before} -> {now}: epoch {self.epoch} goes on"]
         parts[0] += f" with {self._sampler.left(self._position)} samples that it has not seen"
@@ -214,12 +213,12 @@ def build_loader(
     agree: Agree | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> Loader:
-    """The loader of one data-parallel rank. The log says what the filter dropped and which shapes are left.
+    """The loader of one data-parallel rank. Logs the rows that the filter dropped and the remaining shapes.
 
-    autoencoder_strides (t, h, w) and patch sizes are the models'. data_path: another list than the config's.
-    evaluation: all clips in the order of the list, no rare_shape rule, no dropped captions, and every epoch the same,
-    so that losses can be compared; take a fixed number of batches and `rewind`. rows: the list's, if they are read
-    already; dataset: instead of one from the config; ledger, agree, share: see `Loader`.
+    autoencoder_strides: (t, h, w); like the patch sizes they come from the models. data_path: a list that replaces the
+    config's. evaluation: all clips in the order of the list, no rare_shape rule, no dropped captions, and equal
+    epochs, so that losses compare; take a fixed number of batches and `rewind`. rows: the list's rows, if they are
+    read already. dataset: replaces the config's. ledger, agree, share: see `Loader`.
     """
     if evaluation:
         config = _with(config, "dataset_param.preprocess_parameters.cfg", 0.0)
@@ -272,7 +271,7 @@ def joiner(
 
 
 def _with(config, path: str, value):
-    """The config with one value, at a dotted path, replaced."""
+    """The config with the value at a dotted path replaced."""
     name, _, rest = path.partition(".")
     return dataclasses.replace(config, **{name: _with(getattr(config, name), rest, value) if rest else value})
 
@@ -282,7 +281,7 @@ def _with(config, path: str, value):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
-    """A micro-batch to make. excluded: clips that are not to be tried, and why; chosen: make it of exactly these."""
+    """A micro-batch to make. excluded: clips to skip -> reason. chosen: the exact clips to use."""
 
     epoch: int
     indices: tuple[int, ...]
@@ -292,7 +291,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Made:
-    """A micro-batch, the clips it is made of, and what could not be used on the way."""
+    """A micro-batch, its clips, and the files that failed before."""
 
     request: Request
     batch: Batch
@@ -301,7 +300,7 @@ class Made:
 
 
 class Refused(DataError):
-    """A request that could not be met, and what could not be used on the way."""
+    """A request that failed, and the files that failed before."""
 
     def __init__(self, message: str, request: Request, substitutions: tuple[Substitution, ...] = ()):
         super().__init__(message, request, substitutions)
@@ -313,7 +312,9 @@ class Refused(DataError):
 
 
 class _BatchSource:
-    """Request -> Made, in a worker. What is wrong with the data is a value, not an exception with a page of text."""
+    """Turns Request into Made, in a worker. Data errors are returned as values, since exceptions would carry a page of
+    text.
+    """
 
     def __init__(self, dataset: ClipDataset, join: Join, num_workers: int):
         self._dataset, self._join = dataset, join
@@ -329,7 +330,7 @@ class _BatchSource:
         self._buffers.take_back(numbers)
 
     def _made(self, request: Request, announce: Announce) -> "Made | MMError":
-        # One clip is a batch as it is; several are copied into one, which is what has to be shared then.
+        # A single clip forms a batch without a copy; several are copied into one, which must then be shared.
         alone = len(request.indices) == 1
         try:
             samples = [
@@ -363,7 +364,7 @@ def _pinned(made: "Made | MMError") -> "Made | MMError":
 
 
 def _in_a_thread(items: Iterator, change: Callable) -> Iterator:
-    """The items, changed one ahead of their use by a thread."""
+    """Yields changed items; a thread changes one item ahead."""
     done, stop = queue.Queue(maxsize=1), threading.Event()
 
     def put(item) -> None:

@@ -1,7 +1,7 @@
-"""Where the bytes of a clip lie: in a file of its own, or in a part of an uncompressed tar.
+"""Locates the bytes of a clip: a file, or a part of an uncompressed tar.
 
-A path such as `shards/000000.tar@1536+20480/clip.mp4` is the member `clip.mp4`: 20,480 bytes from byte 1,536 of the tar. It
-says everything, so that any process reads the member in place, and lists, ledgers and caches hold it as they hold files.
+The path `shards/000000.tar@1536+20480/clip.mp4` names the member `clip.mp4`: 20,480 bytes from byte 1,536 of the tar.
+Any process can read the member in place, and lists, ledgers and caches store such paths like file names.
 """
 
 import io
@@ -16,7 +16,7 @@ _MEMBER = re.compile(r"(?s)(.*\.tar)@(\d{1,18})\+(\d{1,18})/.+")
 
 
 def member_path(tar: str, start: int, size: int, name: str) -> str:
-    """The path of a member whose bytes are [start, start + size) of a tar."""
+    """Path of a member whose bytes are [start, start + size) of a tar."""
     return f"{tar}@{start}+{size}/{name}"
 
 
@@ -27,12 +27,12 @@ def place(path: str) -> tuple[str, int, int | None]:
 
 
 def stat(path: str) -> os.stat_result:
-    """Of the file that holds the bytes. OSError if it is not there."""
+    """`os.stat` of the file that holds the bytes. Raises OSError if it is missing."""
     return os.stat(place(path)[0])
 
 
 def check_file(path: str) -> None:
-    """DataError for a folder, a pipe or a device; OSError if there is nothing. Opening a pipe would hang."""
+    """Raises DataError for a folder, pipe or device, since opening a pipe would hang; OSError if nothing is there."""
     mode = stat(path).st_mode
     if not stat_modes.S_ISREG(mode):
         what = "a folder" if stat_modes.S_ISDIR(mode) else "a pipe, socket or device"
@@ -40,13 +40,13 @@ def check_file(path: str) -> None:
 
 
 def for_ffmpeg(path: str) -> str:
-    """What FFmpeg opens. `file:` keeps a name with a colon from being taken for a protocol."""
+    """Name to open with FFmpeg. The prefix `file:` keeps a name with a colon from being read as a protocol."""
     file, start, size = place(path)
     return f"file:{path}" if size is None else f"subfile,,start,{start},end,{start + size},,:{file}"
 
 
 def open_bytes(path: str) -> BinaryIO:
-    """A readable file of exactly these bytes. OSError if they are not there."""
+    """A readable file of exactly these bytes. Raises OSError if they are missing."""
     file, start, size = place(path)
     if size is None:
         return open(file, "rb")

@@ -1,4 +1,4 @@
-"""When frames are shown: files of constant rate are read by frame number, the others by time."""
+"""Reads files of constant frame rate by frame number, and others by time."""
 
 from collections.abc import Sequence
 
@@ -10,25 +10,25 @@ from mindspeed_mm.data.frame_index import FrameIndexes
 from mindspeed_mm.data.images import moving_stamps, past_the_end
 
 _ALL = 2**62  # more frames than any file has
-_ROUNDING_S = 0.001  # of the time stamps of Matroska
+_ROUNDING_S = 0.001  # rounding of Matroska's time stamps
 
 
 class Pace:
-    """Compares when the frames of one reading are shown with what a rate says. Costs nothing, since they are decoded."""
+    """Compares the times of decoded frames with a frame rate. Free, since the frames are decoded anyway."""
 
     def __init__(self, fps: float | None):
         self._fps = fps
         self.timed = fps is not None
-        self.irregular = False  # some frame is off by more than half of the time that frames have
+        self.irregular = False  # True once a frame is off by more than half a frame's duration
 
     def see(self, index: int, seconds: float | None) -> None:
-        """seconds: after the first frame of the file; None if the file does not say."""
+        """seconds: time after the first frame of the file; None if the file lacks it."""
         if self._fps is not None and seconds is not None:
             self.irregular = self.irregular or abs(seconds - index / self._fps) > 0.5 / self._fps + _ROUNDING_S
 
 
 def read_stamps(path: str, indexes: FrameIndexes) -> np.ndarray | None:
-    """When each frame of a file of variable rate is shown, in seconds after the first; None for a constant rate."""
+    """Times of all frames in a file of variable rate, in seconds after the first frame; None for a constant rate."""
     if suffixes.may_move(path):
         stamps = moving_stamps(path)[:-1]
     else:
@@ -41,9 +41,9 @@ def read_stamps(path: str, indexes: FrameIndexes) -> np.ndarray | None:
 
 
 def constant_rate(stamps: np.ndarray) -> float | None:
-    """Frames per second of the time stamps [n], n > 1, in seconds and ascending; None if the rate is variable.
+    """Frames per second for time stamps [n], n > 1, in seconds and ascending; None if the rate is variable.
 
-    Variable: a frame lies more than 3/4 of a frame off the grid of the average rate, so that two have been left out.
+    Variable: a frame lies more than 3/4 of a frame off the grid of the average rate, as if two frames were missing.
     """
     rate = average_rate(stamps)
     off = np.abs(stamps - stamps[0] - np.arange(len(stamps)) / rate).max()
@@ -56,7 +56,9 @@ def average_rate(stamps: np.ndarray) -> float:
 
 
 def moments(path: str, stamps: np.ndarray, indices: Sequence[int], fps: float) -> list[int]:
-    """The frames that are shown i / fps seconds after the first, for each i of `indices`. DataError behind the last."""
+    """Numbers of the frames shown i / fps seconds after the first, for each i in `indices`. DataError beyond the last
+    frame.
+    """
     times = np.asarray(indices, np.float64) / fps
     if times.max() > stamps[-1] + 1 / fps + _ROUNDING_S:
         raise past_the_end(path, int((stamps[-1] + 1 / fps) * fps), int(max(indices)))
@@ -64,7 +66,7 @@ def moments(path: str, stamps: np.ndarray, indices: Sequence[int], fps: float) -
 
 
 def _decoded_stamps(path: str) -> np.ndarray:
-    """By decoding everything: for containers and codecs whose packets do not say it."""
+    """Time stamps found by decoding the whole file, for containers and codecs whose packets lack them."""
     with opened(path) as container:
         decoding = Decoding(path, container)
         stamps = [frame.pts for frame, _ in decoding]

@@ -1,7 +1,7 @@
-"""What an annotation leaves out, from the file itself: size, frame rate, number of frames (`--probe`).
+"""Takes facts that an annotation omits from the file itself: size, frame rate, number of frames (`--probe`).
 
-Files are opened by several processes that can be killed, and what they say is kept in a JSON beside the list, so that
-the next run, or this one after a stop, opens new and changed files only.
+Several killable processes open the files. Results are kept in a JSON beside the list, so that a later or resumed run
+opens new and changed files only.
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ _SECONDS_BETWEEN_SAVES = 30.0
 
 
 def listed(data_path: str, everything: bool = False, share: Callable[[Callable], Mapping] = lambda make: make()):
-    """The rows of a list. What rows leave out is taken from their files: with `everything` (--probe) wherever a row does, else
-    only for sources of which no row says enough, such as a folder of clips.
+    """Rows of a list, with missing facts read from files: with `everything` (--probe) for every row that lacks some,
+    else only for sources in which no row has enough facts, such as a folder of clips.
 
-    share: calls what it is given in one process, and gives the result to all.
+    share: calls its argument in one process and gives the result to all.
     """
     rows = read_list(data_path)
     paths = incomplete(rows, everything)
@@ -44,14 +44,14 @@ def listed(data_path: str, everything: bool = False, share: Callable[[Callable],
 
 
 def incomplete(rows: Iterable[Row], everything: bool = True) -> tuple[str, ...]:
-    """The files of rows that lack a fact, each once; without `everything` only those whose source says too little."""
+    """Files of rows that lack a fact, each once; without `everything` only in sources with too few facts."""
     return tuple(dict.fromkeys(row.path for row in rows if row.lacks_facts and (everything or row.bare)))
 
 
 def probe(paths: Sequence[str], cache: str | Path | None = None, processes: int | None = None, timeout_s: float = 60.0):
-    """Path -> Facts. cache: JSON file of earlier results; those of unchanged files are taken over.
+    """Path -> Facts. cache: JSON file of earlier results; results of unchanged files are reused.
 
-    processes: default one per CPU, at most 32. timeout_s: for one file; then it is given up.
+    processes: default one per CPU, at most 32. timeout_s: limit per file in seconds.
     """
     cache = None if cache is None else Path(cache)
     known = _load(cache)
@@ -83,7 +83,7 @@ def probe(paths: Sequence[str], cache: str | Path | None = None, processes: int 
 
 
 def complete(rows: Iterable[Row], facts: Mapping[str, Facts]) -> tuple[Row, ...]:
-    """The rows with what they lack; what an annotation says is left alone. A row of a bad file carries its `fault`."""
+    """Rows with missing facts filled in; facts of the annotation take precedence. A row of a bad file gets a `fault`."""
     return tuple(_completed(row, facts[row.path]) if row.lacks_facts and row.path in facts else row for row in rows)
 
 
@@ -91,12 +91,12 @@ def _completed(row: Row, facts: Facts) -> Row:
     if facts.fault is not None:
         return dataclasses.replace(row, fault=facts.fault)
     height, width = facts.height, facts.width
-    if row.crop is not None:  # x0, x1, y0, y1, as slices cut
+    if row.crop is not None:  # x0, x1, y0, y1, as in slices
         height = len(range(height)[row.crop[2] : row.crop[3]])
         width = len(range(width)[row.crop[0] : row.crop[1]])
     if row.height is not None and row.width is not None:
         height, width = row.height, row.width
-    if row.kind == "image":  # of an animated one the first frame is used, unless the row says num_frames
+    if row.kind == "image":  # of an animated image the first frame is used, unless the row gives num_frames
         return dataclasses.replace(row, height=height, width=width)
     row = row.timed(facts.fps if row.fps is None else row.fps)
     frames = row.num_frames
@@ -106,7 +106,7 @@ def _completed(row: Row, facts: Facts) -> Row:
 
 
 def _probe_one(task: tuple[str, str | None], announce: Announce) -> Facts:
-    """In a worker: (path, why it is given up or None)."""
+    """Probes one file in a worker. task: (path, reason to skip it or None)."""
     path, fault = task
     if fault is not None:
         return Facts(fault=fault)
@@ -120,7 +120,7 @@ def _probe_one(task: tuple[str, str | None], announce: Announce) -> Facts:
 
 
 def _stamp(path: str) -> tuple[int, int]:
-    """(size, date) of a file; zeros if it is not there."""
+    """(size, date) of a file; zeros if it is missing."""
     try:
         status = media.stat(path)
     except OSError:

@@ -1,7 +1,8 @@
-"""Files -> frames. A reader gives planes of red, green and blue bytes one frame at a time, so that no clip is held whole.
+"""Decodes files into frames. A reader yields red, green and blue byte planes one frame at a time, so no clip is held
+whole.
 
-Readers raise DataError for everything a file can do wrong. PyAV is the default because its frames were right on every
-readable file (DEPS.md): frames are matched by their time stamps, counted from the start of the file in display order.
+Readers raise DataError for every fault of a file. PyAV is the default because its frames were right on every readable
+file: it matches frames by time stamps, counted from the start of the file in display order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,33 +19,33 @@ from mindspeed_mm.data.rgb import Planes, RgbConverter, split
 from mindspeed_mm.data.shown import Screen, pixel_aspect
 from mindspeed_mm.errors import DataError
 
-_SKIP = 32  # frames in front of the first wanted one that are decoded rather than skipped by a seek
+_SKIP = 32  # up to this many unneeded frames are decoded instead of seeking
 
 Places = tuple[int, ...]
 
 
 class VideoReader(Protocol):
-    """What a reader can do. Readers can be pickled, for worker processes."""
+    """Interface of a reader. Readers can be pickled for worker processes."""
 
     def frames(self, path: str, indices: Sequence[int], fps: float | None = None) -> Iterator[tuple[Places, Planes]]:
-        """The frames `indices` of a video in any order: the places in `indices` that hold a frame, and its planes.
+        """Frames `indices` of a video, in any order: yields the places in `indices` that hold a frame, and its planes.
 
-        fps: the rate at which `indices` count; in a file of variable rate, index i is the frame that is shown i / fps
-        seconds after the first. Without it, frames are counted. A place may come twice; the later one counts. The planes
-        are valid until the next frame is asked for. DataError if a frame cannot be had, at the latest at the end.
+        fps: rate at which `indices` count; in a file of variable rate, index i is the frame shown i / fps seconds
+        after the first. Without it, frames are counted. A place may come twice; the later one counts. Planes are valid
+        until the next frame is requested. Raises DataError for a missing frame, at the latest at the end.
         """
 
 
 def build_reader(name: str, index_folder: str | None = None) -> VideoReader:
-    """The reader `video_reader_type`; DataError names the package that it needs and that is not installed.
+    """The reader `video_reader_type`. DataError names its package if that is not installed.
 
-    index_folder: where PyAV's frame indexes are kept from run to run.
+    index_folder: stores PyAV's frame indexes from run to run.
     """
     return READERS[name](index_folder)
 
 
 def read_clip(reader: VideoReader, path: str, indices: Sequence[int], fps: float | None = None) -> np.ndarray:
-    """All frames at once, uint8 [T,H,W,3], for callers that can hold them."""
+    """All frames at once, uint8 [T,H,W,3], for callers with enough memory."""
     clip: np.ndarray | None = None
     for places, planes in reader.frames(path, indices, fps):
         pixels = np.stack(planes, axis=-1)
@@ -60,7 +61,7 @@ def read_clip(reader: VideoReader, path: str, indices: Sequence[int], fps: float
 
 
 class PyavReader:
-    """The default: right on every file that FFmpeg reads, and frames are as they are shown. One thread."""
+    """The default: right on every file that FFmpeg reads, with frames as shown. One thread."""
 
     def __init__(self, indexes: FrameIndexes):
         self._indexes = indexes
@@ -72,7 +73,7 @@ class PyavReader:
             yield from self._read(wanted, pace)
         except PastTheEnd as error:
             short = error
-        if pace.irregular:  # of variable rate, or its rate is another one than `fps`
+        if pace.irregular:  # variable rate, or a rate other than `fps`
             stamps = read_stamps(path, self._indexes)
             timed = None if stamps is None else moments(path, stamps, indices, fps)
             if timed is not None:
@@ -89,12 +90,12 @@ class PyavReader:
         if wanted.first > _SKIP:
             with opened(wanted.path) as container:
                 yield from self._after_seek(container, wanted, pace)
-        if not wanted.complete:  # no seek, or it did not lead to all frames
+        if not wanted.complete:  # no seek, or it did not reach all frames
             with opened(wanted.path) as container:
                 yield from self._from_start(container, wanted, pace)
 
     def _from_start(self, container, wanted: "_Wanted", pace: Pace) -> Iterator[tuple[Places, Planes]]:
-        """Decode and count until all is found."""
+        """Decodes and counts until all frames are found."""
         wanted.clear()
         decoding = Decoding(wanted.path, container)
         show = self._screen(wanted.path, decoding)
@@ -109,7 +110,9 @@ class PyavReader:
         raise PastTheEnd(wanted.path, index + 1, wanted.last)
 
     def _after_seek(self, container, wanted: "_Wanted", pace: Pace) -> Iterator[tuple[Places, Planes]]:
-        """Decode from the last key frame at or before the first wanted frame; ends early where that may not be right."""
+        """Decodes from the last key frame at or before the first wanted frame; ends early where the result may be
+        wrong.
+        """
         stream = video_stream(wanted.path, container)
         try:
             index = self._indexes.find(wanted.path, container, stream, wanted.last)
@@ -123,10 +126,11 @@ class PyavReader:
             show = self._screen(wanted.path, decoding)
             reached = False
             for frame, fault in decoding:
-                reached = reached or frame.pts == key  # never with intra refresh, where decoding starts frames later
+                # never true with intra refresh, where decoding starts frames later
+                reached = reached or frame.pts == key
                 place = None if frame.pts is None else index.place(frame.pts)
                 if not reached and place is not None and frame.pts < key:
-                    continue  # open GOP: in front of the key frame in display order, refers to what was skipped
+                    continue  # open GOP: shown before the key frame, refers to skipped frames
                 if not reached or place is None:
                     return
                 pace.see(place, float((frame.pts - int(index.stamps[0])) * stream.time_base))
@@ -134,21 +138,21 @@ class PyavReader:
                 if wanted.complete:
                     return
         except (DataError, *NOT_READABLE):
-            return  # decoding from the start has the last word on what is wrong with the file
+            return  # decoding from the start will report the file's fault
 
     def _screen(self, path: str, decoding: Decoding) -> Screen:
         return Screen(path, self._rgb, pixel_aspect(decoding.stream))
 
 
 class PastTheEnd(DataError):
-    """A frame was asked for that the file does not have."""
+    """A requested frame lies beyond the end of the file."""
 
     def __init__(self, path: str, count: int, index: int):
         super().__init__(str(past_the_end(path, count, index)))
 
 
 class _Wanted:
-    """The frames asked for, ticked off as they are met in any order."""
+    """The requested frames, ticked off as they arrive in any order."""
 
     def __init__(self, path: str, indices: Sequence[int]):
         self.path = path
@@ -172,7 +176,7 @@ class _Wanted:
         return sorted(self._places)
 
     def offer(self, index: int, frame, fault: str | None, show) -> Iterator[tuple[Places, Planes]]:
-        """Nothing for a frame that is not wanted. fault: why it must not be believed; show: frame -> planes."""
+        """Yields the frame if it is wanted. fault: reason not to trust it. show: frame -> planes."""
         if index not in self._missing:
             return
         if fault is not None:
@@ -194,7 +198,7 @@ def _pictures(wanted: _Wanted, pace: Pace) -> Iterator[tuple[Places, Planes]]:
 
 
 class DecordReader:
-    """decord, or its fork decord2: silently wrong frames on open-GOP files, no rotation, no VP9 (DEPS.md)."""
+    """decord, or its fork decord2: silently wrong frames on open-GOP files, no rotation, no VP9."""
 
     def __init__(self):
         _import_decord()
@@ -205,7 +209,7 @@ class DecordReader:
             reader = decord.VideoReader(_source(path), ctx=decord.cpu(0), num_threads=1)
             count = len(reader)
             clip = reader.get_batch([int(index) for index in indices]).asnumpy() if max(indices) < count else None
-        except Exception as error:  # decord raises classes of its own; the file is at fault either way
+        except Exception as error:  # decord raises its own error classes; each means a faulty file
             raise DataError(f"{path}: cannot be decoded by decord: {reason(error)}") from None
         if clip is None:
             raise past_the_end(path, count, max(indices))
@@ -214,7 +218,7 @@ class DecordReader:
 
 
 class TorchcodecReader:
-    """torchcodec, which needs the system's FFmpeg libraries: no rotation (DEPS.md)."""
+    """torchcodec, which needs the system's FFmpeg libraries: no rotation."""
 
     def __init__(self):
         _import_torchcodec()
@@ -249,7 +253,7 @@ READERS = {
 
 
 def _source(path: str):
-    """What these readers open: a path, or the bytes of a member of a tar."""
+    """Source that these readers open: a path, or the bytes of a tar member."""
     return path if media.place(path)[2] is None else media.open_bytes(path)
 
 

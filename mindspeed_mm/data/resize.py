@@ -1,9 +1,10 @@
-"""Resizing frames, as two products with narrow bands of weights: the same numbers as `F.interpolate`, several times faster.
+"""Resizes frames by two products with narrow bands of weights: the same numbers as `F.interpolate`, several times
+faster.
 
 The resize of the published pipeline (antialias together with align_corners) is separable, and each output row needs
-some eight input rows. `F.interpolate` gathers them one by one; here the rows of a few outputs are multiplied at once, by
-the BLAS behind `torch.mm`, and 8-bit frames are turned into floats a few rows at a time, in the cache. 1080p to
-576x1024, bicubic, one core: 7 ms a frame instead of 50.
+some eight input rows. `F.interpolate` gathers them one by one. Here the rows of a few outputs are multiplied at once
+by the BLAS behind `torch.mm`, and 8-bit frames become floats a few rows at a time, in the cache. 1080p to 576x1024,
+bicubic, one core: 7 ms per frame instead of 50.
 """
 
 import dataclasses
@@ -13,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Outputs per product. More of them waste work on zeros outside the band, fewer leave BLAS too little to do.
+# Outputs per product. More waste work on zeros outside of the band, fewer leave BLAS too little work.
 _ROWS, _COLUMNS = 16, 32
-_STRIP = 36  # bands of rows at a time: 4.4 MB lie between the two products of 1080p
+_STRIP = 36  # bands of rows at a time: for 1080p 4.4 MB lie between the two products
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,8 +31,10 @@ class Band:
 
 
 def axis_weights(size: int, to: int, mode: str) -> Tensor:
-    """[size, to] fp32: how much of each input is in each output of one axis. Read off torch's own kernel, which is thus
-    the only home of the formula: it is applied to the unit vectors."""
+    """[size, to] fp32: weight of each input in each output of one axis.
+
+    Applies torch's own kernel to unit vectors, so that the formula has no second home.
+    """
     units = torch.eye(size).view(1, size, 1, size)
     return F.interpolate(units, (1, to), mode=mode, align_corners=True, antialias=True)[0, :, 0]
 
@@ -49,7 +52,9 @@ def bands(size: int, to: int, mode: str, width: int) -> tuple[Band, ...]:
 
 
 class BandCache:
-    """Bands by (size, to, mode): some milliseconds each, and a list has few sizes. A worker keeps at most 40 MB."""
+    """Caches bands by (size, to, mode): each costs some milliseconds, and a list has few sizes. At most 40 MB per
+    worker.
+    """
 
     def __init__(self, limit: int = 128):
         self._limit = limit
@@ -65,9 +70,10 @@ class BandCache:
 
 
 class Resizer:
-    """Resizes frames of one size; made for a clip, because it keeps buffers (about 5 MB for 1080p).
+    """Resizes frames of one size. Made per clip, because it keeps buffers (about 5 MB for 1080p).
 
-    There are some 200 products in a frame of 1080p, so views of the buffers are made once: each costs Python a microsecond.
+    A frame of 1080p takes some 200 products. Views of the buffers are made once, since each costs Python a
+    microsecond.
     """
 
     def __init__(
@@ -79,7 +85,9 @@ class Resizer:
         factor: float = 1.0,
         plus: float = 0.0,
     ):
-        """size, to: (height, width). mode: 'bilinear' or 'bicubic'. The result is multiplied by `factor`, then `plus` added."""
+        """size, to: (height, width). mode: 'bilinear' or 'bicubic'. The result is multiplied by `factor`, then `plus`
+        is added.
+        """
         self._to = to
         vertical = cache.get(size[0], to[0], mode, _ROWS)
         horizontal = cache.get(size[1], to[1], mode, _COLUMNS)
@@ -92,13 +100,13 @@ class Resizer:
         ]
 
     def __call__(self, planes: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Planes [H,W] of any type and strides -> fp32 planes [h,w]."""
+        """Resizes planes [H,W] of any type and strides to fp32 planes [h,w]."""
         out = torch.empty(len(planes), *self._to)
         self.into(out, planes)
         return out.unbind(0)
 
     def into(self, out: Tensor, planes: Sequence[Tensor]) -> None:
-        """The same, into `out` [C,h,w] fp32 of any strides."""
+        """Resizes planes into `out` [C,h,w] fp32 of any strides."""
         for made, plane in zip(out, planes, strict=True):
             for strip in self._strips:
                 for low, high, weights, rows, pixels, result in strip.vertical:
@@ -111,7 +119,9 @@ class Resizer:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Strip:
-    """Output rows [start, stop). vertical: (low, high, weights, floats, those of pixels, result); horizontal: (input, weights)."""
+    """Output rows [start, stop). vertical: (low, high, weights, floats, floats of pixels, result); horizontal: (input,
+    weights).
+    """
 
     start: int
     stop: int
@@ -120,7 +130,7 @@ class _Strip:
 
 
 def _strip(vertical: Sequence[Band], columns: list, floats: Tensor, middle: Tensor, plus: float) -> _Strip:
-    """The last row of `floats` holds ones, which bring `plus` in: the horizontal weights of an output add up to factor."""
+    """The last row of `floats` holds ones, which add `plus`: the horizontal weights of an output sum to factor."""
     start, stop = vertical[0].start, vertical[-1].stop
     products = []
     for band in vertical:

@@ -1,15 +1,17 @@
-"""Sizes: what a frame of h x w pixels becomes. Pure functions of whole numbers, shared by the filter, which promises a
-size, and the transforms, which make it. `int` truncates and `round` rounds halves to even, as in the original.
+"""Computes the size of a frame of h x w pixels after resizing and cropping, by pure functions of whole numbers.
+
+The filter promises these sizes and the transforms produce them. `int` truncates and `round` rounds halves to even, as
+in the original.
 """
 
 import math
 
-# height : width, with the rounded value that decides which one is nearest
+# height : width, with the rounded value that decides which ratio is nearest
 _FIVE_RATIOS = (((9, 16), 0.56), ((3, 4), 0.75), ((1, 1), 1.0), ((4, 3), 1.33), ((16, 9), 1.78))
 
 
 def nearest_ratio(height: int, width: int) -> tuple[int, int]:
-    """The one of 9:16, 3:4, 1:1, 4:3, 16:9 (height : width) that is nearest to height / width."""
+    """The ratio among 9:16, 3:4, 1:1, 4:3, 16:9 (height : width) that is nearest to height / width."""
     return min(_FIVE_RATIOS, key=lambda item: abs(item[1] - height / width))[0]
 
 
@@ -17,7 +19,7 @@ def fit_pixels(height: int, width: int, max_hxw: int, five_ratios: bool, stride:
     """Size of a frame after resizing to a budget of `max_hxw` pixels.
 
     Without `five_ratios` frames shrink to the budget and never grow. With it the frame covers the largest box of the
-    nearest ratio whose sides are multiples of `stride`; it may grow, and what sticks out is left to `stride_crop`.
+    nearest ratio whose sides are multiples of `stride`; it may grow, and `stride_crop` removes the excess.
     """
     if not five_ratios:
         if height * width <= max_hxw:

@@ -1,8 +1,8 @@
-"""Decoded frames -> planes of red, green and blue, by FFmpeg's libswscale.
+"""Converts decoded frames to planes of red, green and blue, by FFmpeg's libswscale.
 
-The bytes are those of its rgb24 conversion. Its planar conversion gives the same ones sooner, and planes are what the
-resize wants; but in FFmpeg 8.1 it leaves the last columns of some widths (854) unwritten, and older releases take another
-way with other roundings. So each kind of frame is tried with noise first.
+The bytes equal those of its rgb24 conversion. Its planar conversion gives the same bytes faster, and the resize needs
+planes. But FFmpeg 8.1 leaves the last columns of some widths (854) unwritten there, and older releases round
+differently. So each kind of frame is first tried with noise.
 """
 
 import av
@@ -15,13 +15,13 @@ _HAVE_A_PLANAR_WAY = ("yuv420p", "yuvj420p")
 
 
 class RgbConverter:
-    """Frames of any format -> Planes, as they are stored. Remembers which kinds of frames may go the planar way."""
+    """Converts frames of any format to Planes, as stored. Remembers for which kinds of frames the planar way is right."""
 
     def __init__(self):
         self._planar: dict[tuple, bool] = {}
 
     def __call__(self, frame: av.VideoFrame, reformatter: VideoReformatter) -> Planes:
-        """reformatter: one per clip. The planes are valid until it is used again."""
+        """reformatter: one per clip. The planes are valid until its next use."""
         return _planar(frame, reformatter) if self._may_be_planar(frame) else split(_packed(frame, reformatter))
 
     def _may_be_planar(self, frame: av.VideoFrame) -> bool:
@@ -34,12 +34,12 @@ class RgbConverter:
 
 
 def split(pixels: np.ndarray) -> Planes:
-    """[H,W,3] -> planes."""
+    """Splits [H,W,3] into planes."""
     return tuple(np.ascontiguousarray(pixels[:, :, channel]) for channel in range(3))
 
 
 def _gives_the_same(name: str, width: int, height: int, colorspace: int, color_range: int) -> bool:
-    """Whether both conversions of a frame of noise agree in every byte."""
+    """True if both conversions of a frame of noise agree in every byte."""
     noise, draw = av.VideoFrame(width, height, name), np.random.default_rng(0)
     noise.colorspace, noise.color_range = colorspace, color_range
     for plane in noise.planes:

@@ -1,19 +1,21 @@
-"""The order of samples: an endless stream that every data-parallel rank takes its share of.
+"""Order of samples: an endless stream; every data-parallel rank takes its share.
 
-An epoch is a list of clips that depends on (seed, epoch, group size) and never on the number of ranks. It is cut
-into groups of `group_size` clips of one shape, the global batch of one optimizer step: clips are shuffled within
-their shape, cut into groups, and the groups shuffled. Clips that do not fill the last group of their shape are left
-out of this epoch (`drop_last`; another shuffle leaves out others), or the group is filled from the shape's first ones.
+An epoch is a list of clips that depends on (seed, epoch, group size), never on the number of ranks. It consists of
+groups of `group_size` clips of one shape: the global batch of one optimizer step. Clips are shuffled within their
+shape and cut into groups, and the groups are shuffled. Clips that do not fill the last group of their shape are left
+out of this epoch (`drop_last`; the next shuffle leaves out others), or the group is filled with the shape's first
+clips.
 
-A step takes the next world_size * micro_batch_size clips, rank r every world_size-th of them from the r-th on. So all
-ranks of a step have one shape, and the same clips make up optimizer step k at any number of ranks. (The original cut
-groups of world_size * micro_batch_size: with gradient accumulation an optimizer step could mix shapes, but what it saw
-depended on the number of ranks. Without accumulation, and where every shape fills its groups, epoch 0 with seed 42 is
-the original's order.)
+A step takes the next world_size * micro_batch_size clips; rank r takes every world_size-th of them, starting at the
+r-th. So all ranks of a step have one shape, and optimizer step k consists of the same clips at any number of ranks.
+(The original cut groups of world_size * micro_batch_size: with gradient accumulation an optimizer step could mix
+shapes, and its clips depended on the number of ranks. Without accumulation, and if every shape fills its groups, epoch
+0 with seed 42 has the original's order.)
 
-The position in the stream is a count of samples taken by all ranks together. If the group size changes on a resume, the
-clips that the running epoch has not seen are grouped anew, so that each is still seen exactly once. Shapes that are too
-rare for a group size (`common_shapes`) are left out here, so that a clip's place in the list is the same at all of them.
+The position in the stream counts the samples taken by all ranks together. If the group size changes on a resume, the
+clips that the running epoch has not used are regrouped, so that each is still used exactly once. Shapes that are too
+rare for a group size (`common_shapes`) are left out here, so that a clip's place in the list is the same for all group
+sizes.
 """
 
 import collections
@@ -31,7 +33,7 @@ from mindspeed_mm.errors import ConfigError, DataError
 class Position:
     """A place in the stream.
 
-    consumed: samples taken from the epoch's order. earlier: (group_size, consumed) of each stretch of this epoch that
+    consumed: samples taken from the epoch's order. earlier: (group_size, consumed) for each part of this epoch that
     was taken with another group size.
     """
 
@@ -42,7 +44,7 @@ class Position:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Step:
-    """What one rank takes in one micro-step: clip indices, and the position after all ranks have taken theirs."""
+    """One rank's clips in one micro-step, and the position after all ranks have taken theirs."""
 
     epoch: int
     indices: tuple[int, ...]
@@ -56,9 +58,9 @@ def epoch_order(
     generator: torch.Generator | None = None,
     drop_last: bool = True,
 ) -> list[int]:
-    """The clips `members` in the order of one epoch; each `group_size` in a row have one key.
+    """The clips `members` in the order of one epoch; each `group_size` in a row share one key.
 
-    keys: shape of every clip, or None for one bucket of everything. generator: None keeps the order of the list.
+    keys: shape of every clip, or None for one bucket of all. generator: None keeps the order of the list.
     """
     buckets: dict[str, list[int]] = collections.defaultdict(list)
     for index in members:
@@ -82,7 +84,7 @@ def _cut(bucket: list[int], size: int, drop_last: bool) -> list[list[int]]:
 
 
 class GroupedSampler:
-    """The steps of one rank, from any position on."""
+    """Steps of one rank, from any position on."""
 
     def __init__(
         self,
@@ -99,8 +101,9 @@ class GroupedSampler:
         repeat: bool = False,
         drop_rare: bool = False,
     ):
-        """grouped: cut groups by shape, else from everything. repeat: every epoch is epoch 0 (for evaluation).
-        drop_rare: leave out the clips of rare shapes, grouped or not."""
+        """grouped: cut groups by shape, else from all clips. repeat: every epoch equals epoch 0 (for evaluation).
+        drop_rare: leave out clips of rare shapes, grouped or not.
+        """
         self.step_size = world_size * micro_batch_size
         if group_size % self.step_size:
             raise ConfigError(
@@ -123,7 +126,7 @@ class GroupedSampler:
 
     @property
     def epoch_size(self) -> int:
-        """Samples of a whole epoch, all ranks together."""
+        """Samples of a whole epoch, over all ranks."""
         counts = self._buckets().values()
         return (
             sum((n if self._drop_last else n + self.group_size - 1) // self.group_size for n in counts)
@@ -131,21 +134,21 @@ class GroupedSampler:
         )
 
     def shapes(self, group_size: int) -> dict[str, int]:
-        """Shapes that a group size takes clips of, and how many there are."""
+        """Shapes that a group size uses, with their counts."""
         return common_shapes(self._counts, group_size) if self._drop_rare else dict(self._counts)
 
     def members(self, group_size: int) -> list[int]:
-        """The clips that a group size takes."""
+        """Clips that a group size uses."""
         shapes = self.shapes(group_size)
         return [index for index, key in enumerate(self._shapes) if key in shapes]
 
     @property
     def rules(self) -> dict[str, bool]:
-        """What decides the order beside the list, the seed and the group size."""
+        """Settings that determine the order, apart from the list, the seed and the group size."""
         return {"group_data": self._keys is not None, "shuffle": self._shuffle, "drop_last": self._drop_last}
 
     def left(self, position: Position) -> int:
-        """Samples that the epoch of a position still has."""
+        """Number of samples left in the epoch of a position."""
         return len(self._order(position)) - position.consumed
 
     def _buckets(self) -> collections.Counter:
@@ -170,12 +173,12 @@ class GroupedSampler:
 
     def _ordered(self, seen: set[int], group_size: int, epoch: int) -> list[int]:
         members = [index for index in self.members(group_size) if index not in seen]
-        # seed + epoch, as torch's DistributedSampler; epoch 0 with seed 42 is the original's order
+        # seed + epoch, as in torch's DistributedSampler; epoch 0 with seed 42 is the original's order
         generator = torch.Generator().manual_seed(self._seed + epoch) if self._shuffle else None
         return epoch_order(self._keys, members, group_size, generator, self._drop_last)
 
     def state(self, position: Position) -> dict:
-        """The position as plain numbers, for a checkpoint. It is the same on every rank and valid for any number."""
+        """The position as plain numbers, for a checkpoint; the same on every rank and valid for any number of ranks."""
         return {**dataclasses.asdict(position), "group_size": self.group_size}
 
     def position(self, state: dict) -> Position:

@@ -1,4 +1,4 @@
-"""What a list says of its files beside what they are, and a picture of what training sees of them."""
+"""Compares a list's rows with their files, and draws the frames that training sees."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from mindspeed_mm.data.facts import Facts, facts_of
 from mindspeed_mm.data.lists.filters import Clip
 
 _TILE, _TEXT, _COLUMNS = 300, 78, 4  # pixels of a tile's picture and of the text below it
-_SAME_RATE = 0.02  # relative: 24 and 23.976 are the same
+_SAME_RATE = 0.02  # relative: 24 and 23.976 count as equal
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Look:
-    """The middle frame of a sample, uint8 [H,W,3], as training sees it; what the file is; how its row differs from it."""
+    """Middle frame of a sample, uint8 [H,W,3], as training sees it; facts of the file; differences from its row."""
 
     middle: np.ndarray
     facts: Facts
@@ -25,7 +25,7 @@ class Look:
 
 
 def look(clip: Clip, video: Tensor) -> Look:
-    """video: [3,T,H,W] as a sample holds it. DataError if the file cannot be read."""
+    """video: [3,T,H,W] as in a sample. Raises DataError if the file is unreadable."""
     facts = facts_of(clip.row.path, clip.row.kind)
     frame = video[:, video.shape[1] // 2].permute(1, 2, 0).numpy()
     low = -1.0 if float(video.min()) < 0 else 0.0  # -1 to 1 after ae_norm, else 0 to 1
@@ -36,7 +36,7 @@ def look(clip: Clip, video: Tensor) -> Look:
 def _differences(clip: Clip, facts: Facts):
     row = clip.row
     height, width = facts.height, facts.width
-    if row.crop is not None:  # x0, x1, y0, y1, as slices cut
+    if row.crop is not None:  # x0, x1, y0, y1, as in slices
         height, width = len(range(height)[row.crop[2] : row.crop[3]]), len(range(width)[row.crop[0] : row.crop[1]])
     if (row.height, row.width) != (height, width):
         turned = ": transposed" if (row.width, row.height) == (height, width) else ""
@@ -47,7 +47,7 @@ def _differences(clip: Clip, facts: Facts):
     if abs(clip.fps / rate - 1) > _SAME_RATE:
         yield f"its row says {clip.fps:g} fps, the file has {rate:g}{' on average' if facts.variable else ''}"
     end = row.start + row.num_frames
-    # of variable rate, frames of the row count time
+    # with a variable rate, a row's frames count time
     have = round(facts.num_frames / rate * clip.fps) if facts.variable else facts.num_frames
     if end > have:
         yield f"its row goes to frame {end}, the file has {have}"
@@ -56,7 +56,7 @@ def _differences(clip: Clip, facts: Facts):
 
 
 def draw_samples(tiles: Sequence[tuple[Clip, Look, str]], path: Path) -> None:
-    """A PNG of middle frames with path, size, rate and caption. tiles: (clip, look, caption after cleaning)."""
+    """Writes a PNG of middle frames with path, size, rate and caption. tiles: (clip, look, caption after cleaning)."""
     if not tiles:
         return
     font = ImageFont.truetype(_font(), 11)
@@ -82,14 +82,14 @@ def draw_samples(tiles: Sequence[tuple[Clip, Look, str]], path: Path) -> None:
 
 
 def _font() -> str:
-    """A font with more letters than Pillow's own; it comes with matplotlib."""
+    """A font with more letters than Pillow's own; matplotlib includes it."""
     from matplotlib import font_manager
 
     return font_manager.findfont("DejaVu Sans")
 
 
 def _fit(text: str, font, tail: bool = False) -> str:
-    """As much of a line as a tile is wide; `tail` keeps its end."""
+    """Cuts a line to the width of a tile; `tail` keeps its end."""
     while font.getlength(text) > _TILE and len(text) > 4:
         text = "..." + text[4:] if tail else text[:-1]
     return text

@@ -1,9 +1,9 @@
-"""Frames as they are stored -> frames as they are shown: planes of red, green and blue.
+"""Converts frames as stored to frames as shown: planes of red, green and blue.
 
-Most frames only need their colours converted, which `data/rgb.py` does. The others go through FFmpeg's filters first:
-interlaced ones keep one field, from which the lines of the other are made; pixels that are not square become square; PQ
-and HLG (HDR) become BT.709 by FFmpeg's perceptual tone mapping; what is transparent shows white. Each frame is made by
-itself, so that it is the same wherever decoding began.
+Most frames only need a colour conversion (`data/rgb.py`). Others first pass FFmpeg's filters: interlaced frames keep
+one field, from which the other's lines are made; pixels become square; PQ and HLG (HDR) become BT.709 by FFmpeg's
+perceptual tone mapping; transparent pixels show white. Each frame is converted alone, so that the result does not
+depend on where decoding began.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ from mindspeed_mm.data.rgb import Planes, RgbConverter, split
 from mindspeed_mm.errors import DataError
 
 _HDR = {int(ColorTrc.SMPTE2084): "PQ", int(ColorTrc.ARIB_STD_B67): "HLG"}
-_DEINTERLACE = "estdif", "mode=frame:deint=all"  # spatial: the neighbours in time are not looked at
+_DEINTERLACE = "estdif", "mode=frame:deint=all"  # spatial: ignores neighbours in time
 _TONE_MAP = "scale", "out_transfer=bt709:out_primaries=bt709:intent=perceptual"
 _SQUARE = fractions.Fraction(1)
-_MOST_OBLONG = 8  # times as wide as high, or as high as wide; more is damage
+_MOST_OBLONG = 8  # times as wide as high, or as high as wide; more means damage
 
 
 def traits(frame: av.VideoFrame, aspect: fractions.Fraction) -> tuple[str, ...]:
-    """What is special about a frame, for reports: 'interlaced', 'PQ', 'HLG', 'transparent', 'pixels of 16:15'."""
+    """Special traits of a frame, for reports: 'interlaced', 'PQ', 'HLG', 'transparent', 'pixels of 16:15'."""
     found = ["interlaced"] if frame.interlaced_frame else []
     found += [_HDR[int(frame.color_trc)]] if int(frame.color_trc) in _HDR else []
     found += ["transparent"] if has_alpha(frame.format.name) else []
@@ -39,13 +39,13 @@ def traits(frame: av.VideoFrame, aspect: fractions.Fraction) -> tuple[str, ...]:
 
 @functools.cache
 def has_alpha(name: str) -> bool:
-    """Whether a pixel format has an alpha channel, or a palette that may have one."""
+    """True if a pixel format has an alpha channel, or a palette that may have one."""
     form = VideoFormat(name, 16, 16)
     return form.has_palette or any(component.is_alpha for component in form.components)
 
 
 def pixel_aspect(stream: av.VideoStream) -> fractions.Fraction:
-    """Width : height of a pixel, as the container says or else the codec; 1 if neither does."""
+    """Width : height of a pixel, from the container, else from the codec; 1 if both omit it."""
     for owner in (stream, stream.codec_context):
         aspect = owner.sample_aspect_ratio
         if aspect is not None and aspect > 0:
@@ -54,7 +54,7 @@ def pixel_aspect(stream: av.VideoStream) -> fractions.Fraction:
 
 
 def shown_size(frame: av.VideoFrame, aspect: fractions.Fraction) -> tuple[int, int]:
-    """(height, width) in square pixels: the height of the file, its width times the aspect; then turned."""
+    """(height, width) in square pixels: the file's height, its width times the aspect; then turned."""
     height, width = frame.height, _shown_width(frame.width, aspect)
     return (width, height) if _turn(frame)[0] else (height, width)
 
@@ -75,7 +75,7 @@ class Screen:
         self._chains: dict[tuple, _Chain] = {}
 
     def __call__(self, frame: av.VideoFrame) -> Planes:
-        """The planes are valid until the next frame is shown. A frame gives the same each time."""
+        """Planes of a frame, valid until the next call. The same frame always gives the same planes."""
         filters = self._filters(frame)
         if not filters and not has_alpha(frame.format.name):
             return turned(self._rgb(frame, self._reformatter), frame)
@@ -117,8 +117,8 @@ class _Chain:
 
     def __call__(self, frame: av.VideoFrame) -> Planes:
         stamp, made = frame.pts, None
-        for _ in range(2):  # the second time pushes the first out of filters that wait for the next frame
-            frame.pts = self._time  # filters want time to go on
+        for _ in range(2):  # the second push releases the first frame from filters that wait for a next one
+            frame.pts = self._time  # filters need increasing time stamps
             self._time += 1
             self._graph.push(frame)
             with contextlib.suppress(av.error.BlockingIOError):
@@ -132,7 +132,7 @@ class _Chain:
 
 
 def turned(planes: Planes, frame: av.VideoFrame) -> Planes:
-    """Planes as the display matrix of the frame asks for: turned by quarters, mirrored."""
+    """Turns planes by the frame's display matrix: quarter turns and mirroring."""
     swapped, left, up = _turn(frame)
     if not (swapped or left or up):
         return planes
@@ -141,7 +141,7 @@ def turned(planes: Planes, frame: av.VideoFrame) -> Planes:
 
 
 def _turn(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """(axes swapped, then mirrored left to right, then upside down) of a frame's display matrix."""
+    """(axes swapped, then mirrored left to right, then upside down) from a frame's display matrix."""
     data = frame.side_data.get(SideData.DISPLAYMATRIX)
     if data is None:
         return False, False, False

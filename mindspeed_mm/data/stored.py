@@ -1,4 +1,4 @@
-"""Clips and captions of a list from stored features, in the place of VideoSource and Tokens."""
+"""Reads clips and captions of a list from stored features; replaces VideoSource and Tokens."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -19,16 +19,16 @@ from mindspeed_mm.errors import DataError
 from mindspeed_mm.types import Posterior, TextFeatures
 
 _TEXTS_CHECKED = 2000  # at the start of a run; cleaning a caption takes about a millisecond
-_STAT_THREADS = 16  # a network disk answers one question in milliseconds, but many at once
+_STAT_THREADS = 16  # a network disk answers one request in milliseconds, but many at once
 
 
 def video_key(clip: Clip, crop: int) -> str:
-    """Of one temporal crop (and flip) of a clip."""
+    """Key of one temporal crop (and flip) of a clip."""
     return digest(f"{clip.identity}:crop {crop}")
 
 
 def possible_texts(row: Row, config: DatasetConfig) -> set[str]:
-    """Every text that a row's caption can become: with each aesthetic sentence on either side, cleaned; "" if dropped."""
+    """All texts that a row's caption can become: with each aesthetic sentence on either side, cleaned; "" if dropped."""
     texts = set(row.captions)
     if config.preprocess_parameters.use_aesthetic:
         texts = {other for text in texts for other in captions.with_aesthetic(text, row.aesthetic, row.kind)}
@@ -39,29 +39,29 @@ def possible_texts(row: Row, config: DatasetConfig) -> set[str]:
 
 
 class StoredVideos:
-    """Posteriors of clips, as the autoencoder gave them."""
+    """Posteriors of clips from the autoencoder."""
 
     def __init__(self, folder: Path):
         self._part = PartReader(folder, VIDEO)
 
     def check(self, clips: Iterable[Clip]) -> None:
-        """Everything that can be wrong with all clips at once is found by `missing_videos` and `changed_files`."""
+        """Does nothing: `missing_videos` and `changed_files` check all clips."""
 
     def load(self, clip: Clip, rng: random.Random, crop: int, allocate: Allocate = torch.empty) -> Posterior:
-        """mean and logvar, each [C,t,h,w], of crop number `crop`; rng and allocate are a decoder's."""
+        """mean and logvar, each [C,t,h,w], for crop number `crop`; rng and allocate are unused here."""
         mean, logvar = self._part.load(video_key(clip, crop), ("mean", "logvar"), clip.row.path)
         return Posterior(mean, logvar)
 
 
 class StoredTexts:
-    """Text features by the text they are of."""
+    """Text features, found by text."""
 
     def __init__(self, folder: Path, max_length: int):
         self._part = PartReader(folder, TEXT)
         self._max_length = max_length
 
     def load(self, text: str) -> tuple[TextFeatures, None]:
-        """The features [1,L,D] of one text; zeros where its padding was, which the denoiser never looks at."""
+        """Features [1,L,D] of one text; zeros at padding, which the denoiser ignores."""
         sequence, pooled = self._part.load(digest(text), ("sequence", "pooled"), repr(text[:80]))
         length, width = sequence.shape
         whole = sequence.new_zeros(1, self._max_length, width)
@@ -72,7 +72,7 @@ class StoredTexts:
 
 
 def real_tokens(sequence: Tensor, keep: Tensor) -> Tensor:
-    """[n,D] of sequence [L,D] and keep [L]: without the padding, which is at the end."""
+    """Tokens [n,D] of sequence [L,D] and keep [L] without the padding at the end."""
     length = int(keep.sum())
     if not keep[:length].all():
         raise DataError("the tokenizer pads its texts at the front; stored features need the padding at the end")
@@ -83,7 +83,7 @@ def real_tokens(sequence: Tensor, keep: Tensor) -> Tensor:
 
 
 def changed_files(folder: Path, clips: Sequence[Clip]) -> list[str]:
-    """The files of clips that are not as they were when their features were stored. A file that is gone has not changed."""
+    """Files that have changed since their features were stored. A missing file does not count as changed."""
     paths = {clip.row.path for clip in clips}
     stamps: dict[str, Stamp] = {}
     for _, entry in read_index(folder, VIDEO):
@@ -95,7 +95,7 @@ def changed_files(folder: Path, clips: Sequence[Clip]) -> list[str]:
 
 
 def check_videos(folder: Path, clips: Sequence[Clip], crops: int) -> None:
-    """DataError if clips have no stored features, or their files have changed since."""
+    """Raises DataError if clips have no stored features, or if their files have changed since."""
     part = PartReader(folder, VIDEO)
     missing = [clip.row.path for clip in clips if not all(video_key(clip, crop) in part for crop in range(crops))]
     if missing:
@@ -112,7 +112,7 @@ def check_videos(folder: Path, clips: Sequence[Clip], crops: int) -> None:
 
 
 def check_texts(folder: Path, clips: Sequence[Clip], config: DatasetConfig) -> None:
-    """DataError if captions have no stored features; of a long list, some evenly spread clips are looked at."""
+    """Raises DataError if captions have no stored features; of a long list checks evenly spread clips."""
     part = PartReader(folder, TEXT)
     for clip in clips[:: max(1, len(clips) // _TEXTS_CHECKED)]:
         for text in sorted(possible_texts(clip.row, config)):
@@ -124,5 +124,5 @@ def check_texts(folder: Path, clips: Sequence[Clip], config: DatasetConfig) -> N
 
 
 def done_videos(folder: Path) -> dict[str, Entry]:
-    """Key -> entry of what is stored."""
+    """Stored entries by key."""
     return {entry.key: entry for _, entry in read_index(folder, VIDEO)}

@@ -1,7 +1,7 @@
-"""What files may be called.
+"""Accepted file suffixes.
 
-A suffix is accepted if the libraries that are installed say that they read its format: FFmpeg for videos, Pillow for
-images. What is inside decides how a file is read; the suffix only says whether it is a clip or a picture.
+A suffix is accepted if the installed libraries read its format: FFmpeg for videos, Pillow for images. A file's content
+decides how it is read; the suffix only tells a clip from a picture.
 """
 
 import functools
@@ -34,7 +34,7 @@ _CONTAINERS = {
     ".dv": "dv",
     ".mxf": "mxf",
 }
-# suffix -> Pillow's name of the format. Formats without a mark of their own, and those that run programs, are left out.
+# suffix -> Pillow's name of the format. Formats without a magic number, and formats that run programs, are left out.
 _PICTURES = {
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
@@ -51,26 +51,26 @@ _PICTURES = {
     ".jp2": "JPEG2000",
     ".j2k": "JPEG2000",
 }
-_FEATURES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # parts that a Pillow may be built without
-# Pictures that may move. They are clips where a row gives num_frames of more than 1; Pillow reads them.
+_FEATURES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # optional parts of Pillow
+# Pictures that may be animated. They count as clips if a row gives num_frames above 1; Pillow reads them.
 _MAY_MOVE = (".gif", ".png", ".webp", ".avif")
 
 
 @functools.cache
 def video_suffixes() -> tuple[str, ...]:
-    """Of clips, lower case, as far as the installed FFmpeg reads them."""
+    """Suffixes of clips, in lower case, that the installed FFmpeg reads."""
     return tuple(suffix for suffix, name in _CONTAINERS.items() if _reads(name))
 
 
 @functools.cache
 def image_suffixes() -> tuple[str, ...]:
-    """Of pictures, lower case, as far as the installed Pillow reads them."""
+    """Suffixes of pictures, in lower case, that the installed Pillow reads."""
     return tuple(suffix for suffix, name in _PICTURES.items() if name in image_formats())
 
 
 @functools.cache
 def image_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are read, whatever the suffix."""
+    """Pillow's names of the accepted formats, whatever the suffix."""
     Image.init()
     names = dict.fromkeys(_PICTURES.values())
     return tuple(
@@ -78,9 +78,9 @@ def image_formats() -> tuple[str, ...]:
     )
 
 
-@functools.lru_cache(maxsize=256)  # the rules of the filter ask for one row many times
+@functools.lru_cache(maxsize=256)  # the filter's rules ask for one row many times
 def kind_of(path: str, num_frames: int | None = None) -> str:
-    """'video', 'image' or 'unknown', by the suffix in any case. num_frames: of the row."""
+    """'video', 'image' or 'unknown', by the suffix in any case. num_frames: from the row."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix in image_suffixes():
         return "video" if num_frames is not None and num_frames > 1 and may_move(path) else "image"
@@ -88,12 +88,12 @@ def kind_of(path: str, num_frames: int | None = None) -> str:
 
 
 def may_move(path: str) -> bool:
-    """Whether a file is of a picture format that can hold several frames."""
+    """True if a file's picture format can hold several frames."""
     return os.path.splitext(path)[1].lower() in _MAY_MOVE
 
 
 def accepted() -> str:
-    """For messages: what a file may end in."""
+    """Accepted suffixes, for messages."""
     return f"videos end in {' '.join(video_suffixes())}; images in {' '.join(image_suffixes())}"
 
 

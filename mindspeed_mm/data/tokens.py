@@ -1,4 +1,4 @@
-"""Texts -> token ids, with the Hugging Face tokenizer of a local folder. `transformers` is imported when one is loaded."""
+"""Turns texts into token ids with the Hugging Face tokenizer of a local folder. Imports `transformers` on first use."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,31 +11,31 @@ from mindspeed_mm.types import TokenIds
 
 
 class Tokenizer:
-    """Fixed-length token ids of texts; see `load_tokenizer`. Can be pickled, so that worker processes get a copy."""
+    """Fixed-length token ids of texts; see `load_tokenizer`. Can be pickled for worker processes."""
 
     def __init__(self, backend, max_length: int, folder: str = ""):
-        """folder: that it is from, for messages."""
+        """folder: where it was loaded from, for messages."""
         self._backend = backend
         self.max_length = max_length
         self.folder = folder
 
     @property
     def size(self) -> int:
-        """Of the vocabulary, with what was added to it."""
+        """Size of the vocabulary, with added tokens."""
         return len(self._backend)
 
     @property
     def end(self) -> int | None:
-        """Number of the token behind a text."""
+        """Id of the token that ends a text."""
         return self._backend.eos_token_id
 
     @property
     def padding(self) -> int:
-        """Number of the token that fills a text up."""
+        """Id of the padding token."""
         return self._backend.pad_token_id
 
     def __call__(self, texts: Sequence[str]) -> TokenIds:
-        """ids and keep [B, max_length]: special tokens added, cut or padded at the end. "" keeps its special tokens."""
+        """ids and keep [B, max_length]: adds special tokens, cuts or pads at the end. "" keeps its special tokens."""
         tokens = self._backend(
             list(texts),
             max_length=self.max_length,
@@ -49,7 +49,7 @@ class Tokenizer:
 
 
 def load_tokenizer(config: TokenizerConfig, key: str, max_length: int | None = None) -> Tokenizer:
-    """Load the tokenizer in the folder `config.from_pretrained`.
+    """Loads the tokenizer in the folder `config.from_pretrained`.
 
     key: path of the config in its JSON, for messages. max_length: tokens per text; None takes the config's
     model_max_length, or else the folder's own (77 for CLIP).
@@ -59,7 +59,7 @@ def load_tokenizer(config: TokenizerConfig, key: str, max_length: int | None = N
         raise ConfigError(
             f"{key}.from_pretrained: folder {folder} does not exist; it must hold a Hugging Face tokenizer"
         )
-    import transformers  # here, because it takes seconds and tests of the rest of the folder do without it
+    import transformers  # imported here, because it takes seconds and most tests of this folder do not need it
 
     try:
         backend = getattr(transformers, config.autotokenizer_name).from_pretrained(
@@ -72,7 +72,7 @@ def load_tokenizer(config: TokenizerConfig, key: str, max_length: int | None = N
             "(a folder that holds spiece.model only needs the packages sentencepiece and protobuf)"
         ) from None
     length = max_length or config.model_max_length or backend.model_max_length
-    if length > 1_000_000:  # what transformers says when the folder does not say
+    if length > 1_000_000:  # transformers' value if the folder states none
         raise ConfigError(f"{key}.model_max_length: give it; tokenizer_config.json in {folder} does not state one")
     if backend.pad_token is None:
         raise ConfigError(f"{key}.from_pretrained: the tokenizer in {folder} has no padding token")

@@ -1,10 +1,10 @@
-"""The transforms of `train_pipeline`: frames as they are decoded -> a clip as the autoencoder wants it.
+"""The transforms of `train_pipeline`: turn decoded frames into a clip for the autoencoder.
 
-A pipeline first plans a clip: random decisions and sizes are fixed for all of its frames. The plan then takes one frame
+A pipeline first plans a clip: random decisions and sizes are fixed for all its frames. The plan then takes one frame
 at a time, so that a 1080p clip is never held whole (121 frames of it are 0.75 GB as bytes and 3 GB as floats).
 
-A plan is geometry (crops, flips, resizes) on the values as decoded, and then arithmetic on each pixel: the two commute,
-so frames stay 8-bit until they are small.
+A plan is geometry (crops, flips, resizes) on decoded values, then arithmetic on each pixel. The two commute, so frames
+stay 8-bit until they are small.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class Crop:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Flip:
-    """Mirror left and right."""
+    """Mirrors left and right."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Pipeline:
         self._bands = BandCache()
 
     def plan(self, size: Size, rng: random.Random) -> "ClipPlan":
-        """What is done to every frame of a clip of this size. Draws from `rng` in the order of the steps."""
+        """Plan for all frames of a clip of this size. Draws from `rng` in the order of the steps."""
         primitives = []
         before = size
         for config in self.steps:
@@ -79,11 +79,11 @@ class Pipeline:
         return ClipPlan(before, primitives, size, self._bands)
 
     def output_size(self, height: int, width: int) -> Size:
-        """(height, width) that frames of height x width come out with."""
+        """(height, width) of the results for frames of height x width."""
         return self.plan((height, width), random.Random(0)).size
 
     def __call__(self, video: Tensor, rng: random.Random) -> Tensor:
-        """[T,C,H,W] -> fp32 [T,C,h,w]; the memory behind it is laid out as [C,T,h,w]."""
+        """Transforms [T,C,H,W] to fp32 [T,C,h,w]; the memory is laid out as [C,T,h,w]."""
         if not len(video):
             raise ValueError("a video of no frames cannot be transformed")
         plan = self.plan(tuple(video.shape[-2:]), rng)
@@ -94,7 +94,7 @@ class Pipeline:
 
 
 class ClipPlan:
-    """What is done to each frame of one clip; `size` is the (height, width) that comes out."""
+    """Operations on each frame of one clip; `size` is the (height, width) of the result."""
 
     def __init__(self, before: Size, primitives: list, size: Size, cache: BandCache):
         self.size = size
@@ -103,18 +103,18 @@ class ClipPlan:
         if any(item.of_bytes for item in self._arithmetic[1:]):
             raise _not_bytes(torch.float32)
         first = primitives.index(self._arithmetic[0]) if self._arithmetic else 0
-        self._on_bytes = primitives[:first]  # geometry in front of ToTensorAfterResize: its results are whole numbers
+        self._on_bytes = primitives[:first]  # geometry before ToTensorAfterResize: its results are whole numbers
         self._geometry = [item for item in primitives[first:] if not isinstance(item, Arithmetic)]
         self._resizers: dict[int, Resizer] = {}  # by place in the geometry
         self._plain = None if self._needs_channels() else self._as_line()
 
     def __call__(self, planes: Sequence[Tensor], out: Tensor) -> None:
-        """planes: the channels of a frame, each [H,W], bytes or floats, strided as it may be; out [C,h,w] fp32 is filled."""
+        """planes: channels of a frame, each [H,W], bytes or floats, of any strides. out: [C,h,w] fp32, filled."""
         if planes[0].dtype != torch.uint8 and any(item.of_bytes for item in self._arithmetic):
             raise _not_bytes(planes[0].dtype)
         for item in self._on_bytes:
             planes = _on_bytes(item, planes)
-        done = False  # whether the arithmetic is in a resize's weights
+        done = False  # whether a resize's weights include the arithmetic
         for place, item in enumerate(self._geometry):
             size = tuple(planes[0].shape)
             if isinstance(item, Crop):
@@ -157,15 +157,17 @@ class ClipPlan:
 
 
 def build_pipeline(steps: tuple) -> Pipeline:
-    """A callable (video [T,C,H,W], rng) -> video, and a planner for clips, from the transform configs of data.json."""
+    """Builds, from the transform configs of data.json, a callable (video [T,C,H,W], rng) -> video that also plans
+    clips.
+    """
     return Pipeline(tuple(steps))
 
 
 def resize(video: Tensor, height: int, width: int, mode: str) -> Tensor:
-    """Resize [T,C,H,W], mode 'bilinear' or 'bicubic'. Bicubic may overshoot the range of its input.
+    """Resizes [T,C,H,W], mode 'bilinear' or 'bicubic'. Bicubic may overshoot the range of its input.
 
     The plain twin of `Resizer`. align_corners together with antialias is unusual (scale (n-1)/(m-1) with half-pixel
-    centres, so the picture shifts slightly), but it is what the published weights were trained with.
+    centres, so the picture shifts slightly), but the published weights were trained with it.
     """
     if video.shape[-2:] == (height, width):
         return video
@@ -181,7 +183,7 @@ def _crop(item: Crop, planes: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _on_bytes(item, planes: Sequence[Tensor]) -> Sequence[Tensor]:
-    """One step of geometry whose result keeps the type of the planes."""
+    """A step of geometry whose result keeps the type of the planes."""
     if isinstance(item, Crop):
         return _crop(item, planes)
     if isinstance(item, Flip):

@@ -1,4 +1,4 @@
-"""Clips -> tensors: the frames of one access, decoded, cropped, resized and normalized one at a time."""
+"""Turns clips into tensors: decodes, crops, resizes and normalizes the frames of one access one at a time."""
 
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -21,21 +21,20 @@ Allocate = Callable[[Sequence[int]], Tensor]
 
 
 class VideoSource:
-    """Reads clips of a list. Holds a reader and the weights of resizes; can be pickled for worker processes."""
+    """Reads clips of a list. Holds a reader and the resize weights; can be pickled for worker processes."""
 
     def __init__(self, config: PreprocessConfig):
-        """DataError if the reader's package is missing."""
+        """Raises DataError if the reader's package is missing."""
         self.config = config
         self._reader = build_reader(config.video_reader_type, config.frame_index_folder)
         pipelines = config.train_pipeline
         self._pipelines = {"video": build_pipeline(pipelines.video), "image": build_pipeline(pipelines.image)}
 
     def load(self, clip: Clip, rng: random.Random, crop: int = 0, allocate: Allocate = torch.empty) -> Tensor:
-        """[3,T,H,W] fp32 of the size and length that the filter promised. Draws from `rng`: frames, then transforms.
+        """[3,T,H,W] fp32 in the size and length that the filter promised. Draws from `rng`: frames, then transforms.
 
-        crop: the number of what `rng` will draw, which stored features are found by. allocate: makes the fp32 tensor of a
-        given shape that is filled and returned. DataError for anything that is wrong with the file or with what its row
-        says.
+        crop: number of the draws of `rng`, the key of stored features. allocate: makes the fp32 tensor of a given
+        shape that is filled and returned. Raises DataError for any fault of the file or of its row.
         """
         path = clip.row.path
         indices = self._indices(clip, rng)
@@ -56,7 +55,7 @@ class VideoSource:
         return out
 
     def check(self, clips: Iterable[Clip]) -> None:
-        """Transforms must make floats of the promised size: found out here for all clips, not one by one later."""
+        """Checks for all clips that the transforms make floats of the promised size."""
         sizes = {(clip.row.kind, clip.row.height, clip.row.width): clip for clip in clips}
         for kind in {kind for kind, _, _ in sizes}:
             steps = self._pipelines[kind].steps

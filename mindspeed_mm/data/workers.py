@@ -1,7 +1,7 @@
-"""Processes that work through tasks, in order; one that hangs or dies is replaced, and what it was at is given up.
+"""Processes that run tasks in order; one that hangs or dies is replaced, and its current item is skipped.
 
-torch's DataLoader cannot do that: a decoder that never returns, or takes its process down, ends the run. Here every
-worker says what it is at, and since when, in memory that the main process reads.
+torch's DataLoader cannot do that: a decoder that never returns, or that kills its process, ends the run. Here every
+worker writes its current item and the start time into memory that the main process reads.
 """
 
 import collections
@@ -26,14 +26,17 @@ from mindspeed_mm.errors import MMError
 Announce = Callable[[int], None]
 
 _IDLE = -1.0
-_PREFETCH = 2  # tasks that a worker has at a time
-_GIVE_UP = 3  # deaths of a worker that was at nothing: not the data's fault
+_PREFETCH = 2  # tasks per worker at a time
+_GIVE_UP = 3  # deaths of a worker without a current item, which the data cannot have caused
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lent:
-    """A result of which `tensor` lies in the worker's buffer `number`. The pool yields `result`, and calls
-    `work.take_back([number])` in the worker once nothing in the main process uses the tensor's memory."""
+    """A result whose `tensor` lies in the worker's buffer `number`.
+
+    The pool yields `result`, and calls `work.take_back([number])` in the worker once the main process no longer uses
+    the tensor's memory.
+    """
 
     result: object
     tensor: Tensor
@@ -52,16 +55,16 @@ class WorkerPool:
         timeout_s: float | None = None,
         start_method: str | None = None,
     ):
-        """work: runs in a worker; it announces each item (a number from 0) before it starts on it. lost: (task, item,
-        reason) -> the task to run instead, after the process was killed or died at an item. timeout_s: seconds an item
-        may take. count: 0 is one worker that gets a task only when its result is asked for.
+        """work: runs in a worker; announces each item (a number from 0) before it starts it. lost: (task, item,
+        reason) -> the task to run instead, after a process was killed or died at an item. timeout_s: seconds that an
+        item may take. count: with 0, one worker gets a task only when its result is requested.
 
-        Everything a worker needs can be pickled, so that every start method of multiprocessing works.
+        All that a worker needs can be pickled, so that every start method of multiprocessing works.
         """
         self._ahead = _PREFETCH * count
         make = (multiprocessing.get_context(start_method), work, lost, timeout_s)
         self._workers = [_Worker(*make) for _ in range(max(1, count))]
-        # Before multiprocessing's own, which would send workers a SIGTERM and wait for them.
+        # Before multiprocessing's own handler, which would send workers a SIGTERM and wait for them.
         multiprocessing.util.Finalize(self, _stop, args=(self._workers,), exitpriority=1)
 
     def run(self, tasks: Iterable) -> Iterator:
@@ -92,7 +95,7 @@ class WorkerPool:
 
 
 class _Worker:
-    """One process, and the tasks it was given and has not answered."""
+    """One process and its unanswered tasks."""
 
     def __init__(self, context, work, lost, timeout_s: float | None):
         self._context, self._work, self._lost, self._timeout_s = context, work, lost, timeout_s
@@ -142,11 +145,11 @@ class _Worker:
 
     def _start(self) -> None:
         self._pipe, theirs = self._context.Pipe()
-        self._at = RawArray("d", [_IDLE, _IDLE, 0.0])  # number of the task, item, since when
+        self._at = RawArray("d", [_IDLE, _IDLE, 0.0])  # number of the task, item, start time
         arguments = (self._work, theirs, self._at)
         self._process = self._context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
-        self._lent.clear()  # the buffers of the process before are gone with it
+        self._lent.clear()  # the old process's buffers are gone
         theirs.close()
         for task in self._tasks:
             self._send(task)
@@ -154,17 +157,17 @@ class _Worker:
     def _send(self, task) -> None:
         try:
             self._pipe.send((*task, self._unused()))
-        except OSError:  # it is dead, which `take` finds out
+        except OSError:  # it is dead; `take` detects that
             return
 
     def _unused(self) -> tuple[int, ...]:
-        """Buffers that nothing uses any more; each is named once."""
+        """Buffers that are no longer in use; each is reported once."""
         unused = tuple(number for number, memory in self._lent if memory.expired())
         self._lent = [(number, memory) for number, memory in self._lent if number not in unused]
         return unused
 
     def _patience(self) -> float:
-        """Seconds until the item that it is at has taken too long."""
+        """Seconds until the current item has taken too long."""
         _, item, since = self._at
         return 1.0 if self._timeout_s is None or item == _IDLE else since + self._timeout_s - time.monotonic()
 
@@ -179,7 +182,9 @@ class _Worker:
         if item == _IDLE:
             self._idle_deaths += 1
             if self._idle_deaths == _GIVE_UP:
-                raise RuntimeError(f"a data worker, at no file, {reason}; is there memory for num_workers processes?")
+                raise RuntimeError(
+                    f"a data worker without a current file {reason}; is there memory for num_workers processes?"
+                )
         for place, (given, task) in enumerate(self._tasks):
             if given == number and item != _IDLE:
                 self._tasks[place] = given, self._lost(task, int(item), reason)
@@ -192,10 +197,10 @@ def _stop(workers: list[_Worker]) -> None:
 
 
 def _serve(work, pipe, at) -> None:
-    # What ends the main process in an orderly way must not end its workers before, as if their clips were bad.
+    # A signal that ends the main process must not end its workers first, as if their clips were bad.
     stopping.ignore()
     stopping.die_with_parent()
-    torch.set_num_threads(1)  # parallelism comes from the number of workers
+    torch.set_num_threads(1)  # the number of workers provides the parallelism
     parent = os.getppid()
     while True:
         if not pipe.poll(2):
@@ -205,7 +210,7 @@ def _serve(work, pipe, at) -> None:
         try:
             number, task, unused = pipe.recv()
         except (EOFError, OSError):
-            os._exit(0)  # not an orderly exit, which with torch 2.13 sometimes aborts
+            os._exit(0)  # not an orderly exit, which sometimes aborts with torch 2.13
 
         def announce(item: int, number=number) -> None:
             at[1] = _IDLE
@@ -221,7 +226,7 @@ def _serve(work, pipe, at) -> None:
         at[1] = _IDLE
         try:
             pipe.send(answer)
-        except RuntimeError as error:  # torch has found no shared memory for a tensor of it
+        except RuntimeError as error:  # torch found no shared memory for a tensor
             pipe.send((False, no_room(error, None, 1)))
         except OSError:
             os._exit(0)

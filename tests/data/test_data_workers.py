@@ -76,7 +76,7 @@ def die_idle(task, announce):
 
 
 def test_a_worker_that_dies_at_nothing_is_not_replaced_for_ever():
-    with pytest.raises(RuntimeError, match="at no file, its process ended with code 3"):
+    with pytest.raises(RuntimeError, match="without a current file its process ended with code 3"):
         results([(1, "")], die_idle)
 
 

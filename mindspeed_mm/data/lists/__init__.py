@@ -1,1 +1,1 @@
-"""Lists of clips: files in many formats -> rows -> the clips of them that are used."""
+"""Lists of clips: reads files in many formats into rows, and filters the usable clips."""

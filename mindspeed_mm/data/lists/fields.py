@@ -1,7 +1,7 @@
-"""An entry of an annotation -> a Row: which keys are read, and what their values may look like.
+"""Turns an entry of an annotation into a Row: defines the keys and their allowed values.
 
-A number may be a text ("29.97", "30000/1001"); a size may be an object, [height, width] or "1280x720"; times are seconds or
-"0:01:02.5". Errors name the place, the key as it is written there, the value and the rule.
+A number may be a text ("29.97", "30000/1001"). A size may be an object, [height, width] or "1280x720". Times are
+seconds or "0:01:02.5". Errors name the place, the key as written there, the value and the rule.
 """
 
 import ast
@@ -15,7 +15,7 @@ from mindspeed_mm.data.lists.keys import facts_of, no_key
 from mindspeed_mm.data.lists.rows import Row
 from mindspeed_mm.errors import DataError
 
-_MOST = 2**31 - 1  # frames and pixels: what every later calculation can hold
+_MOST = 2**31 - 1  # limit for frames and pixels, so that no later calculation overflows
 _MOST_SECONDS = 10.0**9
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,30}\.?[0-9]{0,30}|\.[0-9]{1,30})(?:[eE][+-]?[0-9]{1,3})?")
 _NOTHING = ("", "nan", "none", "null", "n/a", "na")
@@ -24,16 +24,16 @@ _CLOCK = re.compile(r"(?:([0-9]{1,6}):)?([0-9]{1,2}):([0-9]{1,2}(?:\.[0-9]{1,9})
 _PERIOD = re.compile(r"PT(?:([0-9]{1,6})H)?(?:([0-9]{1,6})M)?(?:([0-9]{1,9}(?:\.[0-9]{1,9})?)S)?")  # ISO 8601
 _LONGEST_CELL = 10_000  # characters of a list or object that is written as text
 
-Found = tuple[str, object]  # the key as it is written, and its value
+Found = tuple[str, object]  # the key as written, and its value
 
 
 def missing(value) -> bool:
-    """JSON null, or the NaN that pandas writes for a gap in a column."""
+    """True for JSON null, and for the NaN that pandas writes for a gap in a column."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def read_row(entry, folder: Path, place: str) -> Row:
-    """The row of an entry, its path below `folder`. DataError for a value that cannot be meant."""
+    """The row of an entry, with its path below `folder`. Raises DataError for an invalid value."""
     if not isinstance(entry, dict):
         raise DataError(f"{place}: expected an object, found {type(entry).__name__}")
     facts = facts_of({key: value for key, value in entry.items() if not missing(value)})
@@ -91,13 +91,13 @@ def _captions(found: Found | None, place: str) -> tuple[str, ...]:
             raise DataError(f"{place}: {key} must be a text or a list of texts, found {_short(item)}")
         if isinstance(item, int) and abs(item) >= 10**30:
             raise DataError(f"{place}: {key} is a number of more than 30 digits; write it as a text")
-        # half a surrogate pair is legal in JSON, but no tokenizer takes it
+        # JSON allows half a surrogate pair, but no tokenizer takes it
         texts.append(str(item).encode("utf-8", "replace").decode("utf-8"))
     return tuple(texts)
 
 
 def _size(facts: dict[str, Found], place: str) -> tuple[int | None, int | None]:
-    """(height, width) of `resolution`, or of two keys of their own as tables have them."""
+    """(height, width) from `resolution`, or from two separate keys as in tables."""
     apart = {fact: facts[fact] for fact in ("height", "width") if fact in facts}
     if "resolution" not in facts:
         return _whole(apart, "height", place), _whole(apart, "width", place)
@@ -121,7 +121,7 @@ def _size(facts: dict[str, Found], place: str) -> tuple[int | None, int | None]:
 
 
 def _extent(facts: dict[str, Found], fps: float | None, place: str) -> tuple[int, int | None]:
-    """First frame and number of frames, as far as the entry says them in frames."""
+    """First frame and number of frames, as far as the entry gives them in frames."""
     cut = _list(facts.get("cut"), place)
     if cut:
         facts = {**facts, "start_frame": ("cut[0]", cut[0]), "end_frame": ("cut[1]", (cut[1:2] or [None])[0])}
@@ -137,7 +137,7 @@ def _extent(facts: dict[str, Found], fps: float | None, place: str) -> tuple[int
 
 
 def _seconds_of(facts: dict[str, Found], place: str) -> tuple[float, float | None] | None:
-    """Start and end in seconds, where the entry has no part in frames."""
+    """Start and end in seconds, if the entry gives no part in frames."""
     if "cut" in facts or "start_frame" in facts or not {"start", "end"} & set(facts):
         return None
     start, end = _seconds(facts.get("start"), place) or 0.0, _seconds(facts.get("end"), place)
@@ -196,7 +196,7 @@ def _whole(facts: dict[str, Found], fact: str, place: str) -> int | None:
 
 
 def _seconds(found: Found | None, place: str) -> float | None:
-    """Seconds as a number, or a text such as '0:01:02.5' or 'PT1M2S'."""
+    """Seconds, given as a number or as a text such as '0:01:02.5' or 'PT1M2S'."""
     if found is None:
         return None
     key, value = found
@@ -224,7 +224,7 @@ def _list(found: Found | None, place: str) -> list:
 
 
 def _decoded(value):
-    """A list or an object that is written as a text: JSON, or Python's repr, which is what pandas writes."""
+    """Decodes a list or object written as text: JSON, or Python's repr, which pandas writes."""
     if not isinstance(value, str) or len(value) > _LONGEST_CELL or value.strip()[:1] not in ("[", "{", "("):
         return value
     for read in (json.loads, ast.literal_eval):

@@ -1,7 +1,7 @@
-"""Which rows are used, at what size and length: one predicate per rule, in the order of the original.
+"""Chooses usable rows, their size and length: one predicate per rule, in the order of the original.
 
-The first rule that fires drops the row. Every rule is reported with a count and some paths, so that a user sees why a
-list shrinks; a list of which nothing is left is an error that says the same in one line.
+The first rule that fires drops the row. The report gives each rule's count and some paths, so that users see why a
+list shrinks. A list without usable rows raises an error with the same report in one line.
 """
 
 import collections
@@ -17,7 +17,7 @@ from mindspeed_mm.data.lists.rows import Row
 from mindspeed_mm.data.resolution import fit_pixels, stride_crop
 from mindspeed_mm.errors import DataError
 
-DEFAULT_FPS = 24.0  # of rows that do not say, as in the original
+DEFAULT_FPS = 24.0  # for rows without a rate, as in the original
 _EXAMPLES = 3
 _MOST_FRAMES = (
     10_000_000  # at train_fps, 115 hours at 24: more is a mistake, and its frame numbers would fill the memory
@@ -26,7 +26,7 @@ _MOST_FRAMES = (
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Clip:
-    """A row that is used, with the shape every sample of it has."""
+    """A usable row, with the shape of all its samples."""
 
     row: Row
     frames: int
@@ -44,14 +44,14 @@ class Clip:
 
     @property
     def identity(self) -> str:
-        """What the clip is, whatever its place in the list: file, part of it, and shape."""
+        """Identity of the clip, whatever its place in the list: file, part of it, and shape."""
         row = self.row
         return f"{row.path}|{row.start}+{row.num_frames}@{self.fps:g}|{row.crop}|{self.key}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Dropped:
-    """What one rule dropped: its name, and the rows by path, with a reason behind it where there is one."""
+    """Rows dropped by one rule: its name and the paths, each followed by a reason if there is one."""
 
     rule: str
     rows: tuple[str, ...]
@@ -62,7 +62,7 @@ class Dropped:
 
     @property
     def examples(self) -> tuple[str, ...]:
-        """The first few, for people."""
+        """The first few, for messages."""
         return self.rows[:_EXAMPLES]
 
     def __str__(self) -> str:
@@ -72,10 +72,11 @@ class Dropped:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FilterResult:
-    """clips: what is left, in the order of the list. dropped: one entry per rule that fired, most rows first.
+    """Result of filtering.
 
-    usable: clips, and those of rare shapes between them. Which shapes are rare is up to the batch size: a list's places
-    that count from run to run are these.
+    clips: usable rows in the order of the list. dropped: one entry per rule that fired, most rows first. usable: clips
+    and those of rare shapes. Rare shapes depend on the batch size, so places in the list that must last from run to
+    run index `usable`.
     """
 
     clips: tuple[Clip, ...]
@@ -84,7 +85,7 @@ class FilterResult:
     usable: tuple[Clip, ...] = ()
 
     def lines(self) -> list[str]:
-        """The report, a sentence a line."""
+        """The report, one sentence per line."""
         shapes = collections.Counter(clip.key for clip in self.clips)
         assumed = sum(clip.row.fps is None for clip in self.clips if clip.row.kind == "video")
         lines = [f"data: {len(self.clips)} of {self.total} rows are used"]
@@ -97,7 +98,7 @@ class FilterResult:
         return lines
 
     def report(self) -> dict:
-        """The same for a JSON file, with every row that was dropped."""
+        """The report for a JSON file, with every dropped row."""
         shapes = collections.Counter(clip.key for clip in self.clips)
         return {
             "rows": self.total,
@@ -108,9 +109,10 @@ class FilterResult:
 
 
 def common_shapes(counts: Mapping[str, int], group_size: int) -> dict[str, int]:
-    """The shapes, and how many clips they have, of which steps take `group_size` at a time; the others are rule rare_shape.
+    """Shapes with enough clips for steps of `group_size`, and their counts; rule rare_shape drops the others.
 
-    A shape needs clips for four steps, as in the original. Where none has as many, a small list, one step is enough.
+    A shape needs clips for four steps, as in the original. If no shape has as many, as in a small list, one step is
+    enough.
     """
     enough = 4 * group_size if any(count >= 4 * group_size for count in counts.values()) else group_size
     return {key: count for key, count in counts.items() if count >= enough}
@@ -119,7 +121,7 @@ def common_shapes(counts: Mapping[str, int], group_size: int) -> dict[str, int]:
 def filter_rows(
     rows: Iterable[Row], config: PreprocessConfig, global_batch_size: int | None, source: str = "the list"
 ) -> FilterResult:
-    """Apply all rules. `source` names the list in the error that is raised when nothing is left.
+    """Applies all rules. source: name of the list in the error about an empty result.
 
     Shapes with too few clips for global_batch_size are dropped (`common_shapes`); None keeps them.
     """
@@ -201,7 +203,7 @@ def _too_few_pixels(row: Row, config: PreprocessConfig) -> bool:
         return True
     if not config.force_resolution:
         return False
-    # what is left after the crop to the target's ratio must still have least_pixels
+    # After the crop to the target's ratio, least_pixels must remain.
     target, ratio = config.max_height / config.max_width, row.height / row.width
     return row.height * row.width < math.ceil(config.least_pixels * max(ratio / target, target / ratio))
 
@@ -237,12 +239,12 @@ def _fps_too_low(row: Row, config: PreprocessConfig) -> bool:
 
 
 def _too_short(row: Row, config: PreprocessConfig, draw: Callable[[], float]) -> bool:
-    """Too short for `num_frames` (dropped with probability drop_short_ratio) or for any length the VAE takes."""
+    """Too short for `num_frames` (dropped with probability drop_short_ratio) or for any length that the VAE takes."""
     resampled, length = frames.selected_length(row.start, row.num_frames, _fps(row), config)
     return (resampled < config.num_frames and draw() < config.drop_short_ratio) or length < 0
 
 
-# In the original's order: the first that fires gives the reason. Published names, where the original has one.
+# In the original's order: the first rule that fires gives the reason. Names follow the original where it has one.
 _ANY_RULES = (
     ("no_cap", _no_caption),
     ("unknown_type", _unknown_type),
@@ -268,8 +270,8 @@ def sample_size(row: Row, config: PreprocessConfig) -> tuple[int, int]:
 
 
 def _budget_size(row: Row, config: PreprocessConfig) -> tuple[int, int]:
-    """What is left of a frame after resizing to the budget of pixels and cropping to multiples of the stride."""
-    # The original leaves hw_stride out of the first step, so that its keys and its transforms could disagree.
+    """Size after resizing to the pixel budget and cropping to multiples of the stride."""
+    # The original omits hw_stride in the first step, so its keys and its transforms could disagree.
     resized = fit_pixels(row.height, row.width, config.max_hxw, config.force_5_ratio, config.hw_stride)
     return stride_crop(*resized, config.hw_stride, config.force_5_ratio)[2:]
 

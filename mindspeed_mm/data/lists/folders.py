@@ -1,4 +1,6 @@
-"""Folders as sources: an annotation among the clips, tar shards, `prompts.txt` with `videos.txt`, or a text beside each clip."""
+"""Folders as sources: an annotation beside the clips, tar shards, `prompts.txt` with `videos.txt`, or a text beside
+each clip.
+"""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ _MOST_TEXT = 2**24  # bytes of a caption
 
 
 def annotation_in(folder: Path) -> Path | None:
-    """`metadata.csv`, `metadata.jsonl` ... of a folder, as Hugging Face's datasets name it; None if there is none."""
+    """`metadata.csv`, `metadata.jsonl` ... of a folder, as named by Hugging Face's datasets; None if there is none."""
     found = sorted(path for path in folder.glob("metadata.*") if format_of(path) is not None)
     if len(found) > 1:
         raise DataError(
@@ -29,7 +31,7 @@ def shards_in(folder: Path) -> list[Path]:
 
 
 def read_folder(folder: Path) -> Iterator[tuple[str, object]]:
-    """(place, entry) of the clips of a folder, with complete paths."""
+    """(place, entry) for the clips of a folder, with complete paths."""
     prompts = next((folder / name for name in _PROMPTS if (folder / name).is_file()), None)
     videos = next((folder / name for name in _VIDEOS if (folder / name).is_file()), None)
     if prompts is not None and videos is not None:
@@ -55,7 +57,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _side_by_side(folder: Path) -> Iterator[tuple[str, object]]:
-    """Clips at any depth, each with `clip.txt` beside it; a clip without one has no caption, and is dropped and counted."""
+    """Clips at any depth, each with `clip.txt` beside it; a clip without a text has no caption and is dropped."""
     count = captioned = 0
     for parent, names, files in os.walk(folder):
         names.sort()

@@ -1,7 +1,7 @@
-"""Annotation files -> entries as plain Python values, with the place of each for messages: a format is a row of `FORMATS`.
+"""Reads annotation files into entries of plain Python values with their places; each format is a row of `FORMATS`.
 
-In .json and .jsonl a value has its type. A cell of a table is a text, and so may be one of a .parquet: lists and objects
-are written in it as JSON, or as Python's repr, which is what pandas writes.
+Values in .json and .jsonl have types. A cell of a table is a text, and so may be a cell of a .parquet: lists and
+objects are written as JSON, or as Python's repr, which pandas writes.
 """
 
 import ast
@@ -23,14 +23,14 @@ Entries = Iterator[tuple[str, object]]  # (place, entry)
 
 
 def format_of(path: Path) -> Callable[[Path], Entries] | None:
-    """What reads a file, by its suffix with or without .gz, in any case; None if nothing does."""
+    """Reader of a file by its suffix, with or without .gz, in any case; None for other suffixes."""
     name = path.name.lower()
     suffix = Path(name.removesuffix(".gz")).suffix
     return None if suffix == ".tar" and name.endswith(".gz") else FORMATS.get(suffix)
 
 
 def read_entries(path: Path) -> Entries:
-    """The entries of a file, by its suffix. DataError names the file and the line or row that is wrong."""
+    """Entries of a file, read by its suffix. DataError names the file and the faulty line or row."""
     if Path(path.name.lower().removesuffix(".gz")).suffix in (".pkl", ".pickle"):
         raise DataError(
             f"{path}: loading a pickle runs code from the file, so it is refused. Convert it once, if you trust it: "
@@ -45,7 +45,7 @@ def read_entries(path: Path) -> Entries:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, which may be gzipped. DataError if it cannot be read."""
+    """Text of a UTF-8 file, which may be gzipped. Raises DataError if it is unreadable."""
     try:
         content = path.read_bytes()
         if path.name.lower().endswith(".gz"):
@@ -64,7 +64,7 @@ def read_text(path: Path) -> str:
 
 
 def _json(path: Path) -> Entries:
-    """A JSON value, or JSON lines, whatever the suffix says: lists of both kinds end in .json and in .jsonl."""
+    """Reads a JSON value, or JSON lines, whatever the suffix: lists of both kinds end in .json and in .jsonl."""
     text = read_text(path)
     if path.name.lower().removesuffix(".gz").endswith(".json") or text.lstrip()[:1] == "[":
         try:
@@ -95,7 +95,7 @@ def _invalid(file: str, error: Exception, first_line: int) -> DataError:
 
 
 def _rows(path: Path, content) -> Entries:
-    """The entries of a JSON value: a list, {"data": [...]}, {"path": [...], ...} by column, or {file: caption or entry}."""
+    """Entries of a JSON value: a list, {"data": [...]}, columns {"path": [...], ...}, or {file: caption or entry}."""
     if isinstance(content, dict):
         content = _entries_of(path, content)
     if not isinstance(content, list):
@@ -111,7 +111,7 @@ def _entries_of(path: Path, content: dict) -> list:
     if len(lists) == 1 or "data" in lists:
         return lists["data"] if "data" in lists else next(iter(lists.values()))
     columns = {key: value for key, value in content.items() if isinstance(value, (list, dict))}
-    if any(fact_of(key) == "path" for key in columns):  # as pandas writes a table if it isn't told otherwise
+    if any(fact_of(key) == "path" for key in columns):  # pandas' default format of a table
         columns = {key: list(value.values()) if isinstance(value, dict) else value for key, value in columns.items()}
         if len({len(value) for value in columns.values()}) > 1:
             raise DataError(
@@ -140,7 +140,7 @@ def _listed(names) -> str:
 
 
 def _table(path: Path) -> Entries:
-    """.csv and .tsv: the first line names the columns; a .csv whose first line has no comma may use ; or tabs."""
+    """Reads .csv and .tsv: the first line names the columns; if it has no comma, a .csv may use ; or tabs."""
     text = read_text(path)
     header = text.lstrip("\n")[:10_000].split("\n", 1)[0]
     tabs = ".tsv" in path.suffixes[-2:] or ("," not in header and "\t" in header)
@@ -166,7 +166,7 @@ def _parquet(path: Path) -> Entries:
         raise DataError(f"{path}: .parquet needs the package pyarrow: pip install pyarrow") from None
     try:
         with parquet.ParquetFile(path) as file:
-            # Leaves of nested columns are "resolution.height" here too, so they are chosen by their first name.
+            # Leaves of nested columns are named "resolution.height" here, so they are chosen by their first name.
             names = [name for name in file.schema_arrow.names if fact_of(name) is not None]
             if "path" not in map(fact_of, names):
                 raise no_key(str(path), "path", "the file", file.schema_arrow.names)
@@ -190,7 +190,7 @@ def _cells(record: dict) -> dict:
 
 
 def _texts(cell):
-    """A list of captions that is written as a text; any other caption as it stands."""
+    """Decodes a list of captions written as text; leaves other captions unchanged."""
     text = cell.strip() if isinstance(cell, str) else ""
     if not (text.startswith("[") and text.endswith("]")):
         return cell

@@ -1,11 +1,13 @@
-"""What lists of other tools call the facts of a clip: one table, ours first. Case, blanks, dots and dashes do not matter."""
+"""Keys under which lists of other tools give the facts of a clip, in one table. Case, blanks, dots and dashes are
+ignored.
+"""
 
 import functools
 import re
 
 from mindspeed_mm.errors import DataError
 
-# fact -> keys it is found under, the first of them that a row has
+# fact -> its keys; the first that a row has counts
 ALIASES: dict[str, tuple[str, ...]] = {
     "path": (
         *("path", "file_name", "video", "video_path", "video_file", "file_path", "filepath", "filename", "file"),
@@ -13,7 +15,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     ),
     "cap": ("cap", "caption", "captions", "text", "prompt", "description", "name"),
     "resolution": ("resolution",),
-    "height": ("height", "resolution_height"),  # the second: as pandas flattens it
+    "height": ("height", "resolution_height"),  # the second is pandas' flattened name
     "width": ("width", "resolution_width"),
     "num_frames": ("num_frames", "frames", "frame", "num_frame", "frame_count", "n_frames"),
     "fps": ("fps", "frame_rate", "framerate", "video_fps"),
@@ -43,7 +45,7 @@ def fact_of(key: str) -> str | None:
 
 
 def facts_of(entry: dict) -> dict[str, tuple[str, object]]:
-    """fact -> (the key as it is written, value), of an entry without its missing values."""
+    """fact -> (key as written, value), for an entry without its missing values."""
     found: dict[str, tuple[str, object]] = {}
     ranks: dict[str, int] = {}
     for key, value in entry.items():
@@ -55,7 +57,7 @@ def facts_of(entry: dict) -> dict[str, tuple[str, object]]:
 
 
 def no_key(place: str, fact: str, what: str, keys) -> DataError:
-    """The error for entries in which no key names a fact: it says what was found and what is wanted."""
+    """Error for entries in which no key names a fact; lists the keys found and the keys wanted."""
     found = [repr(str(key)[:40]) for key in keys]
     listed = ", ".join(found[:12]) + (", ..." if len(found) > 12 else "")
     wanted = ", ".join(repr(key) for key in ALIASES[fact][:6])

@@ -1,19 +1,21 @@
-"""Rows: one clip or image of a list, as its annotation describes it. What is missing in a file stays missing here; whether a
-row can be used is decided in `data/lists/filters.py`."""
+"""Rows: one clip or image of a list each, as its annotation describes it.
+
+Facts missing in a file stay missing here; `data/lists/filters.py` decides whether a row is usable.
+"""
 
 import dataclasses
 
 from mindspeed_mm.data import suffixes
 
-CAPTION_SUFFIXES = (".txt", ".caption", ".cap")  # of a text beside a clip, with its stem
+CAPTION_SUFFIXES = (".txt", ".caption", ".cap")  # suffixes of a caption file beside a clip, with the clip's stem
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """One clip or image of a list, as its annotation describes it; None is what the annotation does not say."""
+    """One clip or image of a list, as its annotation describes it; None for facts that the annotation omits."""
 
     path: str
-    captions: tuple[str, ...]  # one is drawn per access; empty when there is none
+    captions: tuple[str, ...]  # one is drawn per access; may be empty
     height: int | None  # pixels, after `crop`
     width: int | None
     num_frames: int | None  # length of the clip, in frames of the file
@@ -21,10 +23,10 @@ class Row:
     start: int  # first frame of the clip in the file
     crop: tuple[int, int, int, int] | None  # x0, x1, y0, y1 in pixels of the decoded frame
     aesthetic: float | None
-    fault: str | None = None  # why the file could not be probed, if that was asked for
+    fault: str | None = None  # why the file could not be probed, if probing was requested
     seconds: tuple[float, float | None] | None = None  # start and end in the file, until its fps is known
     checksum: str | None = None  # SHA-256 of the file, 64 hexadecimal digits; `check_dataset --checksums` compares it
-    bare: bool = False  # no row of its source says enough to be used: the facts are always taken from the files
+    bare: bool = False  # no row of its source has enough facts, so they always come from the files
 
     @property
     def kind(self) -> str:
@@ -33,17 +35,17 @@ class Row:
 
     @property
     def lacks_facts(self) -> bool:
-        """Whether size, rate or length are left out, which the file itself can say (`data/probe.py`)."""
+        """True if size, rate or length are missing, which the file itself can give (`data/probe.py`)."""
         return self.unusable or (self.kind == "video" and self.fps is None)
 
     @property
     def unusable(self) -> bool:
-        """Whether a fact is left out that no rule can do without: the size, or the length of a video."""
+        """True if a fact is missing that every rule needs: the size, or the length of a video."""
         kind, size = self.kind, self.height is None or self.width is None
         return (size and kind != "unknown") or (kind == "video" and self.num_frames is None)
 
     def timed(self, fps: float | None) -> "Row":
-        """The row with a frame rate, by which a part in seconds becomes frames of the file."""
+        """The row with a frame rate, which converts a part given in seconds to frames of the file."""
         if fps is None or fps <= 0 or self.seconds is None:
             return dataclasses.replace(self, fps=fps)
         begin, end = self.seconds
@@ -53,5 +55,5 @@ class Row:
 
     @staticmethod
     def kind_of(path: str) -> str:
-        """By the suffix, in any case."""
+        """Kind by suffix, in any case."""
         return suffixes.kind_of(path)

@@ -1,7 +1,7 @@
-"""Tar shards as webdataset writes them: members with the same stem are one sample. Only headers are read here.
+"""Tar shards in webdataset's layout: members with the same stem form one sample. Only headers are read here.
 
-`000.mp4`, `000.txt` and `000.json` are a clip, its caption and its other facts. Clips stay where they are in the tar (see
-`data/media.py`), so shuffling, resuming and one-shape batches are those of any other list.
+`000.mp4`, `000.txt` and `000.json` are a clip, its caption and its other facts. Clips stay in the tar (see
+`data/media.py`), so shuffling, resuming and one-shape batches work as for any other list.
 """
 
 import json
@@ -13,11 +13,11 @@ from mindspeed_mm.data.lists.rows import CAPTION_SUFFIXES, Row
 from mindspeed_mm.data.media import member_path
 from mindspeed_mm.errors import DataError
 
-_MOST_TEXT = 2**24  # bytes of a caption or of a .json
+_MOST_TEXT = 2**24  # bytes of a caption or a .json
 
 
 def read_shard(path: Path) -> Iterator[tuple[str, object]]:
-    """(place, entry) of every clip or image of a tar, in its order. DataError for a damaged or a compressed tar."""
+    """(place, entry) for every clip or image of a tar, in order. Raises DataError for a damaged or compressed tar."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     try:
         with tarfile.open(path, "r:") as tar:
@@ -36,7 +36,7 @@ def read_shard(path: Path) -> Iterator[tuple[str, object]]:
 
 
 def _entry(tar: tarfile.TarFile, path: Path, members: dict[str, tarfile.TarInfo]) -> tuple[str, object] | None:
-    """None for members that hold neither a clip nor an image."""
+    """Entry of a sample's members; None if they hold neither clip nor image."""
     kinds = {Row.kind_of(f"_.{suffix}"): member for suffix, member in reversed(members.items())}
     media = kinds.get("video") or kinds.get("image")
     if media is None:

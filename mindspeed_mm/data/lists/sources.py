@@ -1,8 +1,8 @@
-"""What `data_path` names -> rows: data.txt with a source per line, or one source itself.
+"""Reads the rows behind `data_path`: data.txt with a source per line, or one source itself.
 
-A line is `folder,annotation file`; or a source alone: an annotation file, a tar shard (`shards/{000000..000009}.tar` and
-`shards/*.tar` name several) or a folder. Blank lines and lines that begin with # are left out. A relative name is looked for in
-the working directory first, as the published scripts do, and then beside data.txt.
+A line is `folder,annotation file`, or a source alone: an annotation file, a tar shard (`shards/{000000..000009}.tar`
+and `shards/*.tar` name several) or a folder. Blank lines and lines that begin with # are skipped. A relative name is
+looked up first in the working directory, as in the published scripts, then beside data.txt.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ _MOST_SHARDS = 1_000_000
 
 
 def read_list(data_path: str | Path) -> tuple[Row, ...]:
-    """The rows of all sources, in order. DataError names the file and the line or row that is wrong."""
+    """Rows of all sources, in order. DataError names the file and the faulty line or row."""
     path = Path(data_path)
     if path.is_dir() or format_of(path) is not None or path.suffix.lower() in (".pkl", ".pickle", ".gz"):
         if not path.exists():
@@ -40,7 +40,7 @@ def read_list(data_path: str | Path) -> tuple[Row, ...]:
 
 
 def read_annotation(path: str | Path, folder: str | Path = "") -> tuple[Row, ...]:
-    """The rows of one annotation file, their paths below `folder`; see `formats.FORMATS`."""
+    """Rows of one annotation file, with their paths below `folder`; see `formats.FORMATS`."""
     path = Path(path)
     base = Path() if path.suffix.lower() == ".tar" else Path(folder)
     return tuple(read_row(entry, base, place) for place, entry in read_entries(path))
@@ -67,7 +67,7 @@ def _line(data_path: Path, number: int, line: str) -> Iterator[Row]:
 
 
 def _named(data_path: Path, where: str, name: str, folder: str | None) -> list[Path]:
-    """The files or folders that a name stands for; DataError if there is none."""
+    """Files or folders that match a name. Raises DataError if there are none."""
     names = list(_spread(name, where))
     found = []
     for one in names:
@@ -89,7 +89,7 @@ def _named(data_path: Path, where: str, name: str, folder: str | None) -> list[P
 
 
 def _spread(name: str, where: str) -> Iterator[str]:
-    """`a{000..002}.tar` -> three names, with the digits that the first number has."""
+    """Expands `a{000..002}.tar` to three names, with as many digits as the first number has."""
     found = _RANGE.search(name)
     if found is None:
         yield name
@@ -102,13 +102,13 @@ def _spread(name: str, where: str) -> Iterator[str]:
 
 
 def _beside(data_path: Path, name: str) -> Path:
-    """`name` as it stands if that exists (or is absolute), else beside data.txt if that exists, else as it stands."""
+    """`name` itself if it exists (or is absolute), else the file beside data.txt if that exists, else `name`."""
     stated, beside = Path(name), data_path.parent / name
     return beside if not stated.exists() and beside.exists() else stated
 
 
 def _source(folder: Path | None, path: Path) -> tuple[Row, ...]:
-    """The rows of an annotation file or a folder. folder: of the clips; None: the working directory or the file's own."""
+    """Rows of an annotation file or a folder. folder: of the clips; None: the working directory or the file's folder."""
     if path.is_dir():
         inner = folders.annotation_in(path)
         if inner is not None:
@@ -121,13 +121,14 @@ def _source(folder: Path | None, path: Path) -> tuple[Row, ...]:
         return ()
     base = Path() if path.suffix.lower() == ".tar" else folder
     rows = [read_row(entry, base or Path(), place) for place, entry in entries]
-    if base is None and not Path(rows[0].path).exists():  # not where the program runs: beside the annotation
+    # clips are not in the working directory but beside the annotation
+    if base is None and not Path(rows[0].path).exists():
         rows = [read_row(entry, path.parent, place) for place, entry in entries]
     return _finished(path, rows, entries)
 
 
 def _finished(path: Path, rows: list[Row], entries) -> tuple[Row, ...]:
-    """The rows of a source, which must say something about captions; marked where none says enough about the clips."""
+    """Checks that the rows of a source mention captions; marks them if none has enough facts about the clips."""
     if not any(row.captions for row in rows):
         keys = {str(key) for _, entry in entries for key in entry}
         if keys and not any(fact_of(key) == "cap" for key in keys):

@@ -1,1 +1,1 @@
-"""Captions and prompts as the text encoders read them."""
+"""Prepares captions and prompts for the text encoders."""

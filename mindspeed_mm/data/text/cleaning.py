@@ -1,7 +1,7 @@
-"""Cleaning of captions and prompts, equal to the original's on every golden text, in time that grows with the length only.
+"""Cleans captions and prompts, equal to the original on every golden text, in time linear in the length.
 
-The original's patterns are the rule. Where one of them looks at the rest of the text again from every place in it, so that
-"a.a.a. ..." took seconds, the same matches are found in another way here.
+The original's patterns are the rule. Some of them scan the rest of the text again from every place, so that "a.a.a.
+..." took seconds; their matches are found here in another way.
 """
 
 import html
@@ -15,22 +15,23 @@ from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
 from mindspeed_mm.config.sample import LONGEST_TEXT
 
 _MARKUP_WORK = (
-    2_000_000  # tags times characters that the HTML parser is given: it reads on from each tag, 0.1 s at most
+    2_000_000  # limit of tags times characters for the HTML parser, which scans on from each tag; 0.1 s at most
 )
 
 
 def preprocess(text: str, use_clean_caption: bool = True, keep_cjk: bool = False) -> str:
-    """A caption or prompt as the text encoders should see it: cleaned twice, or only lower-cased and stripped.
+    """Prepares a caption or prompt for the text encoders: cleans it twice, or only lower-cases and strips it.
 
-    Twice, because the first pass can uncover what the second removes (entities that decode to tags, for example).
-    keep_cjk: leave Chinese and Japanese characters, which the original removes.
+    Twice, because the first pass can uncover text that the second removes (entities that decode to tags, for example).
+    keep_cjk: keeps Chinese and Japanese characters, which the original removes.
     """
     return clean(clean(text, keep_cjk), keep_cjk) if use_clean_caption else text[:LONGEST_TEXT].lower().strip()
 
 
 def clean(text: str, keep_cjk: bool = False) -> str:
-    """One pass over the first `LONGEST_TEXT` characters: lower case; no URLs, HTML, e-mail names, CJK, file names, codes and
-    sizes; plain quotes and dashes."""
+    """Cleans the first `LONGEST_TEXT` characters once: lower case; no URLs, HTML, e-mail names, CJK, file names, codes
+    or sizes; plain quotes and dashes.
+    """
     text = urllib.parse.unquote_plus(str(text)[:LONGEST_TEXT]).strip().lower()
     text = _PERSON.sub("person", text)
     for scheme in _SCHEMES:
@@ -59,7 +60,7 @@ _EDGE = re.compile(r"\b")
 
 
 def _without_links(text: str, scheme: re.Pattern) -> str:
-    """Without addresses that begin with the scheme, or that look like a domain with a path."""
+    """Removes addresses that begin with the scheme, or that look like a domain with a path."""
     ends = {found.start(): found.end() for found in _DOMAIN_END.finditer(text)}
     if not ends:
         return scheme.sub("", text)
@@ -86,7 +87,7 @@ def _without_links(text: str, scheme: re.Pattern) -> str:
 
 
 def _last_dot(text: str, host: re.Match, ends: dict[int, int], at: int) -> int | None:
-    """The last dot of a host, behind `at`, that a domain ends with."""
+    """The last dot of a host, after `at`, at which a domain ends."""
     dot = text.rfind(".", host.start(), host.end())
     while dot > max(at, host.start()):
         if dot in ends:
@@ -103,26 +104,28 @@ _NUMBER_REFERENCE = re.compile(r"&#0*([0-9]{7})[0-9]+|&#x0*([0-9a-f]{6})[0-9a-f]
 
 
 def _plain_text(text: str) -> str:
-    """HTML -> its text. Parsed where that takes no longer than a moment; in a text that is mostly tags they are cut out."""
+    """Text of an HTML string. It is parsed if that is fast; in a text that is mostly tags, they are cut out."""
     if "<" not in text and "&" not in text:
         return text
     text = _short_numbers(text)
     if text.count("<") * len(text) > _MARKUP_WORK:
         return html.unescape(_TAG.sub("", _without_hidden(text)))
-    with warnings.catch_warnings():  # captions that look like a file name or an address are no mistake here
+    with warnings.catch_warnings():  # captions that look like a file name or address are not mistakes here
         warnings.simplefilter("ignore", MarkupResemblesLocatorWarning)
         return BeautifulSoup(text, features="html.parser").text
 
 
 def _without_hidden(text: str) -> str:
-    """Without comments and scripts, as far as they are closed."""
+    """Removes comments and scripts that are closed."""
     closed = max(text.rfind("-->"), text.rfind("</")) + 1
     return _HIDDEN.sub("", text[:closed]) + text[closed:] if closed else text
 
 
 def _short_numbers(text: str) -> str:
-    """Numeric references of more digits than any character has, cut: they are U+FFFD either way, and Python refuses to read
-    thousands of digits."""
+    """Cuts numeric references with more digits than any character has.
+
+    They become U+FFFD either way, and Python refuses to read thousands of digits.
+    """
     return (
         _NUMBER_REFERENCE.sub(lambda found: "&#9999999" if found[1] else "&#xfffffff", text) if "&#" in text else text
     )
@@ -165,7 +168,7 @@ _SYMBOLS = _rules(
     (r"\b\d{6,}\b", ""),
 )
 
-# The original removes \S+\.(?:png|...): of each word, all up to the last ending in it. That is looked for word by word.
+# The original removes \S+\.(?:png|...): each word up to its last such ending. Here that is found word by word.
 _FILE_END = re.compile(rf"\.(?:{_FILE_TYPES})")
 _WORD = re.compile(r"\S+")
 _FILE_NAME = re.compile(rf"\S+\.(?:{_FILE_TYPES})")

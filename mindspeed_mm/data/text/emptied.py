@@ -1,4 +1,4 @@
-"""Texts of which cleaning leaves nothing: a caption that becomes "" trains the model without one, a prompt samples without one.
+"""Finds texts that cleaning empties: such a caption trains the model without text, such a prompt samples without one.
 
 Chinese is the usual reason: the original removes it, since its T5 has no pieces for it.
 """
@@ -12,11 +12,12 @@ from mindspeed_mm.config.data import DatasetConfig
 from mindspeed_mm.data.lists.rows import Row
 from mindspeed_mm.data.text.cleaning import CJK, preprocess
 
-_MOST = 20_000  # texts that are cleaned to find out; of more of them a part is drawn
+_MOST = 20_000  # number of texts that are cleaned; from more texts a part is drawn
 _EXAMPLES = 3
 _SHOWN = 60  # characters of an example
 
-# A plain word of four letters or more, with a blank on either side, survives every rule of the cleaning: so most captions need
+# A plain word of four letters or more between blanks survives every rule of the cleaning, so most captions need no
+# test. Exceptions: texts with markup, escapes or Chinese, and the words below.
 # not be cleaned to know that something is left. Not in texts that hold markup, escapes or Chinese, and not these words.
 _DOUBTFUL = re.compile(r"[<&%@\\\u3100-\u9fff]|click|www|http", re.IGNORECASE)
 _WORD = re.compile(
@@ -32,7 +33,7 @@ CHINESE = (
 
 
 def is_emptied(text: str, use_clean_caption: bool = True, keep_cjk: bool = False) -> bool:
-    """Whether cleaning leaves nothing of a text, or less of a Chinese one than it removes."""
+    """True if cleaning leaves nothing of a text, or removes more than it leaves of a Chinese one."""
     if not use_clean_caption:
         return not text.strip()
     if not _DOUBTFUL.search(text) and _WORD.search(text):
@@ -43,7 +44,7 @@ def is_emptied(text: str, use_clean_caption: bool = True, keep_cjk: bool = False
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Emptied:
-    """How many captions of a list cleaning empties. looked_at: those that were tried, all of a list unless it is huge."""
+    """Number of a list's captions that cleaning empties. looked_at: tested captions; all unless the list is huge."""
 
     looked_at: int = 0
     count: int = 0
@@ -55,7 +56,7 @@ class Emptied:
         return self.count / self.looked_at if self.looked_at else 0.0
 
     def lines(self) -> list[str]:
-        """The report for the log; nothing if there is nothing to say."""
+        """Lines for the log; empty if no caption is emptied."""
         if not self.count:
             return []
         shown = "; ".join(f"{path}: {text!r}" for path, text in self.examples)
@@ -66,7 +67,7 @@ class Emptied:
         ]
 
     def report(self) -> dict:
-        """The same for a JSON file."""
+        """The report for a JSON file."""
         examples = [{"path": path, "caption": text} for path, text in self.examples]
         return {
             "captions": self.looked_at,
@@ -76,14 +77,14 @@ class Emptied:
         }
 
     def fault(self, most: float) -> str | None:
-        """Why the list is not to be trained on, with --max-empty-captions `most`; or None."""
+        """Reason not to train on the list, given --max-empty-captions `most`; or None."""
         if self.fraction <= most:
             return None
         return f"{self.lines()[0].removeprefix('data: ')}; more than --max-empty-captions {most:g}"
 
 
 def emptied(rows: Iterable[Row], config: DatasetConfig) -> Emptied:
-    """The captions of rows that the config's cleaning empties."""
+    """Captions of rows that the config's cleaning empties."""
     texts = [(row.path, text) for row in rows for text in row.captions]
     cleans = config.enable_text_preprocessing and config.use_clean_caption
     if cleans:
@@ -93,7 +94,7 @@ def emptied(rows: Iterable[Row], config: DatasetConfig) -> Emptied:
         doubtful = drawn = texts
     found = [pair for pair in drawn if is_emptied(pair[1], cleans, config.support_chinese)]
     looked_at = len(texts) - len(doubtful) + len(drawn)
-    if len(drawn) < len(doubtful):  # as if all had been tried
+    if len(drawn) < len(doubtful):  # scaled up as if all had been tried
         looked_at, count = len(texts), round(len(found) * len(doubtful) / len(drawn))
     else:
         count = len(found)
