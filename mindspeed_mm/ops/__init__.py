@@ -1,1 +1,1 @@
-"""Pure functions on tensors: no parameters, no process groups. The kernel is picked by `tensor.device.type`."""
+"""Pure functions on tensors, without parameters or process groups. `tensor.device.type` selects the kernel."""

@@ -1,9 +1,9 @@
-"""Ascend's fused operators behind `attention.py`, `norms.py` and `rope3d.py`, and the limits that they do not report.
+"""Ascend's fused operators behind `attention.py`, `norms.py` and `rope3d.py`, and checks of their limits.
 
-The operators live in closed libraries: what they are given wrongly they compute wrongly, often without a word. Each
-function here checks what the documentation of torch_npu demands before the call (docs/ascend.md lists it), and passes
-every argument whose default would be silently wrong, such as the scale of attention. They are reached through
-`torch.ops`, which exists when platforms/npu.py has imported torch_npu. tests/npu compares each with its plain twin.
+The operators are closed libraries and often compute silently wrong results for invalid inputs. So each function here
+first checks the limits in torch_npu's documentation (docs/ascend.md lists them), and passes every argument whose
+default would be silently wrong, such as the scale of attention. `torch.ops` provides the operators once
+platforms/npu.py has imported torch_npu. tests/npu compares each with its plain twin.
 """
 
 import itertools
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_MOST_TOKENS = 1_000_000  # per sequence, and of a packed batch
-_MOST_SEQUENCES = 1024  # of a packed batch
+_MOST_TOKENS = 1_000_000  # per sequence, and per packed batch
+_MOST_SEQUENCES = 1024  # per packed batch
 _MOST_HEADS, _WIDEST_HEAD = 256, 768
 _MASK_ELEMENTS = 1 << 24  # 16 MiB of bool; a 1024x1024 attention of 16 samples
 _WIDEST_ROTATED, _MOST_ROTATED = 896, 1000  # channels; batch, and heads
@@ -24,8 +24,8 @@ _WIDEST_ROTATED, _MOST_ROTATED = 896, 1000  # channels; batch, and heads
 def attend(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
     """Attention over the keys with keep = True: q [S,B,H,D], k and v [L,B,H,D], keep [B,L] bool or None -> [S,B,H,D].
 
-    Each row of keep needs a True. A mask on a small problem costs less than asking the device for the lengths; on a
-    large one it would be the largest tensor of all, so there the real keys are packed.
+    Each row of keep needs a True. On a small problem a mask costs less than reading the lengths from the device. On a
+    large one the mask would be the largest tensor, so the real keys are packed instead.
     """
     if keep is None:
         return attend_tokens_first(q, k, v)
@@ -33,9 +33,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
     if batch * queries * k.shape[0] <= _MASK_ELEMENTS:
         masked = (~keep)[:, None, None, :].expand(-1, -1, queries, -1).contiguous()
         return attend_tokens_first(q, k, v, masked)
-    keep = keep.cpu()  # the lengths have to be known here, so wait for the device once, and not in every operator below
+    # The lengths are needed on the host: waits for the device once here, not in every operator below.
+    keep = keep.cpu()
     lengths = keep.sum(1).tolist()
-    sample, key = keep.nonzero(as_tuple=True)  # one sample behind the other
+    sample, key = keep.nonzero(as_tuple=True)  # samples one after the other
     real = (key * batch + sample).to(k.device)
     k, v = (x.flatten(0, 1).index_select(0, real) for x in (k, v))
     q_ends = [queries * (sample + 1) for sample in range(batch)]
@@ -56,7 +57,7 @@ def attend_heads_first(q: Tensor, k: Tensor, v: Tensor, masked: Tensor | None = 
 
 
 def attend_tokens_first(q: Tensor, k: Tensor, v: Tensor, masked: Tensor | None = None) -> Tensor:
-    """The same in the layout of the denoiser: q [S,B,H,D], k and v [L,B,H,D] -> [S,B,H,D]."""
+    """The same in the denoiser's layout: q [S,B,H,D], k and v [L,B,H,D] -> [S,B,H,D]."""
     _check_attention(*(x.permute(1, 2, 0, 3) for x in (q, k, v)), batch_axes=2)
     if masked is not None:
         _check_mask(masked, q.shape[1], q.shape[2], q.shape[0], k.shape[0])
@@ -66,9 +67,9 @@ def attend_tokens_first(q: Tensor, k: Tensor, v: Tensor, masked: Tensor | None =
 
 
 def attend_packed(q: Tensor, k: Tensor, v: Tensor, q_ends: Sequence[int], k_ends: Sequence[int]) -> Tensor:
-    """Attention within sequences that lie one behind the other: q [T,H,D], k and v [U,H,D] -> [T,H,D].
+    """Attention within packed sequences: q [T,H,D], k and v [U,H,D] -> [T,H,D].
 
-    q_ends, k_ends: where each sequence ends, cumulative and without a leading 0; the last are T and U.
+    q_ends, k_ends: cumulative ends of the sequences, without a leading 0; the last are T and U.
     """
     _check_attention(q, k, v, batch_axes=1)
     q_ends, k_ends = list(q_ends), list(k_ends)
@@ -88,16 +89,16 @@ def _spans(ends: list[int]) -> list[tuple[int, int]]:
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, *, heads: int, layout: str, dim: int, **options) -> Tensor:
-    """The operator, with the scale that it would otherwise take as 1."""
+    """Calls the operator with the scale, whose default would be 1."""
     return torch.ops.npu.npu_fusion_attention(
         q, k, v, heads, layout, scale=1 / math.sqrt(dim), keep_prob=1.0, sparse_mode=0, **options
     )[0]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMS normalisation over the last axis, scaled by weight [D]; fp32 inside, returned in x's dtype.
+    """RMS normalisation over the last axis, scaled by weight [D]; computed in fp32, returned in x's dtype.
 
-    One rounding to x's dtype, at the end; the plain twin rounds before the weight as well.
+    Rounds to x's dtype once, at the end; the plain twin also rounds before the weight.
     """
     _check_dtype("rms_norm", x)
     if list(weight.shape) != [x.shape[-1]]:
@@ -125,7 +126,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, dims: Sequence[int]) -> Tensor:
 
 
 class _Rotate(torch.autograd.Function):
-    """Its gradient is the rotation backwards. The operator's own would compute gradients of the tables too."""
+    """The gradient is the inverse rotation. The operator's own gradient would also cover the tables."""
 
     @staticmethod
     def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -140,7 +141,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """One operator per part: it turns the halves of all channels that it is given."""
+    """Calls one operator per part, since it rotates the halves of all channels that it gets."""
     parts = zip(*(table.split(dims, dim=-1) for table in (x.float(), cos, sin)), strict=True)
     turned = [torch.ops.npu.npu_rotary_mul(*part, rotary_mode="half") for part in parts]
     return torch.cat(turned, dim=-1).to(x.dtype)

@@ -1,9 +1,9 @@
-"""The denoiser's elementwise steps with gradients of their own, which keep their inputs and recompute the rest.
+"""Elementwise steps of the denoiser with custom gradients, which keep only their inputs and recompute the rest.
 
-Plain autograd keeps every intermediate tensor, in fp32 where the step is computed in fp32: of a block's memory that is
-half. Each step here keeps only what it was given (which the linear before it, or the residual, holds anyway) and computes
-in fp32 as the original does. Where torch.compile traces a block, it fuses the plain formulas and decides by itself what
-to keep, but for what `recomputed` tells it; on an NPU the fused operators behind `norms` and `rope3d` do.
+Plain autograd keeps every intermediate tensor, in fp32 where the step computes in fp32: half of a block's memory. Each
+step here keeps only its inputs (which the linear before it, or the residual, holds anyway) and computes in fp32, as
+the original does. If torch.compile traces a block, it fuses the plain formulas and decides what to keep, except for
+hints by `recomputed`. On an NPU the fused operators behind `norms` and `rope3d` are used.
 """
 
 import contextlib
@@ -28,9 +28,10 @@ def _plain(x: Tensor) -> bool:
 
 
 def modulated_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, scale: Tensor, shift: Tensor) -> Tensor:
-    """Layer norm of x [S,B,D] with weight and bias [D], times (1 + scale [B,D]), plus shift [B,D]; returned in x's dtype.
+    """Layer norm of x [S,B,D] with weight and bias [D], times (1 + scale [B,D]), plus shift [B,D]; returned in x's
+    dtype.
 
-    adaLN (2212.09748, section 3.2), all of it in fp32.
+    adaLN (2212.09748, section 3.2), computed in fp32.
     """
     if _plain(x):
         return modulate(norms.layer_norm(x, weight, bias, eps), scale, shift)
@@ -49,7 +50,7 @@ class _ModulatedLayerNorm(torch.autograd.Function):
     def forward(ctx, x, weight, bias, eps, scale, shift):
         width = x.shape[-1:]
         gain, offset = weight * (1 + scale), bias * (1 + scale) + shift
-        if x.shape[1] == 1:  # the kernel's own affine map serves one sample
+        if x.shape[1] == 1:  # the kernel's own affine map suffices for one sample
             y, mean, rstd = torch.native_layer_norm(x.float(), width, gain[0].float(), offset[0].float(), eps)
         else:
             y, mean, rstd = torch.native_layer_norm(x.float(), width, None, None, eps)
@@ -129,7 +130,7 @@ class _NormedRotated(torch.autograd.Function):
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`rope3d.rotate` of an fp32 tensor without its copy of the halves."""
+    """`rope3d.rotate` for an fp32 tensor, without its copy of the halves."""
     out, start = x * cos, 0
     for dim in rope3d.axis_dims(x.shape[-1]):
         first, second = slice(start, start + dim // 2), slice(start + dim // 2, start + dim)
@@ -148,21 +149,21 @@ _GELU_3 = 0.044715 * _GELU_1
 def gelu(x: Tensor, approximate: str) -> Tensor:
     """GELU (1606.08415) in fp32, returned in x's dtype; approximate: "tanh" or "none"."""
     if torch.compiler.is_compiling() and approximate == "tanh":
-        # 1 + tanh(u) = 2 sigmoid(2u): compilers for CPUs make exp faster than tanh.
+        # 1 + tanh(u) = 2 sigmoid(2u): CPU compilers make exp faster than tanh.
         wide = x.float()
         return (wide * torch.sigmoid(wide * (_GELU_1 + _GELU_3 * wide * wide))).to(x.dtype)
     if _plain(x):
         return F.gelu(x.float(), approximate=approximate).to(x.dtype)
-    return F.gelu(x, approximate=approximate)  # torch's kernels for 16 bits compute in fp32 and round once
+    return F.gelu(x, approximate=approximate)  # torch's 16-bit kernels compute in fp32 and round once
 
 
 def recomputed(on: bool, function: Callable, *arguments: Tensor) -> tuple[Tensor, AbstractContextManager]:
-    """function(*arguments), and a context: inside it, an operator that would keep this result for its backward pass keeps
-    the arguments, and calls the function again.
+    """Returns function(*arguments) and a context. Inside the context, an operator that would keep the result for its
+    backward pass keeps the arguments instead, and calls the function again.
 
-    For a cheap function with contiguous results, whose arguments are kept anyway; if not `on`, nothing is special. Not
-    inside a checkpointed function (`parallel/recompute.py`), which would then hold the arguments. To a compiler the same
-    is said by checkpointing the function.
+    Use it for cheap functions with contiguous results whose arguments are kept anyway. With `on` false this is a plain
+    call. Do not use it inside a checkpointed function (`parallel/recompute.py`), which would then hold the arguments.
+    When a compiler traces the call, the function is checkpointed instead.
     """
     if not on:
         return function(*arguments), contextlib.nullcontext()

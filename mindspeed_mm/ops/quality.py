@@ -1,4 +1,4 @@
-"""How close two videos are: PSNR and SSIM, on tensors in [0,1]."""
+"""Similarity of two videos: PSNR and SSIM, on tensors in [0,1]."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor
 
 # The constants of the SSIM paper (Wang et al. 2004, section III.C): window of 11 pixels, sigma 1.5, K1, K2.
 _WINDOW, _SIGMA, _K1, _K2 = 11, 1.5, 0.01, 0.03
-_LIMIT_DB = 100.0  # of equal videos
+_LIMIT_DB = 100.0  # for equal videos
 
 
 def psnr(video: Tensor, other: Tensor) -> Tensor:

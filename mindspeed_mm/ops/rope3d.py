@@ -13,7 +13,7 @@ _BASE = 10000.0
 
 
 def axis_dims(head_dim: int) -> tuple[int, int, int]:
-    """Channels of a head that belong to t, h and w."""
+    """Channels of a head for t, h and w."""
     if head_dim % 16:
         raise ValueError(f"head_dim {head_dim} is not a multiple of 16")
     unit = head_dim // 16
@@ -51,7 +51,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`rotate` in operators that every device has."""
+    """`rotate` in operators of every device."""
     halves = [part for dim in axis_dims(x.shape[-1]) for part in (dim // 2, dim // 2)]
     t1, t2, h1, h2, w1, w2 = x.float().split(halves, dim=-1)
     turned = torch.cat((-t2, t1, -h2, h1, -w2, w1), dim=-1)

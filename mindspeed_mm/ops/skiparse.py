@@ -59,7 +59,9 @@ def join_text(video: Tensor, text: Tensor, k: int, group: bool) -> Tensor:
 
 
 def split_text(joint: Tensor, k: int, group: bool, length: int) -> tuple[Tensor, Tensor]:
-    """The way back: [S'/k + L, k*B, H, D] -> the video [S,B,H,D] with S = length, and the mean of its texts [L,B,H,D]."""
+    """The inverse of `join_text`: [S'/k + L, k*B, H, D] -> the video [S,B,H,D] with S = length, and the mean of its
+    texts [L,B,H,D].
+    """
     if k == 1:
         return joint[:length], joint[length:]
     if torch.compiler.is_compiling():
@@ -101,7 +103,7 @@ def _joined(video: Tensor, text: Tensor, k: int, group: bool) -> Tensor:
         joint = video.new_empty(k * batch, tokens, *rest).transpose(0, 1)
     else:
         joint = video.new_empty(tokens, k * batch, *rest)
-    whole = length - length % (k * k)  # the padded blocks behind are copied by themselves: fewer than k * k tokens
+    whole = length - length % (k * k)  # the padded blocks at the end are copied separately: fewer than k * k tokens
     _blocks(joint[: whole // k], k, group).copy_(video[:whole].unflatten(0, (-1, k, k)))
     joint[whole // k : parts] = skip(video[whole:], k, group)
     joint[parts:].unflatten(1, (k, batch)).copy_(text[:, None])
@@ -115,11 +117,11 @@ def _split(joint: Tensor, k: int, group: bool, length: int) -> tuple[Tensor, Ten
 
 
 def _rows_of_parts(x: Tensor) -> bool:
-    """Whether a part's tokens lie behind each other in memory, which attention likes best; the NPU's takes [S,B,H,D]."""
+    """True if a part's tokens are adjacent in memory, which attention prefers; the NPU's takes [S,B,H,D]."""
     return x.device.type != "npu"
 
 
 def _blocks(parts: Tensor, k: int, group: bool) -> Tensor:
-    """Parts [n*k, k*B, ...] as a view in the order of the tokens: [n, k, k, B, ...], blocks of k x k tokens."""
+    """Parts [n*k, k*B, ...] as a view in token order: [n, k, k, B, ...], blocks of k x k tokens."""
     blocks = parts.unflatten(0, (-1, k)).unflatten(2, (k, -1))
     return blocks.transpose(1, 2) if group else blocks

@@ -1,1 +1,1 @@
-"""What happens between the gradients and the weights, around Megatron's optimizer and not instead of it."""
+"""Steps between the gradients and the weights, around Megatron's optimizer."""

@@ -1,6 +1,6 @@
-"""Gradient clipping: by a fixed norm, or by the norm's own moving average (v1.5 report, "Adaptive Grad Clipping").
+"""Gradient clipping by a fixed norm, or by the norm's moving average (v1.5 report, "Adaptive Grad Clipping").
 
-The decision is plain arithmetic on one number that all ranks share, so that every rank decides alike.
+The decision uses one number that all ranks share, so that every rank decides alike.
 """
 
 import dataclasses
@@ -15,15 +15,15 @@ _EPSILON = 1e-6
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do with a step's gradients: multiply them by `scale`, or skip the step for the reason given."""
+    """Decision about a step's gradients: multiply them by `scale`, or skip the step with a reason."""
 
     scale: float = 1.0
-    threshold: float | None = None  # norms above it are clipped to it
+    threshold: float | None = None  # larger norms are clipped to it
     skip: str | None = None
 
 
 class FixedClip:
-    """Scale gradients with a norm above `limit` down to it; 0 for no limit. Non-finite norms skip the step."""
+    """Scales gradients with a norm above `limit` down to it; 0: no limit. A non-finite norm skips the step."""
 
     def __init__(self, limit: float):
         self.limit = limit
@@ -39,14 +39,14 @@ class FixedClip:
         return {}
 
     def load_state_dict(self, state: dict) -> None:
-        """Nothing to restore."""
+        """Does nothing: there is no state."""
 
 
 class AdaptiveClip:
-    """Clip to mean + 3 sigma of the norms so far, skip beyond max(mean + 5 sigma, 5).
+    """Clips to mean + 3 sigma of the norms so far, skips beyond max(mean + 5 sigma, 5).
 
     mean and variance move with `decay` over the norms of steps that were neither clipped nor skipped. The first finite
-    norm starts them, at min(3 norm, 1) and 0, and is not clipped.
+    norm sets them to min(3 norm, 1) and 0, and is not clipped.
     """
 
     def __init__(self, decay: float):
@@ -69,7 +69,7 @@ class AdaptiveClip:
         if norm > threshold:
             return Decision(scale=1.0 / (norm / threshold + _EPSILON), threshold=threshold)
         self.mean = self.decay * self.mean + (1 - self.decay) * norm
-        # The deviation is from the updated mean, as released.
+        # The deviation uses the updated mean, as released.
         self.variance = self.decay * self.variance + (1 - self.decay) * (self.mean - norm) ** 2
         return Decision(threshold=threshold)
 
@@ -77,5 +77,5 @@ class AdaptiveClip:
         return {"mean": self.mean, "variance": self.variance}
 
     def load_state_dict(self, state: dict) -> None:
-        """Of a run that clipped by a fixed norm there is nothing: the next norm starts the average."""
+        """Restores the average. A run that clipped by a fixed norm has none: the next norm starts it."""
         self.mean, self.variance = state.get("mean"), state.get("variance", 0.0)

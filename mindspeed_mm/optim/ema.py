@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights, kept beside the fp32 main shards (as MindSpeed's fused_ema_adamw)."""
+"""Exponential moving average of the weights, kept beside the fp32 main shards (like MindSpeed's fused_ema_adamw)."""
 
 from collections.abc import Callable
 
@@ -12,11 +12,13 @@ from mindspeed_mm.parallel.engine import Engine
 class Ema:
     """One fp32 average per main shard of this rank, and the number of updates.
 
-    decay_n = min(decay, (1 + n) / (10 + n)) at the n-th update: short at first, so that the start is forgotten.
+    decay_n = min(decay, (1 + n) / (10 + n)) at the n-th update: short at first, so that early weights fade.
     """
 
     def __init__(self, engine: Engine, decay: float, kernel: Callable | None = None):
-        """kernel: updates weights and average at once (see EmaAdamW), in the optimizer step; None: `update` does it."""
+        """kernel: updates weights and average in one call within the optimizer step (see EmaAdamW); None: `update`
+        does.
+        """
         self.decay = decay
         self.updates = 0
         self.shards: dict[str, Tensor] = {}
@@ -28,17 +30,17 @@ class Ema:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Begin anew at the current weights."""
+        """Restarts the average at the current weights."""
         self.updates = 0
         self.shards = {shard.name: shard.main.detach().float().clone() for shard in self._engine.main_shards()}
 
     def averages(self) -> list[Tensor]:
-        """One tensor beside each of the engine's main shards."""
+        """One tensor for each of the engine's main shards."""
         return [self.shards[shard.name] for shard in self._engine.main_shards()]
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move towards the weights after an optimizer step."""
+        """Moves the average towards the weights after an optimizer step."""
         decay = self._next_decay()
         self.updates += 1
         if self._in_optimizer:
@@ -50,7 +52,7 @@ class Ema:
             torch._foreach_add_(averages, mains, alpha=1 - decay)
 
     def _next_decay(self) -> float:
-        """Of the update that comes."""
+        """Decay for the next update."""
         return min(self.decay, (2 + self.updates) / (11 + self.updates))
 
     def _by_main_shard(self) -> dict[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""AdamW and the moving average of the weights in one pass over memory: MindSpeed's kernel on Ascend."""
+"""Updates AdamW and the weights' moving average in one pass over memory: MindSpeed's kernel on Ascend."""
 
 from collections.abc import Callable, Mapping
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mindspeed_mm.parallel.engine import adopt_groups
 
-_ADAMW = 1  # the kernel's mode: weight decay apart from the gradient; 0 would be Adam's
+_ADAMW = 1  # the kernel's mode for decoupled weight decay; 0 would be Adam's
 
 
 class EmaAdamW(torch.optim.AdamW):
@@ -27,16 +27,15 @@ class EmaAdamW(torch.optim.AdamW):
         averages: Callable[[], Mapping[Tensor, Tensor]],
         decay: Callable[[], float],
     ):
-        """before: the AdamW whose parameters and moments are taken over; averages: a shard's average, by the shard;
-        decay: of the averages in this step."""
+        """before: the AdamW whose parameters and moments are taken over. averages: maps a shard to its average. decay:
+        of the averages in this step.
+        """
         super().__init__([torch.empty(0)])
         self.param_groups = adopt_groups(before.param_groups, self)
         self._kernel = kernel
         self._averages = averages
         self._decay = decay
-        steps: dict[
-            torch.device, Tensor
-        ] = {}  # one count per device, which its shards share; the kernel reads int64 [1]
+        steps: dict[torch.device, Tensor] = {}  # one count per device, shared by its shards; the kernel reads int64 [1]
         for shard, state in before.state.items():
             _check(shard)
             count = steps.setdefault(shard.device, torch.full((1,), int(state["step"]), device=shard.device))
@@ -45,7 +44,7 @@ class EmaAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Update every shard that has a gradient, and its average."""
+        """Updates every shard that has a gradient, and its average."""
         assert closure is None
         for count in self._steps:
             count += 1
@@ -72,7 +71,8 @@ class EmaAdamW(torch.optim.AdamW):
             group["weight_decay"],
         )
         for mine, result in zip(old, new, strict=True):
-            if mine.data_ptr() != result.data_ptr():  # the kernel works in place, but its document does not promise it
+            # the kernel works in place, but its documentation does not promise it
+            if mine.data_ptr() != result.data_ptr():
                 mine.copy_(result)
 
 

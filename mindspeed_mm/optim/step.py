@@ -1,4 +1,4 @@
-"""From accumulated gradients to updated weights: average, measure, clip or skip, update, EMA, learning rate."""
+"""Turns accumulated gradients into updated weights: average, measure, clip or skip, update, EMA, learning rate."""
 
 import dataclasses
 
@@ -10,13 +10,13 @@ from mindspeed_mm.parallel.engine import Engine
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepReport:
-    """What became of a step's gradients."""
+    """Outcome of a step's gradients."""
 
     gradient_norm: float
     threshold: float | None
     learning_rate: float
     loss_scale: float
-    skipped: str | None  # why the weights were left alone; None if they were updated
+    skipped: str | None  # reason why the weights were not updated; None if they were
 
 
 class OptimizerStep:
@@ -30,10 +30,10 @@ class OptimizerStep:
         self.skipped_in_a_row = 0
 
     def __call__(self) -> StepReport:
-        """Update the weights from the gradients of a step.
+        """Updates the weights from the gradients of a step.
 
-        An fp16 overflow is not counted as a skipped step while the loss scale can be lowered: it is how the scale is
-        found. The learning rate moves on with updates only, as Megatron's.
+        An fp16 overflow does not count as a skipped step while the loss scale can be lowered, since this finds the
+        scale. The learning rate advances with updates only, as in Megatron.
         """
         loss_scale, learning_rate = self.engine.loss_scale(), self.engine.learning_rate()
         overflow = self.engine.finish_gradients()
@@ -60,7 +60,7 @@ class OptimizerStep:
         return f"fp16 overflow at the lowest loss scale, {loss_scale:g}"
 
     def check(self) -> None:
-        """Raise TrainingDiverged once max_skipped_steps steps in a row were skipped."""
+        """Raises TrainingDiverged once max_skipped_steps steps in a row were skipped."""
         if self.skipped_in_a_row >= self.max_skipped_steps:
             raise TrainingDiverged(
                 f"{self.skipped_in_a_row} steps in a row were skipped; the last saved checkpoint is from before them. "

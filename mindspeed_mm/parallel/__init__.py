@@ -1,1 +1,1 @@
-"""Everything that knows a process group. The only folder that imports megatron.core (through `megatron.py`)."""
+"""Code that knows process groups. The only folder that imports megatron.core (through `megatron.py`)."""

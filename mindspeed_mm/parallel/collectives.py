@@ -1,4 +1,4 @@
-"""Moving activations between layouts, with gradients: sequence parallel (TP) and Ulysses context parallel (CP).
+"""Moves activations between layouts, with gradients: sequence parallel (TP) and Ulysses context parallel (CP).
 
 CP follows DeepSpeed-Ulysses (2309.14509): tokens are split over the ranks everywhere but in attention, where heads are.
 Gradients of parameters are averaged over data *and* context ranks by Megatron's DDP, while each context rank has only
@@ -28,7 +28,7 @@ def split_tokens(x: Tensor, parallel: ParallelContext) -> Tensor:
 
 
 def join_tokens(x: Tensor, parallel: ParallelContext) -> Tensor:
-    """The inverse of `split_tokens`; what follows is computed alike on every rank."""
+    """The inverse of `split_tokens`; later steps are computed alike on every rank."""
     if parallel.sequence_parallel:
         x = gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=False, group=parallel.tensor)
     if parallel.context_size > 1:
@@ -38,7 +38,7 @@ def join_tokens(x: Tensor, parallel: ParallelContext) -> Tensor:
 
 
 def split_heads(x: Tensor, parallel: ParallelContext) -> Tensor:
-    """[S/CP,B,H,D] -> [S,B,H/CP,D]: every token of some of the heads."""
+    """[S/CP,B,H,D] -> [S,B,H/CP,D]: all tokens of a share of the heads."""
     ranks = parallel.context_size
     if ranks == 1:
         return x
@@ -73,12 +73,12 @@ def from_first_rank(value):
 
 
 def token_parts(parallel: ParallelContext) -> int:
-    """Into how many parts `split_tokens` cuts a sequence."""
+    """Number of parts into which `split_tokens` cuts a sequence."""
     return parallel.context_size * (parallel.tensor_size if parallel.sequence_parallel else 1)
 
 
 def check_divisible(tokens: int, what: str, parallel: ParallelContext) -> None:
-    """Raise where a sequence cannot be split evenly over the ranks."""
+    """Raises ValueError if a sequence cannot be split evenly over the ranks."""
     parts = token_parts(parallel)
     if tokens % parts:
         sizes = f"context parallel {parallel.context_size}"
@@ -88,7 +88,7 @@ def check_divisible(tokens: int, what: str, parallel: ParallelContext) -> None:
 
 
 class _ScaleGradient(torch.autograd.Function):
-    """The identity, with its gradient multiplied by a number."""
+    """Identity in the forward pass; multiplies the gradient by a number."""
 
     @staticmethod
     def forward(ctx, x: Tensor, factor: float) -> Tensor:

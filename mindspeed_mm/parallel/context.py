@@ -1,4 +1,4 @@
-"""Process groups as a value: what a layer needs to know of the others, passed in and never asked for."""
+"""Process groups as a value that is passed to layers, never looked up."""
 
 import dataclasses
 import datetime
@@ -15,13 +15,13 @@ from mindspeed_mm.parallel.pulse import Pulse
 class ParallelContext:
     """The groups of this process.
 
-    tensor: ranks that share every layer (TP); context: ranks that share every sequence (Ulysses CP); tensor_and_context:
-    ranks that share every sample; data: ranks with other samples (DP); data_and_context: over which gradients are
-    averaged. With `sequence_parallel`, activations between the tensor-parallel layers are split along the sequence too
-    (2205.05198).
+    tensor: ranks that share every layer (TP). context: ranks that share every sequence (Ulysses CP).
+    tensor_and_context: ranks that share every sample. data: ranks with other samples (DP). data_and_context: ranks
+    over which gradients are averaged. With `sequence_parallel`, activations between the tensor-parallel layers are
+    split along the sequence too (2205.05198).
 
-    guidance: the pair of ranks that share a sample's two halves of guidance, in sampling only; None where each rank
-    computes both. In a pair both have the same samples, so `data` is then the ranks of one half.
+    guidance: in sampling, the pair of ranks that share the two halves of a sample's guidance; None if each rank
+    computes both. Both ranks of a pair have the same samples, so `data` then holds the ranks of one half.
     """
 
     tensor: dist.ProcessGroup
@@ -30,8 +30,8 @@ class ParallelContext:
     data: dist.ProcessGroup
     data_and_context: dist.ProcessGroup
     everyone: dist.ProcessGroup  # all ranks, over the network of the hosts (gloo)
-    store: dist.Store  # key-value store of all ranks, for what must not be a collective
-    pulse: Pulse  # signs of progress, of this rank and of all
+    store: dist.Store  # key-value store of all ranks, for exchanges that must not be collective
+    pulse: Pulse  # progress of this rank and of all ranks
     sequence_parallel: bool = False
     guidance: dist.ProcessGroup | None = None
 
@@ -48,7 +48,7 @@ class ParallelContext:
         world_size: int = -1,
         guidance_parallel: bool = False,
     ) -> "ParallelContext":
-        """Start the process group (unless one is running) and Megatron's groups in it; collective over all ranks."""
+        """Starts the process group (unless one is running) and Megatron's groups in it; collective over all ranks."""
         if not dist.is_initialized():
             timeout = datetime.timedelta(minutes=timeout_minutes)
             dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
@@ -56,7 +56,7 @@ class ParallelContext:
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=tensor_size,
             context_parallel_size=context_size,
-            create_gloo_process_groups=False,  # the groups themselves carry tensors of the host too
+            create_gloo_process_groups=False,  # the groups themselves also carry host tensors
             distributed_timeout_minutes=max(1, round(timeout_minutes)),
         )
         context = cls.current(sequence_parallel)
@@ -64,7 +64,7 @@ class ParallelContext:
 
     @classmethod
     def current(cls, sequence_parallel: bool = False) -> "ParallelContext":
-        """The groups that are running; starts one rank on an in-process store where there are none."""
+        """The running groups; without any, starts one rank on an in-process store."""
         if not parallel_state.model_parallel_is_initialized():
             if dist.is_initialized():
                 return cls.start()
@@ -83,7 +83,7 @@ class ParallelContext:
         )
 
     def _in_pairs(self) -> "ParallelContext":
-        """Data-parallel ranks 2i and 2i+1 become a pair for guidance; collective over all ranks."""
+        """Pairs data-parallel ranks 2i and 2i+1 for guidance; collective over all ranks."""
         mine = dist.get_process_group_ranks(self.data)
         if len(mine) % 2:
             raise ValueError(f"{len(mine)} data-parallel ranks cannot be paired for guidance; need an even number")
@@ -97,7 +97,7 @@ class ParallelContext:
         return dataclasses.replace(self, guidance=guidance, data=data)
 
     def stop(self) -> None:
-        """Leave all groups."""
+        """Leaves all groups."""
         parallel_state.destroy_model_parallel()
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -136,37 +136,37 @@ class ParallelContext:
 
     @property
     def sample_size(self) -> int:
-        """Number of ranks that make a sample together."""
+        """Number of ranks that compute a sample together."""
         return self.tensor_size * self.context_size * self.guidance_size
 
     @property
     def rank(self) -> int:
-        """Of this process among all of them."""
+        """Rank of this process among all processes."""
         return dist.get_rank()
 
     @property
     def world_size(self) -> int:
-        """All processes: TP x CP x DP."""
+        """Number of all processes: TP x CP x DP."""
         return dist.get_world_size()
 
     @property
     def is_first(self) -> bool:
-        """True on the one rank that writes logs and shared files."""
+        """True on the single rank that writes logs and shared files."""
         return self.rank == 0
 
     @property
     def is_first_of_sample(self) -> bool:
-        """True on one of the ranks that make a sample together."""
+        """True on one of the ranks that compute a sample together."""
         return self.tensor_rank == self.context_rank == self.guidance_rank == 0
 
     def config(self, *, split_sequence: bool | None = None) -> TransformerConfig:
-        """The config object that megatron-core's layers and wrappers ask for.
+        """The config object that megatron-core's layers and wrappers need.
 
-        split_sequence: whether a layer's input is split along the sequence; default: as `sequence_parallel`.
-        Layer counts and widths in it are placeholders: no layer of ours reads them.
+        split_sequence: True if a layer's input is split along the sequence; default: `sequence_parallel`. Layer counts
+        and widths are placeholders, which no layer of ours reads.
         """
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it warns about defaults of its own
+            warnings.simplefilter("ignore")  # it warns about its own defaults
             return TransformerConfig(
                 num_layers=1,
                 hidden_size=self.tensor_size * self.context_size,
@@ -174,7 +174,7 @@ class ParallelContext:
                 tensor_model_parallel_size=self.tensor_size,
                 context_parallel_size=self.context_size,
                 sequence_parallel=self.sequence_parallel if split_sequence is None else split_sequence,
-                # Weights are made empty, on the current torch device, and filled by `init_weights` or from a file.
+                # Weights are created uninitialised, on the current torch device; `init_weights` or a file fills them.
                 use_cpu_initialization=True,
                 perform_initialization=False,
                 gradient_accumulation_fusion=False,

@@ -1,4 +1,4 @@
-"""Open files and sockets: how many a run of so many ranks needs, and whether the system allows them."""
+"""Limits of open files and sockets: computes how many a run needs, and checks that the system allows them."""
 
 import os
 import resource
@@ -13,11 +13,11 @@ _ALONE, _PER_RANK = 96, 3
 _STORE_ALONE, _STORE_PER_RANK = (
     64,
     2,
-)  # of the process that holds the store of all ranks: torchrun, where that starts us
+)  # in the process that holds the store of all ranks: torchrun, if it started us
 
 
 def check(world_size: int, is_first: bool) -> None:
-    """Raise this process's limit as far as it is needed and allowed; ConfigError, with the number, if that is too little."""
+    """Raises this process's limit as far as needed and allowed. ConfigError gives the number if the limit is too low."""
     needed = _ALONE + _PER_RANK * world_size
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
@@ -39,7 +39,7 @@ def _message(limit: int, needed: int, world_size: int) -> str:
 
 
 def _limit_of(pid: int) -> int | None:
-    """The limit of another process; None if there is none, or it is not known."""
+    """Limit of another process; None if it has none or if it is unknown."""
     try:
         lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
     except OSError:

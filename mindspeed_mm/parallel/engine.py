@@ -1,7 +1,7 @@
-"""A network under megatron-core's gradient buffers and optimizer: the whole of distributed training that is not ours.
+"""A network under megatron-core's gradient buffers and optimizer: joins distributed training to this project.
 
-Megatron's optimizer step comes in parts (`prepare_grads`, `get_grad_norm`, `step_with_ready_grads`); they are offered
-one by one, so that clipping, skipping and EMA are decided between them (`optim/step.py`) and replace nothing.
+Megatron's optimizer step has separate parts (`prepare_grads`, `get_grad_norm`, `step_with_ready_grads`). The engine
+exposes each, so that `optim/step.py` can clip, skip and update the EMA between them.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ from mindspeed_mm.platforms.base import Platform
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MainShard:
-    """The fp32 weights that this rank updates of one parameter: elements start..end of it, flattened."""
+    """The fp32 main weights of one parameter that this rank updates: flattened elements start..end."""
 
     name: str
-    main: Tensor  # shares storage with what the optimizer updates
+    main: Tensor  # shares storage with the optimizer's tensor
     start: int
     end: int
-    shape: torch.Size  # of the whole (TP-local) parameter
+    shape: torch.Size  # shape of the whole (TP-local) parameter
 
 
 class Engine:
@@ -48,8 +48,9 @@ class Engine:
         settings: OptimizerSettings,
         units: Sequence[nn.Module] = (),
     ):
-        """units: the modules of the network whose weights are gathered one by one while it runs, in the order of their
-        calls (see `Gathering`); without them --overlap-param-gather waits for all weights before the network runs."""
+        """units: modules of the network whose weights are gathered one by one while it runs, in call order (see
+        `Gathering`). Without units --overlap-param-gather waits for all weights before the network runs.
+        """
         self.network = network
         self.parallel = parallel
         self.platform = platform
@@ -57,7 +58,7 @@ class Engine:
         dtype = next(network.parameters()).dtype
         with platform.engine_scope():
             self.ddp = DistributedDataParallel(
-                # With TP, Megatron sums the gradients of the parameters that `partition.mark` flagged as partial.
+                # With TP, Megatron sums the gradients that `partition.mark` flagged as partial.
                 parallel.config(split_sequence=parallel.tensor_size > 1),
                 DistributedDataParallelConfig(
                     grad_reduce_in_fp32=settings.grad_reduce_in_fp32,
@@ -79,27 +80,27 @@ class Engine:
         self.scheduler: Schedule | None = None
 
     def replace_inner(self, make: Callable[[torch.optim.Optimizer], torch.optim.Optimizer]) -> None:
-        """Put make(AdamW) in the place of the AdamW that Megatron's optimizer wraps, over the same parameter groups."""
+        """Replaces the AdamW inside Megatron's optimizer by make(AdamW), over the same parameter groups."""
         self.optimizer.optimizer = make(self.optimizer.optimizer)
 
     def schedule(self, global_batch_size: int) -> None:
-        """Start the learning-rate schedule."""
+        """Starts the learning-rate schedule."""
         self.scheduler = Schedule(self.optimizer, self.settings, global_batch_size)
 
     # -------------------------------------------------------------------------------------------------------- one step
 
     def start_step(self) -> None:
-        """Clear the gradients."""
+        """Clears the gradients."""
         with self.platform.engine_scope():
             self.ddp.zero_grad_buffer()
             self.optimizer.zero_grad()
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager:
-        """Surrounds forward and backward of a micro-batch: gradients are exchanged in the last one only."""
+        """Context around forward and backward of a micro-batch; gradients are exchanged in the last one only."""
         return contextlib.nullcontext() if last else self.ddp.no_sync()
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradients of a scalar loss, scaled where fp16 needs it."""
+        """Accumulates the gradients of a scalar loss, with fp16's loss scale."""
         (loss * self.loss_scale()).backward()
 
     def loss_scale(self) -> float:
@@ -107,30 +108,30 @@ class Engine:
 
     @property
     def lowest_loss_scale(self) -> float:
-        """What fp16's loss scale cannot go below; the scale itself where it is constant."""
+        """Lower limit of fp16's loss scale; the scale itself if it is constant."""
         return self.settings.min_loss_scale if self.settings.loss_scale is None else self.settings.loss_scale
 
     def finish_gradients(self) -> bool:
-        """Average the gradients over the data ranks and hand them to the main weights; True if fp16 overflowed."""
+        """Averages the gradients over the data ranks and passes them to the main weights. True if fp16 overflowed."""
         with self.platform.engine_scope():
             finalize_model_grads([self.ddp])
             return bool(self.optimizer.prepare_grads())
 
     def gradient_norm(self) -> float:
-        """L2 norm of the gradient of the whole network; the same number on every rank."""
+        """L2 norm of the whole network's gradient; the same on every rank."""
         with self.platform.engine_scope():
             return float(self.optimizer.get_grad_norm())
 
     def scale_gradients(self, factor: float) -> None:
-        """Multiply all gradients."""
+        """Multiplies all gradients."""
         gradients = [parameter.grad for parameter in self.optimizer.get_parameters() if parameter.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, factor)
 
     def update(self) -> None:
-        """One AdamW step on the main weights, and from them the network's on every rank.
+        """Runs one AdamW step on the main weights, and updates the network's weights on every rank.
 
-        With --overlap-param-gather the next training forward pass gathers them; whoever reads them earlier calls `publish`.
+        With --overlap-param-gather the next training forward pass gathers them; earlier readers must call `publish`.
         """
         with self.platform.engine_scope():
             self._settle()
@@ -161,13 +162,13 @@ class Engine:
         return shards
 
     def moments(self) -> dict[str, list[Tensor]]:
-        """AdamW's two moments, each a tensor beside every one of `main_shards`."""
+        """AdamW's two moments, one tensor for each of `main_shards`."""
         state = self.optimizer.optimizer.state
         shards = self.main_shards()
         return {key: [state[shard.main][key] for shard in shards] for key in ("exp_avg", "exp_avg_sq")}
 
     def counters(self) -> dict:
-        """The rest of the optimizer's state: its step count, fp16's loss scale."""
+        """The rest of the optimizer's state: step count and fp16's loss scale."""
         scaler = getattr(self.optimizer, "grad_scaler", None)
         steps = {int(state["step"]) for state in self.optimizer.optimizer.state.values()}
         return {
@@ -176,7 +177,7 @@ class Engine:
         }
 
     def load_counters(self, state: dict) -> None:
-        """Restore what `counters` gave."""
+        """Restores a result of `counters`."""
         for parameter_state in self.optimizer.optimizer.state.values():
             parameter_state["step"].fill_(state["step"])
         if state["grad_scaler"] is not None and getattr(self.optimizer, "grad_scaler", None) is not None:
@@ -185,14 +186,14 @@ class Engine:
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Make the network's weights the main weights, on every rank; collective.
+        """Copies the main weights into the network on every rank; collective.
 
-        Before anything but a training forward pass reads the network, and after anything but `update` has written the
-        main weights.
+        Call it before any reader other than a training forward pass, and after any writer of main weights other than
+        `update`.
         """
         with self.platform.engine_scope():
             self._settle()
-            if hasattr(self.optimizer, "_copy_main_params_to_model_params"):  # not where they are the same tensors
+            if hasattr(self.optimizer, "_copy_main_params_to_model_params"):  # absent if they are the same tensors
                 self.optimizer._copy_main_params_to_model_params()
             if isinstance(self.optimizer, DistributedOptimizer):
                 self.ddp.start_param_sync(force_sync=True)
@@ -200,9 +201,10 @@ class Engine:
     @contextlib.contextmanager
     @torch.no_grad()
     def weights_of(self, values: list[Tensor]):
-        """The network with other weights for a while: one tensor beside each of `main_shards`, such as their averages.
+        """Context in which the network has other weights: one tensor for each of `main_shards`, such as their
+        averages.
 
-        Collective. Afterwards the weights are bit for bit what they were.
+        Collective. Afterwards the weights are bitwise restored.
         """
         mains = [shard.main for shard in self.main_shards()]
         kept = [main.detach().clone() for main in mains]
@@ -219,18 +221,18 @@ class Engine:
         self.publish()
 
     def _settle(self) -> None:
-        """Wait for weights that are under way: they land in the memory that is written next."""
+        """Waits for pending gathers: they write into the memory that is overwritten next."""
         for group in self.ddp.bucket_groups:
             if group.param_gather_handle is not None:
-                group.start_param_sync(force_sync=True)  # with one under way, this waits and starts nothing
+                group.start_param_sync(force_sync=True)  # waits for a pending gather and starts no other
 
     def weights_changed(self) -> None:
-        """Take over the network's weights into the main weights, after they were loaded from a file."""
+        """Copies the network's weights into the main weights, after loading a file."""
         with self.platform.engine_scope():
             self.optimizer.reload_model_params()
 
     def _create_optimizer_state(self) -> None:
-        """Zero moments from the start, so that a checkpoint before the first step looks like any other."""
+        """Creates zero moments at the start, so that a checkpoint before the first step looks like any other."""
         inner = self.optimizer.optimizer
         for group in inner.param_groups:
             for parameter in group["params"]:
@@ -242,14 +244,16 @@ class Engine:
 
 
 def _fused(adamw: torch.optim.Optimizer) -> torch.optim.AdamW:
-    """torch's AdamW with one kernel per parameter, whatever AdamW was found by Megatron, or put there by MindSpeed."""
+    """torch's AdamW with one kernel per parameter, whichever AdamW Megatron found or MindSpeed installed."""
     fused = torch.optim.AdamW([torch.empty(0)], fused=True)
     fused.param_groups = adopt_groups(adamw.param_groups, fused)
     return fused
 
 
 def adopt_groups(groups: list[dict], into: torch.optim.Optimizer) -> list[dict]:
-    """The same groups, with the options of another optimizer; its constructor would refuse shards, which are views."""
+    """The same groups with the options of another optimizer, whose constructor would refuse shards, since they are
+    views.
+    """
     for group in groups:
         group.update({key: into.defaults[key] for key in ("fused", "foreach")})
         for key, value in into.defaults.items():
@@ -276,5 +280,5 @@ def _optimizer_config(settings: OptimizerSettings, dtype: torch.dtype) -> Optimi
         hysteresis=settings.hysteresis,
         use_distributed_optimizer=settings.use_distributed_optimizer,
         overlap_param_gather=settings.overlap_param_gather,
-        clip_grad=0.0,  # clipping is decided in optim/step.py
+        clip_grad=0.0,  # optim/step.py clips
     )

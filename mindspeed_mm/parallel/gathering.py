@@ -1,10 +1,9 @@
-"""When new weights reach every data rank: during the forward pass, one unit of the network ahead.
+"""Gathers new weights on every data rank during the forward pass, one unit of the network ahead.
 
 With --overlap-param-gather Megatron's optimizer updates a shard of each bucket of weights on each data rank, and the
-buckets are gathered while the next forward pass runs. Megatron waits for a bucket in a hook of every layer. Such a hook
-misses weights that are read without calling their layer (one product for queries, keys and values; a norm and RoPE in one
-step), and torch.compile cannot trace it. Here the hooks are those of whole units, and everything inside a unit may be read
-in any way.
+next forward pass gathers the buckets. Megatron waits for a bucket in a hook of every layer. Such hooks miss weights
+that are read without calling their layer (one product for queries, keys and values; a norm and RoPE in one step), and
+torch.compile cannot trace them. Here whole units have the hooks, so code inside a unit may read weights in any way.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,14 +14,14 @@ from mindspeed_mm.parallel.megatron import DistributedDataParallel
 
 
 class Gathering:
-    """Waits for the weights of a unit before it runs, and starts to gather those of the next one.
+    """Waits for the weights of a unit before it runs, and starts gathering those of the next one.
 
-    What belongs to no unit is waited for before the network runs. A unit that runs again, in another micro-batch or in
-    recomputation, finds its weights there.
+    Weights outside of all units are awaited before the network runs. A unit that runs again, in another micro-batch or
+    in recomputation, already has its weights.
     """
 
     def __init__(self, ddp: DistributedDataParallel, units: Sequence[nn.Module]):
-        """units: modules of the network in the order of their calls, none inside another."""
+        """units: modules of the network in call order, none inside another."""
         ddp.disable_forward_pre_hook(param_sync=False)
         self._ddp = ddp
         inside = {parameter for unit in units for parameter in unit.parameters()}
@@ -32,7 +31,7 @@ class Gathering:
             module.register_forward_pre_hook(_wait_and_start(mine, following))
 
     def _groups(self, parameters: Iterable[nn.Parameter]) -> list:
-        """The groups of buckets that hold the parameters, in Megatron's order of gathering: the last one first."""
+        """Groups of buckets that hold the parameters, in Megatron's order of gathering: the last one first."""
         found = {id(self._ddp.param_to_bucket_group.get(parameter)) for parameter in parameters}
         return [group for group in reversed(self._ddp.bucket_groups) if id(group) in found]
 

@@ -1,6 +1,6 @@
-"""Small plain values between processes, over the network of the hosts (gloo), whatever the device.
+"""Exchanges small plain values between processes over the hosts' network (gloo), whatever the device.
 
-For what the data side has to agree on: lists, counts, choices. Nothing here touches a device or waits for one.
+The data side uses it to agree on lists, counts and choices. Nothing here touches a device or waits for one.
 """
 
 import datetime
@@ -13,10 +13,10 @@ from mindspeed_mm.parallel.context import ParallelContext
 
 
 class Hosts:
-    """Two groups of processes: all of them, and those that share their samples (TP x CP ranks of one data rank)."""
+    """Two process groups: all processes, and those that share samples (TP x CP ranks of one data rank)."""
 
     def __init__(self, parallel: ParallelContext, patience_minutes: float = 24 * 60):
-        """Collective. patience_minutes: how long a process waits for another, which may be reading a list."""
+        """Collective. patience_minutes: time to wait for another process, which may be reading a list."""
         self.parallel = parallel
         self._all = self._same = None
         if parallel.world_size == 1:
@@ -32,16 +32,16 @@ class Hosts:
 
     @property
     def sharers(self) -> list[int]:
-        """The ranks that share their samples, this one among them, in order."""
+        """Ranks that share this rank's samples, itself included, in order."""
         return [self.parallel.rank] if self._same is None else self._sharers
 
     @property
     def is_first_of_samples(self) -> bool:
-        """True on one of the ranks that share their samples."""
+        """True on one of the ranks that share samples."""
         return self.sharers[0] == self.parallel.rank
 
     def gather_of_samples(self, value) -> list:
-        """The values of the ranks that share their samples, in the order of `sharers`; collective among these."""
+        """Values of the ranks that share samples, in the order of `sharers`; collective among them."""
         if len(self.sharers) == 1:
             return [value]
         values: list = [None] * len(self.sharers)
@@ -49,7 +49,7 @@ class Hosts:
         return values
 
     def gather(self, value) -> list:
-        """The values of all processes by rank; collective."""
+        """Values of all processes by rank; collective."""
         if self._all is None:
             return [value]
         values: list = [None] * self.parallel.world_size
@@ -57,13 +57,13 @@ class Hosts:
         return values
 
     def unlike_first(self, value) -> str | None:
-        """ "rank 3 on node-b": the first process whose value is not the first one's; None if all are; collective."""
+        """The first process whose value differs from rank 0's, as "rank 3 on node-b"; None if all agree; collective."""
         values = self.gather((value, socket.gethostname()))
         found = [(rank, host) for rank, (other, host) in enumerate(values) if other != values[0][0]]
         return f"rank {found[0][0]} on {found[0][1]}" if found else None
 
     def from_first(self, value):
-        """The value of the first process; collective."""
+        """Value of the first process; collective."""
         if self._all is None:
             return value
         box = [value if self.parallel.rank == 0 else None]
@@ -71,8 +71,9 @@ class Hosts:
         return box[0]
 
     def first_decides(self, chosen: tuple[int, ...] | None, count: int) -> tuple[int, ...] | None:
-        """`count` whole numbers from 0, or None, as the first of the ranks that share their samples says; collective
-        among these."""
+        """Choice of the first rank that shares these samples: `count` whole numbers from 0, or None; collective among
+        them.
+        """
         if len(self.sharers) == 1:
             return chosen
         box = torch.tensor(chosen if chosen is not None else [-1] * count, dtype=torch.int64)

@@ -1,8 +1,8 @@
-"""Megatron's column- and row-parallel linears with the calling convention of this project.
+"""Megatron's column- and row-parallel linears with this project's calling convention.
 
-They return a plain tensor, keep Megatron's parameter names (`weight`, `bias` and an empty `_extra_state`), and know how
-their parameters are split (`partition.py` reads it). With one TP rank they run as ordinary linears, which torch.compile
-can trace.
+They return a plain tensor and keep Megatron's parameter names (`weight`, `bias` and an empty `_extra_state`). They
+state how their parameters are split (`partition.py` reads it). With one TP rank they run as ordinary linears, which
+torch.compile can trace.
 """
 
 import torch
@@ -20,7 +20,7 @@ from mindspeed_mm.parallel.megatron import (
 
 
 def _no_initialization(weight: Tensor) -> None:
-    """`perform_initialization` is off; Megatron asks for a function all the same."""
+    """Does nothing: `perform_initialization` is off, but Megatron requires a function."""
 
 
 class ColumnLinear(ColumnParallelLinear):
@@ -68,10 +68,10 @@ class RowLinear(RowParallelLinear):
 
 
 def together(x: Tensor, *layers: ColumnLinear) -> tuple[Tensor, ...]:
-    """Several column linears of one input, each [S,B,out/TP].
+    """Applies several column linears to one input, each [S,B,out/TP].
 
-    Over several TP ranks as one product, so that the input is gathered, and its gradient reduced, once and not for each.
-    On one rank that would only copy the weights.
+    Over several TP ranks they form one product, so that the input is gathered, and its gradient reduced, only once. On
+    one rank that would only copy the weights.
     """
     first = layers[0]
     if not first.split:

@@ -1,6 +1,6 @@
-"""Waiting for other ranks as long as any of them makes progress: for disks, whose work no time limit of a collective fits.
+"""Waits for other ranks as long as any of them makes progress; a collective's time limit would not fit slow disks.
 
-Through the store of all ranks: the first rank collects a plain value of each, and says what follows from them.
+Works through the store of all ranks: the first rank collects a plain value from each and announces the decision.
 """
 
 import json
@@ -24,16 +24,16 @@ def meet(
     *,
     for_ever: bool = False,
 ):
-    """What the first rank decides from the values of all ranks, in rank order, on every rank; collective.
+    """Gives every rank the first rank's decision from the values of all ranks, in rank order; collective.
 
-    value, and what `decide` returns: anything JSON can hold. Raises RankLost if no rank has given a sign of progress for
-    `parallel.pulse.patience_s` meanwhile; never with for_ever.
+    value and the result of `decide`: anything that JSON can hold. Raises RankLost if no rank has shown progress for
+    `parallel.pulse.patience_s`, unless for_ever is set.
     """
     parallel.pulse.beat(f"the way to {occasion}")
     if parallel.world_size == 1:
         return decide([value])
     store, rank = parallel.pulse.store, parallel.rank
-    number = store.add(f"meet/{occasion}/of rank {rank}", 1)  # of this meeting, the same on every rank
+    number = store.add(f"meet/{occasion}/of rank {rank}", 1)  # number of this meeting, the same on every rank
     place = f"meet/{occasion}/{number}"
     store.set(f"{place}/{rank}", json.dumps(value))
     if parallel.is_first:
@@ -44,8 +44,8 @@ def meet(
     else:
         _wait([place], occasion, parallel, for_ever)
         decision = json.loads(store.get(place))
-    # So that no rank leaves, and takes the store with it, while another still asks it; all of them are here.
-    dist.all_reduce(torch.zeros(1), group=parallel.everyone)  # a barrier would wait for the devices too
+    # Keeps the store alive until every rank has its answer: no rank may leave earlier.
+    dist.all_reduce(torch.zeros(1), group=parallel.everyone)  # a barrier would also wait for the devices
     store.delete_key(f"{place}/{rank}")
     if parallel.is_first:
         store.delete_key(place)
@@ -66,7 +66,7 @@ def _wait(keys: Sequence[str], occasion: str, parallel: ParallelContext, for_eve
 
 
 def ranks_of(ranks: Sequence[int]) -> str:
-    """For example "rank 3 is" or "ranks 0-3, 7 are"."""
+    """Names ranks: "rank 3 is" or "ranks 0-3, 7 are"."""
     spans: list[list[int]] = []
     for rank in sorted(ranks):
         if spans and rank == spans[-1][1] + 1:

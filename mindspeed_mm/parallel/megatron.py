@@ -1,6 +1,6 @@
-"""The names of megatron-core 0.16 that this project uses, all of them; imported here and nowhere else.
+"""All names of megatron-core 0.16 that this project uses; no other file imports them.
 
-Its import warns about Transformer Engine and Apex, which we do not need; those lines are silenced.
+Its import warns about Transformer Engine and Apex, which we do not need; these warnings are silenced.
 """
 
 import logging
@@ -66,17 +66,19 @@ __all__ = [
 
 
 def write_in_this_process() -> None:
-    """Prepare the next save of dist_checkpointing for a writer that is a thread of this process.
+    """Prepares the next save of dist_checkpointing for a writer thread of this process.
 
-    By itself it starts a process of 400 MB, in case the writer is another one, that hands over its results, and forks a
-    process for each file. They would stay after a rank that is killed, and a signal to the whole group would end them.
+    By default it starts a process of 400 MB that passes on the results of a writer process, and forks a process for
+    each file. These processes would outlive a killed rank, and a signal to the whole group would end them.
     """
     filesystem_async._results_queue = queue.Queue()
     filesystem_async.FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(_write_by_threads)
 
 
 def _write_by_threads(transforms, use_msc, rank, buckets, results) -> None:
-    """What megatron-core's method of this name does by processes: a file for each bucket, all results into the queue."""
+    """Replaces megatron-core's method of this name by threads: writes a file for each bucket, puts all results into
+    the queue.
+    """
     done, unfinished = queue.Queue(), queue.Queue()
 
     def write(number: int) -> None:

@@ -1,4 +1,4 @@
-"""How the parameters of a network are split over TP: read from its layers, never from lists of names."""
+"""Describes how a network's parameters are split over TP: read from its layers, never from lists of names."""
 
 import zlib
 
@@ -11,10 +11,10 @@ from mindspeed_mm.parallel.seeds import generator
 
 
 def partition_dims(module: nn.Module) -> dict[str, int | None]:
-    """For each parameter name the dimension that is split over TP, None where every rank holds all of it."""
+    """The dimension of each parameter that is split over TP, by name; None if every rank holds all of it."""
     dims: dict[str, int | None] = {}
     for prefix, layer in module.named_modules():
-        split = getattr(type(layer), "partition", {})  # the linears of `linear.py` say it; nothing else is split
+        split = getattr(type(layer), "partition", {})  # the linears of `linear.py` define it; nothing else is split
         for name, _ in layer.named_parameters(recurse=False):
             dims[f"{prefix}.{name}" if prefix else name] = split.get(name)
     return dims
@@ -30,15 +30,15 @@ def shard(full: Tensor, dim: int | None, parallel: ParallelContext) -> Tensor:
 
 
 def full_shape(shape: torch.Size, dim: int | None, tensor_size: int) -> tuple[int, ...]:
-    """Shape of the whole parameter of which a TP rank holds `shape`."""
+    """Shape of the whole parameter if a TP rank holds `shape`."""
     return tuple(size * tensor_size if axis == dim else size for axis, size in enumerate(shape))
 
 
 def mark(module: nn.Module, partial_gradients) -> None:
-    """Tell megatron-core which parameters are split, and which have only a part of their gradient on each TP rank.
+    """Marks for megatron-core the parameters that are split, and those with partial gradients on each TP rank.
 
-    Its gradient norm counts a parameter that is not split once, on TP rank 0; `finalize_model_grads` sums the partial
-    gradients. Call it when the parameters have their final storage: moving a module off the meta device makes new ones.
+    Its gradient norm counts a parameter that is not split only on TP rank 0; `finalize_model_grads` sums the partial
+    gradients. Call this when the parameters have their final storage: leaving the meta device creates new ones.
     """
     for name, dim in partition_dims(module).items():
         parameter = module.get_parameter(name)
@@ -50,7 +50,7 @@ def mark(module: nn.Module, partial_gradients) -> None:
 
 @torch.no_grad()
 def fill(module: nn.Module, draw, seed: int, parallel: ParallelContext) -> None:
-    """Initialise every parameter from a generator of its own, seeded by its name: the same weights at every layout.
+    """Initialises every parameter from its own generator, seeded by its name: the same weights at every layout.
 
     draw(name, full, generator) fills a whole fp32 CPU tensor; each rank keeps its part.
     """

@@ -1,7 +1,7 @@
-"""Whether a run makes progress: each rank says when it has done a piece of its work, and whoever waits looks at all ranks.
+"""Tracks the progress of a run: each rank reports finished pieces of work, and a waiting rank checks all ranks.
 
-A piece is a step, a batch, a denoising step, some MiB of a file: what takes seconds, or minutes at most. So long work can
-be told from a hang, also by the ranks that have nothing to do meanwhile.
+A piece takes seconds, or minutes at most: a step, a batch, a denoising step, some MiB of a file. So ranks, also idle
+ones, can tell long work from a hang.
 """
 
 import functools
@@ -9,15 +9,17 @@ import time
 
 import torch.distributed as dist
 
-_TELL_S = 0.5  # between two signs that go to the store: pieces may be small
-_LOOK_S = 0.5  # between two looks at the others
+_TELL_S = 0.5  # between two reports to the store, since pieces may be small
+_LOOK_S = 0.5  # between two looks at the other ranks
 
 
 class Pulse:
-    """The signs of progress of this rank, and how long ago any rank gave the last one. For any thread."""
+    """Reports this rank's progress, and gives the time since any rank's last report. Thread-safe."""
 
     def __init__(self, store: dist.Store, rank: int, world_size: int, patience_s: float = 15 * 60):
-        """store: of all ranks. patience_s: how long whoever waits for another rank does without any rank's progress."""
+        """store: shared by all ranks. patience_s: time without any rank's progress after which a waiting rank gives
+        up.
+        """
         self.rank, self.world_size = rank, world_size
         self.patience_s = patience_s
         self.iteration = 0
@@ -28,15 +30,17 @@ class Pulse:
 
     @functools.cached_property
     def store(self) -> dist.Store:
-        """The store through a connection of its own, on which nothing may wait.
+        """The store through its own connection, on which nothing may wait.
 
-        A client holds a lock while it waits for a key, as torch does for minutes when it sets up a communicator: signs of
-        life through the same client would stop meanwhile.
+        A client holds a lock while it waits for a key, for minutes when torch sets up a communicator. Reports through
+        that client would stop meanwhile.
         """
         return self._shared.clone()
 
     def beat(self, what: str, iteration: int | None = None) -> None:
-        """This rank has just finished `what`; iteration: with the end of a step, and then each is told."""
+        """Reports that this rank has just finished `what`. iteration: given at the end of a step; then every call is
+        reported.
+        """
         self._mine = now = time.monotonic()
         if iteration is not None:
             self.iteration = iteration
@@ -46,11 +50,11 @@ class Pulse:
         try:
             self.store.set(f"pulse/{self.rank}", f"{self.iteration} {what}")
             self.store.add("pulse/beats", 1)
-        except RuntimeError:  # the store has gone with the process that held it, which the heartbeat says
+        except RuntimeError:  # the store died with its process, which the heartbeat reports
             return
 
     def idle_s(self) -> float:
-        """Seconds since the last sign of any rank."""
+        """Seconds since the last report of any rank."""
         now = time.monotonic()
         if now - self._mine > _LOOK_S and now - self._looked > _LOOK_S:
             self._looked = now
@@ -58,7 +62,7 @@ class Pulse:
         return now - max(self._mine, self._others)
 
     def last_of_all(self) -> dict[int, tuple[int, str]]:
-        """Rank -> (iteration, what it finished last), as far as ranks have said; empty if the store is gone."""
+        """Rank -> (iteration, last finished work), for ranks that have reported; empty if the store is gone."""
         try:
             keys = {rank: f"pulse/{rank}" for rank in range(self.world_size)}
             said = {rank: key for rank, key in keys.items() if self.store.check([key])}

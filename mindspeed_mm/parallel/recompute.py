@@ -1,4 +1,4 @@
-"""Activation recomputation (1604.06174): forward again in the backward pass instead of storing."""
+"""Activation recomputation (1604.06174): repeats forward passes in the backward pass instead of storing activations."""
 
 from collections.abc import Callable
 
@@ -6,9 +6,9 @@ from torch.utils.checkpoint import checkpoint
 
 
 def maybe_recompute(on: bool, function: Callable, *arguments):
-    """function(*arguments), with its inner activations recomputed in the backward pass if `on`.
+    """function(*arguments); if `on`, its inner activations are recomputed in the backward pass.
 
-    Non-reentrant: works with frozen inputs and keeps the results bitwise the same.
+    Non-reentrant: works with frozen inputs, and results are bitwise equal.
     """
     if not on:
         return function(*arguments)

@@ -1,4 +1,4 @@
-"""The learning rate of a run by the number of updates that it has made; the batch size may change on the way."""
+"""Learning rate of a run by its number of updates; the batch size may change on a resume."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from mindspeed_mm.config.optimizer import OptimizerSettings
 from mindspeed_mm.parallel.megatron import OptimizerParamScheduler
 
 _log = logs.get(__name__)
-_FLAGS = {  # Megatron's name in the scheduler's state -> our flag; the second group counts samples there
+_FLAGS = {  # Megatron's name in the scheduler's state -> our flag; the second group counts samples
     "max_lr": "--lr",
     "min_lr": "--min-lr",
     "lr_decay_style": "--lr-decay-style",
@@ -19,7 +19,7 @@ _COUNTS = {"lr_decay_steps": "--lr-decay-iters", "lr_warmup_steps": "--lr-warmup
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Position:
-    """Where a schedule was. state: Megatron's, empty if unknown; samples_per_update: its unit, None if unknown."""
+    """Position of a schedule. state: Megatron's, empty if unknown. samples_per_update: its unit, None if unknown."""
 
     updates: int
     samples_per_update: int | None = None
@@ -27,11 +27,11 @@ class Position:
 
 
 class Schedule:
-    """Megatron's scheduler, moved by updates.
+    """Megatron's scheduler, advanced by updates.
 
-    Megatron counts samples: after a resume with another global batch, iteration 11 would have the learning rate of
-    another iteration. Here an update counts as many samples as the global batch had when the run began, for the whole
-    run. So the numbers of a run whose batch never changes are Megatron's, and a changed batch changes none of them.
+    Megatron counts samples, so after a resume with another global batch, iteration 11 would have another iteration's
+    learning rate. Here an update always counts as the samples of the first global batch. A run with a constant batch
+    size gets Megatron's numbers, and a changed batch size changes none of them.
     """
 
     def __init__(self, optimizer, settings: OptimizerSettings, global_batch_size: int):
@@ -57,19 +57,21 @@ class Schedule:
 
     @property
     def updates(self) -> int:
-        """Updates made so far; skipped steps are not counted."""
+        """Number of updates so far, without skipped steps."""
         return self._scheduler.num_steps // self._unit
 
     def advance(self) -> None:
-        """Another update was made."""
+        """Advances by one update."""
         self._scheduler.step(increment=self._unit)
 
     def state_dict(self) -> dict:
-        """Megatron's state, in samples, and how many of them an update counts."""
+        """Megatron's state, in samples, and the samples that an update counts."""
         return {**self._scheduler.state_dict(), "samples_per_update": self._unit}
 
     def restore(self, position: Position) -> None:
-        """Continue at a position. The flags of now decide the curve; the log says where they differ from those of then."""
+        """Continues at a position. The current flags define the curve; the log names differences from the earlier
+        flags.
+        """
         unit = position.samples_per_update or self._now
         self._start(unit)
         self._scheduler.step(increment=position.updates * unit)
@@ -90,13 +92,14 @@ class Schedule:
 
 
 def position_of(checkpoint: Mapping) -> Position:
-    """The position in the common part of a checkpoint: ours of any age, or Megatron's, which counts samples."""
+    """Position in the common part of a checkpoint: ours of any age, or Megatron's, which counts samples."""
     state = checkpoint.get("opt_param_scheduler")
     iteration = int(checkpoint["iteration"])
     if state is not None and "samples_per_update" in state:
         unit = int(state["samples_per_update"])
         return Position(int(state["num_steps"]) // unit, unit, state)
-    if state is None and "skipped_steps" in checkpoint:  # ours, of before updates were counted: as many as not skipped
+    # ours, from before updates were counted: iterations minus skipped steps
+    if state is None and "skipped_steps" in checkpoint:
         updates = iteration - int(checkpoint["skipped_steps"])
         state = (checkpoint.get("optimizer") or {}).get("opt_param_scheduler", {})
         unit = checkpoint["data"].get("group_size") or _whole(state.get("num_steps"), updates)
@@ -107,7 +110,7 @@ def position_of(checkpoint: Mapping) -> Position:
 
 
 def _whole(samples: int | None, count: int | None) -> int | None:
-    """samples / count if that is a whole number."""
+    """samples / count if it is a whole number, else None."""
     if not samples or not count or samples % count:
         return None
     return samples // count

@@ -1,7 +1,7 @@
-"""Random numbers by address: every draw has a seed of its own, derived from what it is for.
+"""Random numbers by address: each draw has its own seed, derived from its purpose.
 
 Noise comes from (seed, "noise", iteration, micro-batch, data-parallel rank), a prompt's noise from (seed, prompt
-index), a weight's initial value from (seed, its name). Nothing depends on how many draws came before, so resuming,
+index), a weight's initial value from (seed, its name). No draw depends on the number of earlier draws, so a resume,
 another layout or more workers change nothing.
 """
 
@@ -17,5 +17,5 @@ def derive(seed: int, *address: int | str) -> int:
 
 
 def generator(seed: int, *address: int | str, device: str | torch.device = "cpu") -> torch.Generator:
-    """A torch generator seeded by `derive`. On the CPU by default: the same numbers on every device."""
+    """A torch generator seeded by `derive`; by default on the CPU, for equal numbers on every device."""
     return torch.Generator(device=device).manual_seed(derive(seed, *address))

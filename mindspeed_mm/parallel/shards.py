@@ -1,7 +1,7 @@
-"""Optimizer state on its way to and from a checkpoint: shards of the data ranks <-> whole parameters, by name.
+"""Converts optimizer state for checkpoints: shards of the data ranks <-> whole parameters, by name.
 
-Names and whole tensors, not Megatron's flat buffers, go into the file: they mean the same at any number of data ranks,
-with or without the distributed optimizer, and `reshard` can split them for another TP size.
+Files hold whole tensors by name, not Megatron's flat buffers. So they are valid at any number of data ranks, with or
+without the distributed optimizer, and `reshard` can split them for another TP size.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from mindspeed_mm.parallel.megatron import parallel_state
 def gather(shards: list[MainShard], values: list[Tensor]) -> dict[str, Tensor] | None:
     """Whole fp32 CPU tensors by parameter name on the first rank of each data group, None on the others; collective.
 
-    values: one tensor beside each of this rank's shards, of its size.
+    values: one tensor of the same size for each of this rank's shards.
     """
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     pieces = [(shard.name, shard.start, shard.end, tuple(shard.shape)) for shard in shards]
@@ -43,7 +43,7 @@ def gather(shards: list[MainShard], values: list[Tensor]) -> dict[str, Tensor] |
 
 @contextlib.contextmanager
 def _memory_of_all(group: dist.ProcessGroup):
-    """What is allocated inside is there on every rank; MemoryError on all ranks if it is not on one. Collective."""
+    """Context for an allocation: raises MemoryError on all ranks if one rank lacks memory. Collective."""
     error = None
     try:
         yield
@@ -58,13 +58,13 @@ def _memory_of_all(group: dist.ProcessGroup):
 
 
 def is_of_memory(error: Exception) -> bool:
-    """Whether memory was missing: torch has errors of its own for the host's and the device's."""
+    """True if memory was missing; torch has separate errors for the host and the device."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(error)
 
 
 @torch.no_grad()
 def scatter(whole: dict[str, Tensor] | None, shards: list[MainShard], values: list[Tensor]) -> None:
-    """The inverse: fill each rank's `values` from the first rank's whole tensors; collective."""
+    """The inverse of `gather`: fills each rank's `values` from the first rank's whole tensors; collective."""
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     pieces = [(shard.name, shard.start, shard.end, tuple(shard.shape)) for shard in shards]
     if group.size() == 1:
