@@ -1,7 +1,6 @@
 """Training of the autoencoder: reuses the denoiser's engine, update, EMA and checkpoints, with another loss."""
 
 import dataclasses
-import itertools
 import os
 import sys
 from pathlib import Path
@@ -24,7 +23,7 @@ from mindspeed_mm.optim.step import OptimizerStep, StepReport
 from mindspeed_mm.parallel import partition
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.engine import Engine
-from mindspeed_mm.parallel.seeds import derive
+from mindspeed_mm.parallel.seeds import derive, generator
 from mindspeed_mm.platforms.base import Platform
 from mindspeed_mm.stopping import Reason, StopRequest
 from mindspeed_mm.training import beginning, signals
@@ -113,10 +112,8 @@ class AutoencoderTrainer:
         total: Parts = {}
         for index in range(self.micro_batches):
             batch: Batch = next(batches).to(self.device)
-            if self.config.autoencoder.dropout:  # dropout draws from torch's generator
-                torch.manual_seed(derive(self.config.seed, "dropout", *itertools.chain(*batch.addresses)))
             with self.engine.micro_batch(last=index == self.micro_batches - 1):
-                loss, parts = self.engine.ddp(batch.video, self._noise(batch))
+                loss, parts = self.engine.ddp(batch.video, self._noise(batch), self._draws(batch))
                 self.engine.backward(loss / self.micro_batches)
             for name, value in {"loss": loss.detach(), **parts}.items():
                 total[name] = total.get(name, 0) + value / self.micro_batches
@@ -128,6 +125,12 @@ class AutoencoderTrainer:
         grid = LatentGrid.of_video(*batch.video.shape[2:], config.strides)
         like = batch.video.new_empty(grid.shape(len(batch.addresses), config.latent_dim))
         return per_sample_noise(like, self.config.seed, "posterior", batch.addresses)
+
+    def _draws(self, batch: Batch) -> list[torch.Generator] | None:
+        """Of what dropout drops, each clip's own; None without dropout."""
+        if self.config.autoencoder.dropout == 0:
+            return None
+        return [generator(self.config.seed, "dropout", *place, device=self.device) for place in batch.addresses]
 
     def _log(self, parts: Parts, report: StepReport) -> None:
         iteration, config = self.state.iteration, self.config

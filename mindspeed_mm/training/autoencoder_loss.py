@@ -1,7 +1,7 @@
 """Loss of the autoencoder: reconstruction, Kullback-Leibler divergence and wavelet flow (WF-VAE, 2411.17459)."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +23,18 @@ class AutoencoderObjective(nn.Module):
         self.autoencoder = autoencoder
         self.config = config
 
-    def forward(self, video: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, video: Tensor, noise: Tensor, draws: Sequence[torch.Generator] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss, a scalar, and its parts, for clips [B,3,T,H,W] in [-1,1].
 
-        noise: standard normal, in the shape of the latents. Each part is a sum over one clip, divided by the number of
-        its values and averaged over clips.
+        noise: standard normal, in the shape of the latents; draws: a generator per clip, which dropout needs. Each part is
+        a sum over one clip, divided by the number of its values and averaged over clips.
         """
         with recorded_bands(self.autoencoder) as bands:
-            mean, logvar = self.autoencoder.encode_moments(video)
+            mean, logvar = self.autoencoder.encode_moments(video, draws)
             z = mean + torch.exp(0.5 * logvar) * noise.to(mean)
-            output = self.autoencoder.decode_unscaled(z)
+            output = self.autoencoder.decode_unscaled(z, draws)
         values = video.numel()
         parts = {
             "reconstruction": self._distance(output, video) / values,

@@ -137,6 +137,29 @@ def test_a_resumed_run_ends_with_the_same_weights(world, trained, tmp_path):
     assert largest_difference(weights, trained) == 0
 
 
+def test_dropout_drops_the_same_of_a_clip_in_any_batch_on_any_rank_and_after_a_resume(world, trained, tmp_path):
+    (tmp_path / "data.json").write_text((world / "data.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({"ae": {**config_files.AUTOENCODER, "dropout": 0.2}}))
+
+    def weights_after(steps: int, ranks: int, *more):
+        return run_ranks(train, ranks, tmp_path, tmp_path / "vae.pt", "--train-iters", steps, *more)[0]
+
+    def apart(one, other) -> float:
+        """The median of what tensors differ by, of their own size."""
+        found = sorted(((one[name] - other[name]).norm() / other[name].norm()).item() for name in other)
+        return found[len(found) // 2]
+
+    whole = weights_after(STEPS, 1)
+    differences = [
+        apart(weights_after(STEPS, ranks, *more), whole) for ranks, more in ((2, ()), (1, ("--micro-batch-size", 2)))
+    ]
+    assert max(differences) < 0.1 * apart(trained, whole), differences  # `trained` dropped nothing
+    (tmp_path / "run").mkdir()
+    keep = ["--save", tmp_path / "run", "--load", tmp_path / "run"]
+    weights_after(STEPS // 2, 1, *keep)
+    assert largest_difference(weights_after(STEPS, 1, *keep), whole) == 0
+
+
 def test_training_lowers_the_loss(world, trained):
     fresh, video = small_autoencoder(), torch.full((1, 3, 9, 32, 32), -0.6)
     learned = small_autoencoder()

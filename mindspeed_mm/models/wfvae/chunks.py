@@ -11,6 +11,7 @@ what is added to it waits as well (`Chunk.wait`): every frame is computed once.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,6 +33,7 @@ class Chunk:
     lookahead: frames at the end, at the frame rate of the module at hand, that the next chunk will see again.
     holds: without look-ahead, a frame that needs the next one comes out with the next chunk.
     tails: module -> the last frames it saw [B,C,n,H,W]; one dict for all chunks of a clip.
+    draws: a generator per clip, of what dropout drops; needed in training with dropout.
     """
 
     first: bool = True
@@ -39,6 +41,7 @@ class Chunk:
     lookahead: int = 0
     holds: bool = False
     tails: dict[nn.Module, Tensor] = dataclasses.field(default_factory=dict)
+    draws: Sequence[torch.Generator] | None = None
 
     def take(self, module: nn.Module) -> Tensor | None:
         """The frames that `module` kept in the chunk before; None if it kept none."""

@@ -101,6 +101,25 @@ def make_norm(norm_type: str, channels: int) -> nn.Module:
     return NORMS[norm_type](channels)
 
 
+class Dropout(nn.Module):
+    """Dropout (1207.0580) with draws of each clip's own, so that a clip loses the same in any batch, on any layout."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor, chunk: Chunk) -> Tensor:
+        """x: [B,...], or frames [B*T,...]; in training `chunk.draws` has B generators, else ValueError."""
+        if not self.training or self.rate == 0:
+            return x
+        if chunk.draws is None:
+            raise ValueError(f"dropout {self.rate} in training needs a generator per clip; without dropout call eval()")
+        clip = (x.shape[0] // len(chunk.draws), *x.shape[1:])
+        # Contiguous, whatever x is: in another order of memory, other numbers would be kept.
+        kept = [x.new_empty(clip).bernoulli_(1 - self.rate, generator=draws) for draws in chunk.draws]
+        return x * torch.cat(kept) / (1 - self.rate)
+
+
 class ResidualBlock2D(nn.Module):
     """norm, SiLU, 3x3 convolution, twice, beside the identity; on each frame, group norm's statistics included."""
 
@@ -109,13 +128,13 @@ class ResidualBlock2D(nn.Module):
         self.norm1 = make_norm(norm_type, channels)
         self.conv1 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
         self.norm2 = make_norm(norm_type, channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
 
     def forward(self, video: Tensor, chunk: Chunk) -> Tensor:
         frames = fold_frames(video)
         h = self.conv1(F.silu(self.norm1(frames)))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = self.conv2(self.dropout(F.silu(self.norm2(h)), chunk))
         return unfold_frames(frames + h, video.shape[0])
 
 
@@ -127,7 +146,7 @@ class ResidualBlock3D(nn.Module):
         self.norm1 = make_norm(norm_type, in_channels)
         self.conv1 = CausalConv3d(in_channels, out_channels)
         self.norm2 = make_norm(norm_type, out_channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = CausalConv3d(out_channels, out_channels)
         changes_width = in_channels != out_channels
         self.nin_shortcut = CausalConv3d(in_channels, out_channels, kernel_size=1) if changes_width else None
@@ -135,7 +154,7 @@ class ResidualBlock3D(nn.Module):
     def forward(self, video: Tensor, chunk: Chunk) -> Tensor:
         h = self.conv1(F.silu(self.norm1(video)), chunk)
         h = F.silu(self.norm2(h))  # a line of its own, lest what one convolution gave is held through the next
-        h = self.conv2(self.dropout(h), chunk)
+        h = self.conv2(self.dropout(h, chunk), chunk)
         return h + (video if self.nin_shortcut is None else self.nin_shortcut(video, chunk))
 
 

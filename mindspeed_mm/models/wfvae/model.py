@@ -4,7 +4,7 @@ Its state dict has the keys of a released WFVAE checkpoint. Forward passes leave
 are recorded as anywhere in torch: to encode or decode only, call it under `torch.no_grad()`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -76,16 +76,17 @@ class WFVAE(nn.Module):
         """Latents of a posterior as `encode_moments` gives it, drawn with the given standard normal noise."""
         return (mean + torch.exp(0.5 * logvar) * noise - self.shift) * self.scale
 
-    def encode_moments(self, video: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_moments(self, video: Tensor, draws: Sequence[torch.Generator] | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (in [-30, 20]) of the posterior, each [B,C,t,h,w], before shift and scale.
 
+        draws: a generator per clip for dropout, which training needs.
         Raises ConfigError for a number of frames or a size that the strides do not divide.
         """
         _check_shape("video", video, VIDEO_CHANNELS)
         LatentGrid.of_video(*video.shape[2:], self.strides)
         spans = self._spans(encode_spans, video.shape[2])
         frames = (video.shape[2] - 1) // self.strides[0] + 1
-        moments = _in_chunks(self.encoder, video.to(self.dtype), spans, frames)
+        moments = _in_chunks(self.encoder, video.to(self.dtype), spans, frames, draws)
         mean, logvar = moments.chunk(2, dim=1)
         return mean, logvar.clamp(*_LOGVAR_RANGE)
 
@@ -94,19 +95,19 @@ class WFVAE(nn.Module):
         _check_shape("latents", latents, self.config.latent_dim)
         return self.decode_unscaled(latents.to(self.dtype) / self.scale + self.shift)
 
-    def decode_unscaled(self, z: Tensor) -> Tensor:
-        """Video of latents before shift and scale, such as the mean of `encode_moments`."""
+    def decode_unscaled(self, z: Tensor, draws: Sequence[torch.Generator] | None = None) -> Tensor:
+        """Video of latents before shift and scale, such as the mean of `encode_moments`; draws: as there."""
         _check_shape("z", z, self.config.latent_dim)
         z, spans = z.to(self.dtype), self._spans(streamed_spans, z.shape[2])
         frames = (z.shape[2] - 1) * self.strides[0] + 1
         if not self.config.use_spatial_tiling:
-            return _in_chunks(self.decoder, z, spans, frames)
-        features = _in_chunks(self.decoder.ground, z, spans, z.shape[2])
+            return _in_chunks(self.decoder, z, spans, frames, draws)
+        features = _in_chunks(self.decoder.ground, z, spans, z.shape[2], draws)
         stride = self.strides[1]
         size, overlap = self.config.spatial_tile // stride, self.config.spatial_tile_overlap // stride
 
         def rise(tile: Tensor) -> Tensor:
-            return _in_chunks(self.decoder.rise, tile, spans, frames)
+            return _in_chunks(self.decoder.rise, tile, spans, frames, draws)
 
         return tiles.decode(rise, features, size, overlap, stride)
 
@@ -120,14 +121,20 @@ class WFVAE(nn.Module):
         return spans
 
 
-def _in_chunks(network: Callable[[Tensor, Chunk], Tensor], video: Tensor, spans: list[Span], frames: int) -> Tensor:
+def _in_chunks(
+    network: Callable[[Tensor, Chunk], Tensor],
+    video: Tensor,
+    spans: list[Span],
+    frames: int,
+    draws: Sequence[torch.Generator] | None,
+) -> Tensor:
     """Pass a video through encoder or decoder, or a part of it, span by span and join the results, of `frames` frames."""
     if len(spans) == 1:
-        return network(video, Chunk())
+        return network(video, Chunk(draws=draws))
     tails: dict[nn.Module, Tensor] = {}
     pieces, joined, done = [], None, 0
     for i, (start, stop, _) in enumerate(spans):
-        chunk = Chunk(first=i == 0, last=i == len(spans) - 1, holds=True, tails=tails)
+        chunk = Chunk(first=i == 0, last=i == len(spans) - 1, holds=True, tails=tails, draws=draws)
         piece = network(video[:, :, start:stop], chunk)
         if torch.is_grad_enabled():
             pieces.append(piece)

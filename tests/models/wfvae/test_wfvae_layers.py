@@ -158,8 +158,17 @@ def test_residual_block_maps_the_identity_only_where_the_width_changes():
 @pytest.mark.parametrize(
     "make", [lambda: ResidualBlock2D(8, "layernorm", 0.5), lambda: ResidualBlock3D(8, 8, "layernorm", 0.5)]
 )
-def test_dropout_acts_in_training_only(make):
-    block, video = make(), torch.randn(1, 8, 3, 4, 4)
-    assert not torch.equal(block(video, Chunk()), block(video, Chunk()))
+def test_dropout_acts_in_training_only_and_on_each_clip_by_itself(make):
+    def pass_clips(*seeds):
+        draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return block(videos[: len(seeds)], Chunk(draws=draws))
+
+    block, videos = make(), torch.randn(2, 8, 3, 4, 4)
+    both = pass_clips(1, 2)
+    torch.testing.assert_close(pass_clips(1), both[:1])
+    assert not torch.allclose(pass_clips(2), both[:1], atol=0.01)
+    with pytest.raises(ValueError, match="a generator per clip"):
+        block(videos, Chunk())
     block.eval()
-    assert torch.equal(block(video, Chunk()), block(video, Chunk()))
+    assert torch.equal(pass_clips(1, 2), block(videos, Chunk()))
+    assert not torch.allclose(both, block(videos, Chunk()), atol=0.01)
