@@ -1,1 +1,1 @@
-"""Typed configuration: argv and JSON in, one frozen dataclass tree out. Nothing here imports torch."""
+"""Typed configuration: turns argv and JSON into one tree of frozen dataclasses. Nothing here imports torch."""

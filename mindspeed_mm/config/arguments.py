@@ -1,15 +1,15 @@
-"""The programs that run on ranks: the flags of each, and those of published launch scripts that mean nothing here.
+"""Flags of the programs that run on ranks, and flags of published launch scripts that have no effect here.
 
-The flags themselves are fields of the configs they fill: `run.py`, `sample.py`, `autoencoder.py` and what these name. What
-the values imply together is decided in `resolve.py`.
+The flags are fields of the configs that they fill: `run.py`, `sample.py`, `autoencoder.py` and the configs that these
+name. `resolve.py` checks values against each other.
 """
 
 from mindspeed_mm.config.run import ExtractionFlags, RunFlags
 from mindspeed_mm.config.sample import JobFlags, ServeFlags
 from mindspeed_mm.schema import Given, parse
 
-# Flags of the published launch scripts that decide nothing: the model JSON describes the network, and its precision
-# rules are fixed. They are accepted, and named once in the log. Flag -> number of values.
+# Flags of the published launch scripts without effect: the model JSON describes the network, and its precision rules
+# are fixed. They are accepted and logged once. Flag -> number of values.
 MEANINGLESS = {
     "--num-layers": 1,
     "--hidden-size": 1,
@@ -38,7 +38,7 @@ MEANINGLESS = {
     "--distributed-backend": 1,
 }
 
-# Of the training flags, those that the published sampling script gives as well.
+# Training flags that the published sampling script also passes.
 MEANINGLESS_IN_SAMPLING = {
     "--global-batch-size": 1,
     "--lr": 1,
@@ -74,7 +74,7 @@ def parse_extract(argv: list[str]) -> Given[ExtractionFlags]:
         argv,
         prog="extract_features.py",
         description="Encode a list once, so that training needs neither the autoencoder nor the text encoders. Takes the "
-        "flags of the training run, so that features come out as that run would make them; flags of the optimizer may be "
+        "flags of the training run, so that it makes the same features as that run; flags of the optimizer may be "
         "left out. The features go to feature_folder of the data JSON. Runs in one process or under torchrun with any "
         "number; when it was stopped, it goes on where it ended. Then train with load_video_features and "
         "load_text_features true in the model JSON.",

@@ -1,6 +1,6 @@
-"""Config of training and of evaluating the autoencoder: the flags of tools/train_wfvae.py and tools/eval_vae.py.
+"""Config of training and evaluating the autoencoder: the flags of tools/train_wfvae.py and tools/eval_vae.py.
 
-Both read the `ae` block of a model JSON and the data JSON that a training run has; nothing else of either is needed.
+Both read only the `ae` block of a model JSON, and the data JSON of a training run.
 """
 
 import dataclasses
@@ -17,22 +17,23 @@ from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.families.base import DTYPES, AutoencoderConfig
 from mindspeed_mm.schema import build, find, flag, group, parse, read_json, switches
 
-# In a loss over all values of a clip, each a sum over one part: the table's keys are what --distance may be.
+# Distances in a loss over all values of a clip, each a sum over one part; the keys are the choices of --distance.
 DISTANCES = {"l1": lambda difference: difference.abs().sum(), "l2": lambda difference: difference.square().sum()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class AutoencoderLossConfig:
-    """Weights of the loss of WF-VAE (2411.17459, section 3.4), its perceptual and adversarial terms left out.
+    """Weights of the loss of WF-VAE (2411.17459, section 3.4), without its perceptual and adversarial terms.
 
-    All terms are sums over a clip, divided by its number of pixel values, so that the weights mean what they do there.
+    All terms are sums over a clip, divided by its number of pixel values, so that the weights have the paper's
+    meaning.
     """
 
     distance: str = flag(
         "l1",
         "--distance",
         choices=DISTANCES,
-        help="of videos and of subbands in the loss: l1, as in the paper, or l2, which sees small objects sooner",
+        help="distance of videos and subbands in the loss: l1, as in the paper, or l2, which learns small objects sooner",
     )
     kl_weight: float = flag(1e-6, "--kl-weight", at_least=0, help="weight of the KL divergence in the loss")
     wavelet_weight: float = flag(0.1, "--wavelet-weight", at_least=0, help="weight of the wavelet loss")
@@ -40,9 +41,11 @@ class AutoencoderLossConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class AutoencoderFlags:
-    """What both programs are told."""
+    """Flags of both programs."""
 
-    mm_model: str = flag("", "--mm-model", required=True, metavar="JSON", help="model JSON; its `ae` block counts")
+    mm_model: str = flag(
+        "", "--mm-model", required=True, metavar="JSON", help="model JSON; only its `ae` block is read"
+    )
     mm_data: str = flag("", "--mm-data", required=True, metavar="JSON", help="data.json: lists, filters, transforms")
     weights: str | None = flag(
         None, "--weights", metavar="FILE", help="weights of the autoencoder, instead of ae.from_pretrained"
@@ -55,10 +58,10 @@ class AutoencoderFlags:
 class TrainingFlags(AutoencoderFlags):
     """The flags of tools/train_wfvae.py."""
 
-    train_iters: int = flag(1, "--train-iters", required=True, at_least=1, unit="steps", help="of the run")
-    micro_batch_size: int = flag(1, "--micro-batch-size", at_least=1, help="clips of a process at a time")
+    train_iters: int = flag(1, "--train-iters", required=True, at_least=1, unit="steps", help="length of the run")
+    micro_batch_size: int = flag(1, "--micro-batch-size", at_least=1, help="clips that a process handles at a time")
     global_batch_size: int = flag(
-        0, "--global-batch-size", at_least=1, help="clips of a step; default: one micro-batch of each process"
+        0, "--global-batch-size", at_least=1, help="clips per step; default: one micro-batch per process"
     )
     optimizer: OptimizerSettings = group(
         OptimizerSettings,
@@ -76,14 +79,14 @@ class TrainingFlags(AutoencoderFlags):
         None,
         "--export",
         metavar="FILE",
-        help=".pt file for the averaged weights at the end, as ae.from_pretrained reads it",
+        help="write the final averaged weights to this .pt file, which ae.from_pretrained reads",
     )
-    export_dtype: str = flag("fp32", "--export-dtype", choices=DTYPES, help="precision of that file")
+    export_dtype: str = flag("fp32", "--export-dtype", choices=DTYPES, help="precision of the exported weights")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class AutoencoderRunConfig(TrainingFlags):
-    """Everything that decides a training run of the autoencoder."""
+    """All settings of a training run of the autoencoder."""
 
     autoencoder: AutoencoderConfig
     data: DataConfig
@@ -98,13 +101,15 @@ class AutoencoderRunConfig(TrainingFlags):
 class EvaluationFlags(AutoencoderFlags):
     """The flags of tools/eval_vae.py."""
 
-    clips: int = flag(64, "--clips", at_least=1, help="clips of the list, in its order")
-    batch_size: int = flag(4, "--batch-size", at_least=1, help="clips at a time")
-    data_path: str | None = flag(None, "--data-path", metavar="DATA.TXT", help="another list than the data JSON's")
+    clips: int = flag(64, "--clips", at_least=1, help="number of clips to evaluate, in the order of the list")
+    batch_size: int = flag(4, "--batch-size", at_least=1, help="clips per batch")
+    data_path: str | None = flag(
+        None, "--data-path", metavar="DATA.TXT", help="list of clips to use instead of the data JSON's"
+    )
     video: str | None = flag(
         None, "--video", metavar="MP4", help="write original, reconstruction and 4x difference side by side"
     )
-    video_clips: int = flag(8, "--video-clips", at_least=1, help="clips in it, one below the other")
+    video_clips: int = flag(8, "--video-clips", at_least=1, help="clips in the --video file, one below the other")
     statistics: str | None = flag(
         None,
         "--write-statistics",
@@ -116,7 +121,7 @@ class EvaluationFlags(AutoencoderFlags):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class AutoencoderEvaluationConfig(EvaluationFlags):
-    """Everything that decides an evaluation of the autoencoder."""
+    """All settings of an evaluation of the autoencoder."""
 
     autoencoder: AutoencoderConfig
     data: DataConfig
@@ -167,7 +172,7 @@ def evaluation_config(argv: list[str]) -> AutoencoderEvaluationConfig:
 
 
 def _read(flags: AutoencoderFlags) -> tuple[AutoencoderConfig, DataConfig]:
-    """The `ae` block of --mm-model with --weights, and --mm-data; they are checked against each other."""
+    """Reads the `ae` block of --mm-model with --weights, and --mm-data, and checks them against each other."""
     model_node = model_dialects.model_node(read_json(flags.mm_model))
     data_node = data_dialects.data_node(read_json(flags.mm_data))
     autoencoder = families.read_autoencoder(find(model_node, "ae"))

@@ -1,6 +1,6 @@
-"""Checks of one setting against another: layout, batch sizes, networks, clips, files.
+"""Checks settings against each other: layout, batch sizes, networks, clips, files.
 
-Each names the value, the rule and the fix, with the place in a JSON where there is one.
+Each error names the value, the rule and the fix, and the place if a JSON holds the value.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ _log = logs.get(__name__)
 
 
 def launch_config(launch: LaunchConfig, denoiser: DenoiserConfig, num_heads: Node) -> LaunchConfig:
-    """The layout that the flags ask for; every head belongs to one rank."""
+    """The layout that the flags request; each rank must own whole heads."""
     tensor, context = launch.tensor_size, launch.context_size
     if denoiser.num_heads % tensor:
         raise num_heads.error(f"{denoiser.num_heads} heads do not divide by --tensor-model-parallel-size {tensor}")
@@ -36,7 +36,7 @@ def launch_config(launch: LaunchConfig, denoiser: DenoiserConfig, num_heads: Nod
 
 
 def processes(given: int | None) -> int:
-    """Number of ranks: as given, else torchrun's."""
+    """Number of ranks: the argument, else torchrun's."""
     if given is not None:
         return given
     text = os.environ.get("WORLD_SIZE", "1")
@@ -46,7 +46,7 @@ def processes(given: int | None) -> int:
 
 
 def data_ranks(launch: LaunchConfig, world_size: int | None) -> int:
-    """DP size of a layout on so many processes."""
+    """DP size of a layout with this number of processes."""
     world = processes(world_size)
     model_size = launch.tensor_size * launch.context_size
     if world % model_size:
@@ -58,7 +58,7 @@ def data_ranks(launch: LaunchConfig, world_size: int | None) -> int:
 
 
 def check_batches(micro: int, total: int, data_size: int, data: DataConfig, data_node: Node) -> None:
-    """Batch sizes that the data ranks and the loader can share out."""
+    """Checks that the data ranks and the loader can divide the batch sizes."""
     check_total(micro, total, data_size)
     for path, size in {
         "dataloader_param.batch_size": data.dataloader_param.batch_size,
@@ -69,7 +69,7 @@ def check_batches(micro: int, total: int, data_size: int, data: DataConfig, data
 
 
 def check_total(micro: int, total: int, data_size: int) -> None:
-    """Raise if the data ranks cannot share out a global batch in whole micro-batches."""
+    """Raises ConfigError if the data ranks cannot divide a global batch into whole micro-batches."""
     if total % (micro * data_size):
         raise ConfigError(
             f"--global-batch-size {total} is not a multiple of --micro-batch-size {micro} x {data_size} data-parallel ranks"
@@ -77,7 +77,7 @@ def check_total(micro: int, total: int, data_size: int) -> None:
 
 
 def decay_iters(optimizer: OptimizerSettings, train_iters: int) -> int:
-    """Length of the decay of the learning rate, by default the run's; longer than the warm-up."""
+    """Length of the decay of the learning rate, by default that of the run; must exceed the warm-up."""
     iterations = optimizer.lr_decay_iters or train_iters
     if optimizer.lr_warmup_iters >= iterations:
         raise ConfigError(f"--lr-warmup-iters {optimizer.lr_warmup_iters}: must be below --lr-decay-iters {iterations}")
@@ -85,7 +85,7 @@ def decay_iters(optimizer: OptimizerSettings, train_iters: int) -> int:
 
 
 def check_networks(ae: AutoencoderConfig, denoiser: DenoiserConfig, place: Callable[[str], Node]) -> None:
-    """Channels of the autoencoder's latents and the denoiser's."""
+    """Checks the channels of the autoencoder's latents against the denoiser's."""
     channels = families.of_config(denoiser).latent_channels(denoiser)
     if channels != ae.latent_dim:
         raise place("predictor.in_channels").error(f"{channels}, but ae.latent_dim is {ae.latent_dim}")
@@ -96,7 +96,7 @@ def check_networks(ae: AutoencoderConfig, denoiser: DenoiserConfig, place: Calla
 
 
 def check_clips(data: DataConfig, data_node: Node, model: TrainModelConfig, launch: LaunchConfig) -> None:
-    """Sizes of the clips against the strides of the networks and the layout."""
+    """Checks the sizes of the clips against the networks' strides and the layout."""
     clips = data.dataset_param.preprocess_parameters
     place = find(data_node, "dataset_param.preprocess_parameters")
     stride_t, stride_h, _ = model.ae.strides
@@ -145,12 +145,14 @@ def _check_split(video_tokens: int, text_tokens: int, launch: LaunchConfig, plac
 def check_sample_size(
     model: SampleModelConfig, launch: LaunchConfig, place: Node, max_pixels: int = MAX_PIXELS
 ) -> None:
-    """Raise at `place` if the networks or the layout cannot make videos of `model`'s input_size, or it is too large."""
+    """Raises at `place` if the networks or the layout cannot make videos of `model`'s input_size, or if it is too
+    large.
+    """
     frames, height, width = model.pipeline_config.input_size
     if frames * height * width > max_pixels:
         raise place.error(
             f"{frames} x {height} x {width} are {frames * height * width:,} pixels, more than --max-pixels {max_pixels:,}; "
-            "ask for less, or give a larger --max-pixels if the memory is there"
+            "request less, or raise --max-pixels if there is enough memory"
         )
     try:
         grid = model.latent_grid
@@ -164,7 +166,7 @@ def check_sample_size(
 
 
 def check_train_files(model: TrainModelConfig, model_node: Node, data: DataConfig, data_node: Node) -> None:
-    """Every file that training reads is there."""
+    """Checks that all files for training exist."""
     files = {path: _weights_of(model, path) for path in ("ae", "text_encoder", "text_encoder_2", "predictor")}
     _check_paths(files, model_node)
     dataset = data.dataset_param
@@ -185,7 +187,9 @@ def check_train_files(model: TrainModelConfig, model_node: Node, data: DataConfi
 
 
 def _check_features(model: TrainModelConfig, data: DataConfig, data_node: Node) -> None:
-    """What training from stored features asks of the data JSON; whether they fit is seen when they are opened."""
+    """Checks the data JSON for training from stored features; the features themselves are checked when they are
+    opened.
+    """
     dataset = data.dataset_param
     if dataset.basic_parameters.feature_folder is None:
         raise find(data_node, "dataset_param.basic_parameters.feature_folder").error(
@@ -204,7 +208,7 @@ def _check_features(model: TrainModelConfig, data: DataConfig, data_node: Node) 
 
 
 def check_sample_files(model: SampleModelConfig, node: Node, load: str | None) -> None:
-    """Every file that sampling reads is there. load: a checkpoint directory, instead of predictor.from_pretrained."""
+    """Checks that all files for sampling exist. load: a checkpoint directory that replaces predictor.from_pretrained."""
     names = ("ae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     files = {path: _weights_of(model, path) for path in names}
     if load is None:

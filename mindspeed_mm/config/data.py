@@ -1,4 +1,4 @@
-"""Config of the data: data.json (`--mm-data`). Names and defaults are the original's."""
+"""Config of the data: data.json (`--mm-data`). Names and defaults follow the original."""
 
 import dataclasses
 from typing import ClassVar
@@ -8,7 +8,7 @@ from mindspeed_mm.config.transforms import CenterCropResizeVideo, read_transform
 from mindspeed_mm.schema import Node, did_you_mean, option
 
 VIDEO_READERS = ("decoder", "pyav", "decord", "torchcodec")
-# Names of published configs whose own readers are not needed here: torchvision's is gone, MindSpeed-MM's is decord.
+# Reader names of published configs that are replaced here: torchvision's is gone, MindSpeed-MM's is decord.
 _OLD_VIDEO_READERS = {"torchvision": "decoder", "DecordVideo": "decoder"}
 
 
@@ -29,11 +29,12 @@ def _read_video_reader(node: Node, notes: list[str] | None) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SourceConfig:
-    """`basic_parameters`: where the list of the data lies."""
+    """`basic_parameters`: the list of the data."""
 
     data_path: str  # data.txt: lines `folder,annotation file`
     data_storage_mode: str = option("combine", choices=("combine",))
-    feature_folder: str | None = None  # of tools/extract_features.py, for load_video_features and load_text_features
+    # folder written by tools/extract_features.py, for load_video_features and load_text_features
+    feature_folder: str | None = None
 
     ACCEPTED: ClassVar[dict[str, str]] = {
         "data_folder": "folders are given in data.txt",
@@ -51,7 +52,7 @@ class PipelineConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class PreprocessConfig:
-    """`preprocess_parameters`: which clips are used, which of their frames, and at what size."""
+    """`preprocess_parameters`: chooses clips, their frames and their size."""
 
     num_frames: int = option(16, at_least=1, at_most=2**20)
     frame_interval: int = option(1, at_least=1, at_most=2**20)  # only lengthens the window of the temporal crop
@@ -76,11 +77,11 @@ class PreprocessConfig:
     too_long_factor: float = option(5.0, above=0, at_most=1e12)
     drop_short_ratio: float = option(1.0, at_least=0, at_most=1)
     min_num_frames: int = option(29, at_least=1, at_most=2**20)
-    seed: int = option(42, at_least=0, at_most=2**32 - 1)  # of the drop_short draw
+    seed: int = option(42, at_least=0, at_most=2**32 - 1)  # seed of the drop_short draw
     cfg: float = option(0.1, at_least=0, at_most=1)  # probability of dropping a caption
     use_aesthetic: bool = False
     video_reader_type: str = option("decoder", read=_read_video_reader)
-    frame_index_folder: str | None = None  # where frame indexes are kept from run to run; None: in memory only
+    frame_index_folder: str | None = None  # folder that keeps frame indexes from run to run; None: in memory only
     image_reader_type: str = option("Image", choices=("Image",))
     # seconds for one clip; then its process is killed and the clip is a bad sample
     timeout: float = option(600.0, above=0, at_most=1e6)
@@ -105,19 +106,21 @@ class PreprocessConfig:
 
     @property
     def keeps_every_speed(self) -> bool:
-        """MindSpeed-MM's processor drops neither long clips nor those below `train_fps`, whose frames it repeats."""
+        """True for MindSpeed-MM's processor: it keeps long clips, and clips below `train_fps`, whose frames it
+        repeats.
+        """
         return self.video_processor_type is not None
 
     @property
     def aspect_limits(self) -> tuple[float, float]:
-        """Least and greatest height / width; with hw_aspect_thr and without force_resolution, of the sample."""
+        """Least and greatest height / width; with hw_aspect_thr and without force_resolution, for the sample."""
         if self.hw_aspect_thr is None:
             return self.min_h_div_w_ratio, self.max_h_div_w_ratio
         target = self.max_height / self.max_width if self.force_resolution else 1.0
         return target / self.hw_aspect_thr, target * self.hw_aspect_thr
 
     def fixed_size(self, kind: str) -> tuple[int, int] | None:
-        """(height, width) that every sample of a kind has, or None if it follows from the size of each clip.
+        """(height, width) of all samples of a kind, or None if it depends on the clip.
 
         MindSpeed-MM's own file resizes to one size without force_resolution, so there the transform decides.
         """
@@ -170,7 +173,7 @@ class DatasetConfig:
     enable_text_preprocessing: bool = option(True, aliases=("enable_text_preprocess",))
     use_clean_caption: bool = True
     support_chinese: bool = (
-        False  # keep Chinese in captions, which the original always removes, for a multilingual encoder
+        False  # keep Chinese in captions, for a multilingual encoder; the original always removes it
     )
     model_max_length: int = option(120, at_least=1, at_most=2**20)
     tokenizer_config: TokenizerConfig
@@ -188,9 +191,9 @@ class DatasetConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class CollateConfig:
-    """`collate_param`: how samples become a batch."""
+    """`collate_param`: joins samples into a batch."""
 
-    model_name: str = option("GroupLength", choices=("GroupLength", "open_sora_plan"))  # one thing, two names
+    model_name: str = option("GroupLength", choices=("GroupLength", "open_sora_plan"))  # two names for the same collate
     batch_size: int = option(1, at_least=1)
     group_data: bool = False
     max_height: int = option(480, at_least=1, at_most=2**16)  # target size without group_data

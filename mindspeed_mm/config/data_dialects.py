@@ -1,7 +1,7 @@
-"""data.json in MindSpeed-MM's dialect (branch 26.0.0), rewritten into ours before it is typed.
+"""Rewrites a data.json in MindSpeed-MM's dialect (branch 26.0.0) into ours, before it is typed.
 
-Ours is Open-Sora Plan's. `video_processor_type` says that a file is MindSpeed-MM's: keys that it leaves out then have
-that class's defaults. Errors keep the path under which a value was written.
+Ours is Open-Sora Plan's. `video_processor_type` marks a MindSpeed-MM file: missing keys then have that class's
+defaults. Errors keep the path under which a value was written.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ def _dataset(node: Node) -> Node:
 
 
 def _tokenizers(node: Node) -> Node:
-    """A list of tokenizers, each with its own length -> two keys, and the length of the first for the captions."""
+    """Turns a list of tokenizers, each with its length, into two keys; the first length applies to the captions."""
     if not isinstance(getattr(node.value.get("tokenizer_config"), "value", None), list):
         return node
     value = dict(unpacked(node, "tokenizer_config").value)
@@ -40,7 +40,7 @@ def _preprocess(node: Node) -> Node:
     value = dict(node.value)
     if "video_processor_type" in value:
         for key, default in _DEFAULTS.items():
-            if key not in value or (key == "hw_aspect_thr" and value[key].value == 0):  # 0 means the default there
+            if key not in value or (key == "hw_aspect_thr" and value[key].value == 0):  # there 0 means the default
                 value[key] = dataclasses.replace(node_from_python(default, f"{node.path}.{key}"), file=node.file)
     if "hw_aspect_thr" in value:
         for key in ("max_h_div_w_ratio", "min_h_div_w_ratio"):
@@ -76,7 +76,7 @@ def _sizes(node: Node) -> Node:
 
 
 def _inside(node: Node, key: str, rewrite) -> Node:
-    """The node with the object under `key` rewritten, where there is one."""
+    """The node with the object under `key` rewritten, if present."""
     if not isinstance(node.value, dict) or not isinstance(getattr(node.value.get(key), "value", None), dict):
         return node
     return dataclasses.replace(node, value={**node.value, key: rewrite(node.value[key])})

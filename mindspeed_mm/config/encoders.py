@@ -1,7 +1,7 @@
-"""What the folder of a frozen text encoder says of it, read from its config.json before any weights are.
+"""Facts about a frozen text encoder, read from its folder's config.json before any weights.
 
-A tokenizer or an encoder of the wrong kind in the right place gives features of other words, or fails in the middle of a
-batch; vocabulary, length, width and the numbers of the special tokens are compared at the start instead.
+A wrong tokenizer or encoder gives features of other words, or fails in the middle of a batch. So vocabulary, length,
+width and special tokens are compared at the start.
 """
 
 import dataclasses
@@ -14,23 +14,23 @@ from mindspeed_mm.errors import ConfigError
 _T5, _CLIP = ("t5", "mt5"), ("clip", "clip_text_model")
 _MODEL_TYPES = {"T5": _T5, "MT5": _T5, "CLIP": _CLIP, "CLIPWithProjection": _CLIP}
 _LARGEST = 2**24  # bytes of a config.json
-_OLD_END = 2  # what early files of CLIP say of their last token; its number is then the largest of all
+_OLD_END = 2  # value for the last token in early CLIP files; its id is then the largest of all
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EncoderFacts:
-    """An encoder as its folder describes it; `key` and `folder` are for messages."""
+    """Facts from an encoder's folder; `key` and `folder` are for messages."""
 
     key: str
     folder: str
     vocabulary: int
-    width: int  # of its features
+    width: int  # width of its features
     max_length: int | None  # tokens; None: any number
-    end: int  # number of the token behind a text
-    padding: int | None  # None: any; what follows the end of a text is not looked at
+    end: int  # id of the token that ends a text
+    padding: int | None  # None: any; tokens after the end of a text are ignored
 
     def check_width(self, wanted: int, name: str) -> None:
-        """name: key of the predictor's block that says the width `wanted`."""
+        """name: key in the predictor's block that gives the width `wanted`."""
         if self.width != wanted:
             raise ConfigError(
                 f"{self.key}.from_pretrained: the features of {self.folder} are {self.width} wide, predictor.{name} is "
@@ -38,9 +38,9 @@ class EncoderFacts:
             )
 
     def check_tokens(self, key: str, folder: str, size: int, length: int, end: int | None, padding: int | None) -> None:
-        """Raise ConfigError unless a tokenizer is this encoder's.
+        """Raises ConfigError unless a tokenizer belongs to this encoder.
 
-        size: of its vocabulary; length: tokens per text; end, padding: numbers of these special tokens.
+        size: of its vocabulary. length: tokens per text. end, padding: ids of these special tokens.
         """
         fit = f"{self.key} ({self.folder}) and {key} ({folder}) do not belong together"
         if size > self.vocabulary:
@@ -55,7 +55,9 @@ class EncoderFacts:
 
 
 def encoder_facts(config: TextEncoderConfig, key: str) -> EncoderFacts:
-    """Read the config.json of an encoder's folder. key: of the encoder in its JSON. ConfigError if it is none of its kind."""
+    """Reads the config.json of an encoder's folder. key: of the encoder in its JSON. ConfigError for an unsupported
+    kind.
+    """
     folder = config.from_pretrained
     said = _read(os.path.join(folder, "config.json"), key, config.model_id)
     wanted = _MODEL_TYPES[config.model_id]

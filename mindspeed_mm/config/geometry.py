@@ -1,4 +1,4 @@
-"""Sizes of videos and latents: the one home of the arithmetic between pixels, latents and tokens."""
+"""Sizes of videos and latents: the conversion between pixels, latents and tokens."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ class LatentGrid:
     def of_video(cls, frames: int, height: int, width: int, strides: tuple[int, int, int]) -> "LatentGrid":
         """Latent extent of a video under a causal autoencoder with strides (t, h, w).
 
-        The first frame has a latent of its own, so 8n+1 frames give n+1 latent frames at stride 8.
+        The first frame has its own latent, so 8n+1 frames give n+1 latent frames at stride 8.
         """
         stride_t, stride_h, stride_w = strides
         if frames < 1 or (frames - 1) % stride_t:
@@ -40,5 +40,5 @@ class LatentGrid:
 
 
 def as_grid(grid) -> LatentGrid:
-    """A LatentGrid, or anything with three whole numbers (frames, height, width), as a LatentGrid."""
+    """Converts three whole numbers (frames, height, width) to a LatentGrid."""
     return grid if isinstance(grid, LatentGrid) else LatentGrid(*(int(extent) for extent in grid))

@@ -1,4 +1,4 @@
-"""Where a program runs and how its ranks share the work: flags that every program with ranks has."""
+"""Device of a program and layout of its ranks: flags of every program with ranks."""
 
 import dataclasses
 
@@ -7,21 +7,31 @@ from mindspeed_mm.schema import flag
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class LaunchConfig:
-    device: str = flag("auto", "--device", choices=("auto", "cpu", "cuda", "npu"), help="auto: the best that is there")
+    device: str = flag(
+        "auto",
+        "--device",
+        choices=("auto", "cpu", "cuda", "npu"),
+        help="device to run on; auto: the best available one",
+    )
     mindspeed: str = flag("auto", "--mindspeed", choices=("auto", "on", "off"), help="NPU: use MindSpeed's adaptor")
     tensor_size: int = flag(
         1, "--tensor-model-parallel-size", at_least=1, at_most=2**16, help="ranks that share each layer"
     )
-    sequence_parallel: bool = flag(False, "--sequence-parallel", help="split activations over those ranks too")
+    sequence_parallel: bool = flag(
+        False, "--sequence-parallel", help="also split activations over the tensor-parallel ranks"
+    )
     context_size: int = flag(
         1, "--context-parallel-size", at_least=1, at_most=2**16, help="ranks that share each sequence"
     )
     context_algorithm: str = flag(
-        "ulysses_cp_algo", "--context-parallel-algo", choices=("ulysses_cp_algo",), help="heads <-> tokens"
+        "ulysses_cp_algo",
+        "--context-parallel-algo",
+        choices=("ulysses_cp_algo",),
+        help="exchange heads for tokens (Ulysses), the only choice",
     )
     pipeline_size: int = flag(1, "--pipeline-model-parallel-size", at_least=1, help="must be 1")
     guidance_parallel: bool = flag(
-        False, "--cfg-parallel", help="the two halves of guidance on two ranks; halves the data ranks"
+        False, "--cfg-parallel", help="compute the two halves of guidance on two ranks; halves the data ranks"
     )
     timeout_minutes: float = flag(
         10.0,

@@ -1,7 +1,7 @@
-"""The model JSON of a training run: its networks (`families/`), text encoders, and flow matching.
+"""The model JSON of a training run: networks (`families/`), text encoders, and flow matching.
 
-Defaults are those of the original classes (Open-Sora Plan `mindspeed_mmdit`), so that a key which a published file
-leaves out means what it meant there.
+Defaults are those of the original classes (Open-Sora Plan `mindspeed_mmdit`), so that a key omitted in a published
+file keeps its meaning.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ class TextEncoderConfig:
 
     model_id: str = option(choices=("T5", "MT5", "CLIP", "CLIPWithProjection"))
     from_pretrained: str
-    use_attention_mask: bool = True  # CLIPWithProjection never uses one, as the original
-    dtype: str | None = option(None, choices=DTYPES)  # None: as weight_dtype
+    use_attention_mask: bool = True  # CLIPWithProjection never uses one, as in the original
+    dtype: str | None = option(None, choices=DTYPES)  # None: weight_dtype
 
     ACCEPTED: ClassVar[dict[str, str]] = {
         **_OBSOLETE_LOADER,
@@ -71,16 +71,16 @@ class DiffusionConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptiveClipPatch:
-    """`patch.adaptive_clip_grad_norm`: what --clip_grad_ema_decay says elsewhere."""
+    """`patch.adaptive_clip_grad_norm`: MindSpeed-MM's form of --clip_grad_ema_decay."""
 
     clip_grad_ema_decay: float = option(0.99, above=0, below=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class PatchConfig:
-    """`patch`: where MindSpeed-MM sets what Open-Sora Plan has flags for. A flag that is given counts more."""
+    """`patch`: MindSpeed-MM's settings for which Open-Sora Plan has flags. An explicit flag takes precedence."""
 
-    ae_float32: bool = False  # the autoencoder in fp32, whatever --bf16 or --fp16 says
+    ae_float32: bool = False  # the autoencoder in fp32, even with --bf16 or --fp16
     adaptive_clip_grad_norm: AdaptiveClipPatch | None = None
 
 

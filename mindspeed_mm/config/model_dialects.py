@@ -1,6 +1,6 @@
-"""Model and inference JSONs in MindSpeed-MM's dialect (branch 26.0.0), rewritten into ours before they are typed.
+"""Rewrites model and inference JSONs in MindSpeed-MM's dialect (branch 26.0.0) into ours, before they are typed.
 
-Ours is Open-Sora Plan's. A file may mix both; a network's own block is read by its family. Errors keep the path under
+Ours is Open-Sora Plan's. A file may mix both; each network's family reads its own block. Errors keep the path under
 which a value was written.
 """
 
@@ -25,7 +25,7 @@ def sample_node(node: Node) -> Node:
 
 
 def unpacked(node: Node, key: str) -> Node:
-    """`key`: [first, second] -> `key`: first, `key`_2: second."""
+    """Rewrites `key`: [first, second] as `key`: first, `key`_2: second."""
     if not isinstance(node.value, dict) or not isinstance(getattr(node.value.get(key), "value", None), list):
         return node
     value = dict(node.value)

@@ -1,7 +1,7 @@
-"""Noise-level schemes of training: how levels are drawn, and how a sample's loss is weighted by its level.
+"""Noise-level schemes of training: the distribution of levels, and the weight of a sample's loss at its level.
 
-A scheme is a row of a table; its names are what `diffusion.weighting_scheme` may say. The functions take and give tensors
-and import no torch. Densities and weights: SD3 (2403.03206), section 3.1 and appendix.
+Each scheme is a row of a table whose keys are the choices of `diffusion.weighting_scheme`. The functions work on
+tensors but import no torch. Densities and weights: SD3 (2403.03206), section 3.1 and appendix.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 
 class Draws(Protocol):
-    """Random numbers [B] of one batch; each is drawn when it is asked for."""
+    """Random numbers [B] of one batch, drawn on request."""
 
     def normal(self, mean: float, std: float) -> Any: ...
 
@@ -20,7 +20,7 @@ class Draws(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Weighting:
-    """draw(config, draws) -> levels [B] in [0, 1], before the shift; weight(sigma [B]) -> weights of the loss [B]."""
+    """draw(config, draws) -> levels [B] in [0, 1], before the shift. weight(sigma [B]) -> weights of the loss [B]."""
 
     draw: Callable[[Any, Draws], Any]
     weight: Callable[[Any], Any]

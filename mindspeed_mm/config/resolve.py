@@ -1,7 +1,7 @@
-"""argv and JSON files -> RunConfig, SampleConfig or ServeConfig, with every check of one setting against another.
+"""Turns argv and JSON files into RunConfig, SampleConfig or ServeConfig, and checks settings against each other.
 
-All of it happens before a process group or a weight exists, so a mistake costs seconds, not a queue slot. What a single
-flag may be is written at its field.
+All checks run before a process group or a weight exists, so a mistake costs seconds, not a queue slot. The rules of a
+single flag are at its field.
 """
 
 import dataclasses
@@ -31,9 +31,10 @@ def run_config(argv: list[str], world_size: int | None = None) -> RunConfig:
 
 
 def extraction_config(argv: list[str]) -> tuple[RunConfig, str | None]:
-    """The run whose features `tools/extract_features.py` is to make, and "video" or "text" if only these.
+    """Config of the run for which `tools/extract_features.py` makes features, and "video" or "text" if only one is
+    wanted.
 
-    The run's layout has to be possible, but not with the processes that there are now.
+    The run's layout must be valid, but need not fit the current number of processes.
     """
     given = arguments.parse_extract(argv)
     launch = given.values.launch
@@ -105,7 +106,7 @@ def serve_config(argv: list[str], world_size: int | None = None) -> ServeConfig:
 
 
 def _sample_config(given: Given[_Sample], **replaced: object) -> SampleConfig:
-    """What both programs that sample read alike. replaced: values of flags that stand for keys of the JSON."""
+    """Reads the part shared by both sampling programs. replaced: values of flags that override keys of the JSON."""
     flags, notes = given.values, []
     node = model_dialects.sample_node(read_json(flags.mm_model))
     model = build(SampleModelConfig, node, notes)
@@ -145,14 +146,14 @@ def _optimizer(flags: RunFlags, model: TrainModelConfig, fp32_gradients: bool) -
         optimizer,
         lr_decay_iters=checks.decay_iters(optimizer, flags.train_iters),
         clip_grad_ema_decay=clip_decay,
-        # Megatron does the same: bf16 gradients are always accumulated in fp32.
+        # As in Megatron: bf16 gradients are always accumulated in fp32.
         grad_reduce_in_fp32=fp32_gradients or flags.dtype != "fp16",
         use_ema=optimizer.use_ema or OPTIMIZERS[optimizer.selection],
     )
 
 
 def _evaluation(flags: RunFlags, predictor: DenoiserConfig, launch: LaunchConfig) -> EvaluationConfig:
-    """With the inference JSON of --mm-sample, whose denoiser has to be the one that is trained."""
+    """Evaluation config with the inference JSON of --mm-sample, whose denoiser must equal the trained one."""
     evaluation = flags.evaluation
     if evaluation.sample_file is None:
         return evaluation

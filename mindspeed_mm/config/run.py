@@ -1,4 +1,4 @@
-"""Config of a training run: its flags, and what they become together with the JSONs (`resolve.py`)."""
+"""Config of a training run: its flags, and the config that `resolve.py` makes of flags and JSONs."""
 
 import dataclasses
 import os
@@ -26,24 +26,26 @@ class PrecisionConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointConfig:
-    """What is saved and loaded, where and when."""
+    """Settings of saving and loading checkpoints."""
 
-    save: str | None = flag(None, "--save", metavar="DIR", help="write checkpoints here")
-    load: str | None = flag(None, "--load", metavar="DIR", help="continue from here if it holds a checkpoint")
-    save_interval: int = flag(1000, "--save-interval", at_least=1, unit="steps", help="between checkpoints")
+    save: str | None = flag(None, "--save", metavar="DIR", help="write checkpoints to this directory")
+    load: str | None = flag(
+        None, "--load", metavar="DIR", help="continue from the checkpoint in this directory, if there is one"
+    )
+    save_interval: int = flag(1000, "--save-interval", at_least=1, unit="steps", help="interval between checkpoints")
     format: str = flag(
         "torch", "--ckpt-format", choices=("torch", "torch_dist"), help="Megatron's layout, or dist_checkpointing"
     )
     in_background: bool = flag(False, "--async-save", help="write in the background, while training goes on")
     keep_last: int | None = flag(None, "--keep-last-n", at_least=1, help="delete older checkpoints; default: keep all")
     keep_every: int | None = flag(
-        None, "--keep-every-n", at_least=1, unit="steps", help="never delete iterations that this divides"
+        None, "--keep-every-n", at_least=1, unit="steps", help="keep every checkpoint whose iteration this divides"
     )
-    save_optimizer: bool = flag(True, "--no-save-optim", help="leave the optimizer's state out")
-    save_rng: bool = flag(True, "--no-save-rng", help="leave the states of random number generators out")
-    load_optimizer: bool = flag(True, "--no-load-optim", help="begin with a fresh optimizer")
-    load_rng: bool = flag(True, "--no-load-rng", help="begin with fresh random number generators")
-    finetune: bool = flag(False, "--finetune", help="take only the weights of --load, and start at iteration 0")
+    save_optimizer: bool = flag(True, "--no-save-optim", help="save no optimizer state")
+    save_rng: bool = flag(True, "--no-save-rng", help="save no random number generator states")
+    load_optimizer: bool = flag(True, "--no-load-optim", help="start with a fresh optimizer")
+    load_rng: bool = flag(True, "--no-load-rng", help="start with fresh random number generators")
+    finetune: bool = flag(False, "--finetune", help="load only the weights of --load, and start at iteration 0")
 
     def problems(self):
         if self.in_background and self.format != "torch":
@@ -54,19 +56,19 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationConfig:
-    """Loss on a held-out list, and videos, while training; either is off without its file."""
+    """Loss on a held-out list, and sampled videos, while training; each is off without its file."""
 
-    interval: int = flag(1000, "--eval-interval", at_least=1, unit="steps", help="between evaluations")
-    iterations: int = flag(10, "--eval-iters", at_least=1, help="micro-batches of each data rank")
+    interval: int = flag(1000, "--eval-interval", at_least=1, unit="steps", help="interval between evaluations")
+    iterations: int = flag(10, "--eval-iters", at_least=1, help="micro-batches per evaluation on each data rank")
     data_path: str | None = flag(
-        None, "--eval-data", metavar="DATA.TXT", help="held-out list; without it nothing is evaluated"
+        None, "--eval-data", metavar="DATA.TXT", help="held-out list of clips; without it there is no evaluation"
     )
-    sample_interval: int = flag(1000, "--sample-interval", at_least=1, unit="steps", help="between samples")
+    sample_interval: int = flag(1000, "--sample-interval", at_least=1, unit="steps", help="interval between samples")
     sample_file: str | None = flag(
         None,
         "--mm-sample",
         metavar="JSON",
-        help="inference JSON: what to sample, from EMA weights; without it nothing is",
+        help="inference JSON with the prompts to sample, from EMA weights; without it nothing is sampled",
     )
     sample_model: SampleModelConfig | None = None  # the content of sample_file
 
@@ -78,20 +80,28 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ReportConfig:
-    """Where the numbers of a run go, beside the log and metrics.jsonl in the checkpoint directory."""
+    """Reports of a run, in addition to the log and metrics.jsonl in the checkpoint directory."""
 
-    log_interval: int = flag(100, "--log-interval", at_least=1, unit="steps", help="between lines of the log")
+    log_interval: int = flag(100, "--log-interval", at_least=1, unit="steps", help="interval between log lines")
     tensorboard_dir: str | None = flag(
         None, "--tensorboard-dir", metavar="DIR", help="write TensorBoard events (needs the package)"
     )
-    tensorboard_interval: int = flag(1, "--tensorboard-log-interval", at_least=1, unit="steps", help="between events")
+    tensorboard_interval: int = flag(
+        1, "--tensorboard-log-interval", at_least=1, unit="steps", help="interval between TensorBoard events"
+    )
     wandb_project: str | None = flag(
         None, "--wandb-project", metavar="NAME", help="report to Weights & Biases (needs the package and a login)"
     )
-    wandb_name: str | None = flag(None, "--wandb-exp-name", metavar="NAME", help="name of the run there")
-    wandb_dir: str | None = flag(None, "--wandb-save-dir", metavar="DIR", help="its local files")
+    wandb_name: str | None = flag(None, "--wandb-exp-name", metavar="NAME", help="name of the run at Weights & Biases")
+    wandb_dir: str | None = flag(
+        None, "--wandb-save-dir", metavar="DIR", help="directory for the local files of Weights & Biases"
+    )
     peak_tflops: float | None = flag(
-        None, "--peak-tflops", above=0, unit="TFLOP/s", help="of one device, for MFU; default: by its name"
+        None,
+        "--peak-tflops",
+        above=0,
+        unit="TFLOP/s",
+        help="peak speed of one device, for MFU; default: looked up by its name",
     )
     hang_minutes: float = flag(
         15.0,
@@ -99,19 +109,19 @@ class ReportConfig:
         above=0,
         at_most=525_600,
         unit="minutes",
-        help="without a step, before every rank prints its stack and the run ends",
+        help="time without progress after which every rank prints its stack and the run ends",
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ExitConfig:
-    """When a process of a run ends before the last step: it saves, its exit code is 0, and the next start goes on."""
+    """Settings for an early end of a process: it saves, its exit code is 0, and the next start continues."""
 
     interval: int | None = flag(
-        None, "--exit-interval", at_least=1, unit="steps", help="end after iterations that this divides"
+        None, "--exit-interval", at_least=1, unit="steps", help="end after an iteration that this divides"
     )
     minutes: float | None = flag(
-        None, "--exit-duration-in-mins", above=0, at_most=525_600, unit="minutes", help="end after so long"
+        None, "--exit-duration-in-mins", above=0, at_most=525_600, unit="minutes", help="end after this running time"
     )
     signal_ahead_s: float = flag(
         0.0,
@@ -119,26 +129,30 @@ class ExitConfig:
         at_least=0,
         at_most=86_400,
         unit="seconds",
-        help="by which SIGUSR1 comes before the job's end: train on for half of them, then save; default: save at once",
+        help="time between SIGUSR1 and the job's end: train on for half of it, then save; default: save at once",
     )
 
     @property
     def is_planned(self) -> bool:
-        """Whether the process ends early without a signal."""
+        """True if the process ends early without a signal."""
         return self.interval is not None or self.minutes is not None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RecomputeConfig:
-    """Which activations are computed again in the backward pass."""
+    """Settings for recomputing activations in the backward pass."""
 
     granularity: str | None = flag(
-        None, "--recompute-granularity", choices=("full", "selective"), help="full: whole blocks"
+        None, "--recompute-granularity", choices=("full", "selective"), help="granularity; full: recompute whole blocks"
     )
-    method: str | None = flag(None, "--recompute-method", choices=("block", "uniform"), help="block: the first ones")
-    num_layers: int = flag(0, "--recompute-num-layers", at_least=0, help="the first N blocks, whole")
-    selective: bool = flag(False, "--selective_recom", help="feed-forwards only")
-    num_feed_forwards: int = flag(32, "--recom_ffn_layers", at_least=0, help="those of the first N blocks")
+    method: str | None = flag(
+        None, "--recompute-method", choices=("block", "uniform"), help="blocks to recompute; block: the first N ones"
+    )
+    num_layers: int = flag(0, "--recompute-num-layers", at_least=0, help="recompute the first N blocks as a whole")
+    selective: bool = flag(False, "--selective_recom", help="recompute feed-forwards only")
+    num_feed_forwards: int = flag(
+        32, "--recom_ffn_layers", at_least=0, help="recompute the feed-forwards of the first N blocks"
+    )
 
     def problems(self):
         if self.granularity == "selective":
@@ -168,13 +182,17 @@ class RunFlags:
     seed: int = flag(1234, "--seed", at_least=0, at_most=2**63 - 1, help="seed of all random numbers")
     launch: LaunchConfig = group(LaunchConfig, "device and layout", without=("guidance_parallel",))
     micro_batch_size: int = flag(
-        1, "--micro-batch-size", at_least=1, section=_BATCHES, help="samples of a rank at a time"
+        1, "--micro-batch-size", at_least=1, section=_BATCHES, help="samples that a rank handles at a time"
     )
     global_batch_size: int = flag(
-        0, "--global-batch-size", at_least=1, section=_BATCHES, help="samples of a step; default: one micro-batch each"
+        0,
+        "--global-batch-size",
+        at_least=1,
+        section=_BATCHES,
+        help="samples per step; default: one micro-batch per data rank",
     )
     train_iters: int = flag(
-        1, "--train-iters", required=True, at_least=1, unit="steps", section=_BATCHES, help="of the run"
+        1, "--train-iters", required=True, at_least=1, unit="steps", section=_BATCHES, help="length of the run"
     )
     num_workers: int | None = flag(
         None,
@@ -182,10 +200,10 @@ class RunFlags:
         at_least=0,
         at_most=1024,
         section=_BATCHES,
-        help="processes that decode; default: the data JSON's",
+        help="decoding processes per rank; default: the data JSON's",
     )
     probe: bool = flag(
-        False, "--probe", section=_DATA, help="take size, fps and length that the lists leave out from the files"
+        False, "--probe", section=_DATA, help="read size, fps and length that the lists omit from the files"
     )
     max_bad_fraction: float = flag(
         0.5,
@@ -193,7 +211,7 @@ class RunFlags:
         at_least=0,
         at_most=1,
         section=_DATA,
-        help="share of the files tried that may be bad; more end the run",
+        help="largest share of bad files among the tried ones; the run ends above it",
     )
     max_empty_captions: float = flag(
         0.5,
@@ -202,14 +220,14 @@ class RunFlags:
         at_least=0,
         at_most=1,
         section=_DATA,
-        help="share of the captions that cleaning may empty (Chinese, for example); with more the run does not start",
+        help="largest share of captions that cleaning empties (Chinese, for example); the run does not start above it",
     )
     data_ledger: str | None = flag(
         None,
         "--data-ledger",
         metavar="DIR",
         section=_DATA,
-        help="lists of dropped rows and of bad files; default: --save/data",
+        help="directory for lists of dropped rows and bad files; default: --save/data",
     )
     dtype: str = switches(
         "fp32",
@@ -223,13 +241,13 @@ class RunFlags:
         False,
         "--model_custom_precision",
         section="precision",
-        help="precision per component, from the JSON (ae.dtype, weight_dtype)",
+        help="take each component's precision from the JSON (ae.dtype, weight_dtype)",
     )
     optimizer: OptimizerSettings = group(OptimizerSettings, "optimizer", required=("lr",))
     checkpoint: CheckpointConfig = group(CheckpointConfig, "checkpoints")
     evaluation: EvaluationConfig = group(EvaluationConfig, "evaluation while training")
     mm_tool: str | None = flag(
-        None, "--mm-tool", metavar="JSON", section=_REPORTS, help="tools.json: the profiler's settings"
+        None, "--mm-tool", metavar="JSON", section=_REPORTS, help="tools.json with the profiler's settings"
     )
     report: ReportConfig = group(ReportConfig, _REPORTS)
     exit: ExitConfig = group(ExitConfig, "ending early: saves, exit code 0; the next start goes on")
@@ -239,19 +257,20 @@ class RunFlags:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ExtractionFlags(RunFlags):
-    """The flags of `tools/extract_features.py`: a training run's, of which those that features do not depend on may be
-    left out."""
+    """The flags of `tools/extract_features.py`: those of a training run; flags that do not affect features may be
+    omitted.
+    """
 
     train_iters: int = flag(
-        1, "--train-iters", at_least=1, unit="steps", section=_BATCHES, help="of the run; no effect here"
+        1, "--train-iters", at_least=1, unit="steps", section=_BATCHES, help="length of the run; no effect here"
     )
     optimizer: OptimizerSettings = group(OptimizerSettings, "optimizer")
-    only: str | None = flag(None, "--only", choices=("video", "text"), help="one of the two parts; default: both")
+    only: str | None = flag(None, "--only", choices=("video", "text"), help="extract only this part; default: both")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig(RunFlags):
-    """Everything that decides a training run: the flags, with what follows from them and from the JSONs."""
+    """All settings of a training run: the flags, and values derived from them and from the JSONs."""
 
     precision: PrecisionConfig
     model: TrainModelConfig

@@ -19,7 +19,8 @@ class PipelineConfig:
     """`pipeline_config`."""
 
     input_size: tuple[int, int, int] = option(at_least=1, at_most=2**20)  # frames, height, width of the video
-    version: str = "v1.5"  # of the prompt template; others than v1.2, v1.3, v1.5 leave the prompt as it is
+    # version of the prompt template; versions other than v1.2, v1.3, v1.5 leave the prompt unchanged
+    version: str = "v1.5"
     use_attention_mask: bool = True
     model_type: str = option("t2v", choices=("t2v",))
 
@@ -46,13 +47,14 @@ class SampleModelConfig:
     use_prompt_preprocess: bool = True
     clean_caption: bool = True
     support_chinese: bool = False  # keep Chinese in prompts, for a multilingual text encoder
-    max_prompts: int = option(1000, at_least=1)  # that a file may hold; the original uses the first 1000 of any file
+    # limit for a file of prompts; the original uses the first 1000 of any file
+    max_prompts: int = option(1000, at_least=1)
     num_samples_per_prompt: int = option(1, at_least=1, at_most=100_000)
     micro_batch_size: int = option(1, at_least=1, at_most=2**16)
     fps: int = option(24, at_least=1, at_most=10_000)
     frame_interval: int = option(1, at_least=1, at_most=10_000)
     save_path: str = "./opensoraplan_samples"
-    weight_dtype: str = option("fp16", choices=DTYPES)  # text encoders and denoiser
+    weight_dtype: str = option("fp16", choices=DTYPES)  # dtype of text encoders and denoiser
 
     ACCEPTED: ClassVar[dict[str, str]] = {
         "model_max_length": "T5 reads 512 tokens and CLIP 77, as the original, whatever this key says",
@@ -77,7 +79,7 @@ class SampleModelConfig:
         return self.fps // self.frame_interval
 
     def for_prompt(self, line: "PromptConfig") -> "SampleModelConfig":
-        """This config with what a line of the prompts file says instead; ConfigError if that is impossible."""
+        """This config with the values of a line of the prompts file. Raises ConfigError if they do not fit."""
         named = {name: getattr(line, name) for name in ("guidance_scale", "guidance_rescale", "num_inference_steps")}
         given = {name: value for name, value in named.items() if value is not None}
         diffusion, pipeline = dataclasses.replace(self.diffusion, **given), self.pipeline_config
@@ -101,11 +103,11 @@ class SampleModelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class PromptConfig:
-    """One line of a prompts file in JSON lines; what it leaves out is the job's."""
+    """One line of a prompts file in JSON lines; the job's settings replace missing keys."""
 
     prompt: str
     negative_prompt: str | None = option(None, aliases=("negative",))
-    # of this line's samples, whatever its place in the file
+    # seed of this line's samples, wherever it stands in the file
     seed: int | None = option(None, at_least=0, at_most=2**63 - 1)
     # frames, height, width
     input_size: tuple[int, int, int] | None = option(None, aliases=("size",), at_least=1, at_most=2**20)
@@ -122,7 +124,7 @@ class PromptConfig:
                 yield name, "holds half a surrogate pair, which is no character; write the whole character, in UTF-8"
 
 
-LONGEST_TEXT = 20_000  # characters of a caption or prompt that are looked at; T5 reads some 2,500
+LONGEST_TEXT = 20_000  # characters of a caption or prompt that are read; T5 reads some 2,500
 GUIDANCE_MODES = ("auto", "batched", "sequential")
 
 
@@ -131,15 +133,15 @@ MAX_PIXELS = 400_000_000  # 121 x 1088 x 1920 are 253 million; their video in fp
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingOptions:
-    """How the work is done. `step_cache` changes the video, the others do not."""
+    """Settings of speed and memory. Only `step_cache` changes the video."""
 
     guidance_mode: str = flag(
         "auto",
         "--cfg-mode",
         choices=GUIDANCE_MODES,
-        help="both halves of guidance in one batch, or one after the other; default: by the device's memory",
+        help="compute both halves of guidance in one batch, or one after the other; default: by the device's memory",
     )
-    offload: bool = flag(False, "--offload", help="components that are not at work wait in the host's memory")
+    offload: bool = flag(False, "--offload", help="keep inactive components in host memory")
     compile: bool = flag(False, "--compile", help="torch.compile the denoiser's blocks (CUDA, CPU)")
     step_cache: int = flag(
         1,
@@ -152,17 +154,20 @@ class SamplingOptions:
         "--max-pixels",
         at_least=1,
         at_most=2**62,
-        help="frames x height x width of a sample; a larger one is refused before any work",
+        help="largest frames x height x width of a sample; larger ones are refused at the start",
     )
 
 
 _OUTPUT = "weights and output"
-_WEIGHTS = {"--bf16": ("bf16", "instead of the JSON's weight_dtype"), "--fp16": ("fp16", "the same in fp16")}
+_WEIGHTS = {
+    "--bf16": ("bf16", "bf16 weights, instead of the JSON's weight_dtype"),
+    "--fp16": ("fp16", "fp16 weights, instead of the JSON's weight_dtype"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SampleFlags:
-    """The flags of both programs that sample."""
+    """Flags of both sampling programs."""
 
     mm_model: str = flag("", "--mm-model", required=True, metavar="JSON", help="inference JSON: networks and settings")
     seed: int = flag(1234, "--seed", at_least=0, at_most=2**63 - 1, help="seed of all random numbers")
@@ -172,11 +177,11 @@ class SampleFlags:
         "--load",
         metavar="DIR",
         section=_OUTPUT,
-        help="a Megatron checkpoint directory, instead of predictor.from_pretrained",
+        help="load the denoiser from this Megatron checkpoint directory, instead of predictor.from_pretrained",
     )
-    use_ema: bool = flag(False, "--ema", section=_OUTPUT, help="with --load: the EMA weights")
+    use_ema: bool = flag(False, "--ema", section=_OUTPUT, help="use the EMA weights of --load")
     save_path: str | None = flag(
-        None, "--save-path", metavar="DIR", section=_OUTPUT, help="instead of the JSON's save_path"
+        None, "--save-path", metavar="DIR", section=_OUTPUT, help="output directory, instead of the JSON's save_path"
     )
     weight_dtype: str | None = switches(None, _WEIGHTS, section=_OUTPUT)
     options: SamplingOptions = group(SamplingOptions, "speed and memory")
@@ -201,8 +206,8 @@ class JobFlags(SampleFlags):
         metavar="TEXT|FILE",
         section="the job",
         may_be_empty=True,
-        help="instead of the JSON's prompt; .txt: a prompt per line; .jsonl: an object per line with prompt and, as it "
-        "likes, negative_prompt, seed, input_size, guidance_scale, guidance_rescale, num_inference_steps; .json: a list of "
+        help="prompts to use instead of the JSON's; .txt: a prompt per line; .jsonl: an object per line with prompt and, "
+        "optionally, negative_prompt, seed, input_size, guidance_scale, guidance_rescale, num_inference_steps; .json: a list of "
         "these; .csv: the same as columns",
     )
     max_prompts: int | None = flag(
@@ -210,12 +215,12 @@ class JobFlags(SampleFlags):
         "--max-prompts",
         at_least=1,
         section="the job",
-        help="that a file may hold; more are refused; default: the JSON's, or 1000",
+        help="largest number of prompts in a file; more are refused; default: the JSON's, or 1000",
     )
     micro_batch_size: int | None = flag(
         None, "--micro-batch-size", at_least=1, section="the job", help="prompts sampled together; default: the JSON's"
     )
-    resume: bool = flag(False, "--resume", section="the job", help="skip samples that are there with the same settings")
+    resume: bool = flag(False, "--resume", section="the job", help="skip samples that exist with the same settings")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,14 +228,16 @@ class ServeFlags(SampleFlags):
     """The flags of `python -m mindspeed_mm.serve`."""
 
     launch: LaunchConfig = group(LaunchConfig, "device and layout", without=("guidance_parallel",))
-    host: str = flag("127.0.0.1", "--host", metavar="ADDRESS", section="the page", help="where to listen")
-    port: int = flag(7860, "--port", at_least=0, at_most=2**16 - 1, section="the page", help="0: any free port")
-    max_queue: int = flag(16, "--max-queue", at_least=1, section="the page", help="requests that may wait")
+    host: str = flag("127.0.0.1", "--host", metavar="ADDRESS", section="the page", help="address to listen at")
+    port: int = flag(
+        7860, "--port", at_least=0, at_most=2**16 - 1, section="the page", help="port to listen at; 0: any free port"
+    )
+    max_queue: int = flag(16, "--max-queue", at_least=1, section="the page", help="largest number of waiting requests")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SampleConfig:
-    """Everything that decides a sampling job."""
+    """All settings of a sampling job."""
 
     launch: LaunchConfig
     model: SampleModelConfig
@@ -238,12 +245,12 @@ class SampleConfig:
     seed: int = 1234
     load: str | None = None  # a Megatron checkpoint directory, instead of predictor.from_pretrained
     use_ema: bool = False  # with `load`
-    resume: bool = False  # skip the samples that are there with the same settings
+    resume: bool = False  # skip samples that exist with the same settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ServeConfig:
-    """A web page: what it samples with, and where it listens."""
+    """A web page: sampling settings and the address to listen at."""
 
     sample: SampleConfig
     host: str

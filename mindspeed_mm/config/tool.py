@@ -17,7 +17,7 @@ class StaticProfile:
     with_memory: bool = False
     record_shapes: bool = False
     with_cpu: bool = True
-    level: str = option("level1", choices=("level0", "level1", "level2"))  # NPU only, as the next two
+    level: str = option("level1", choices=("level0", "level1", "level2"))  # NPU only, like the next two
     aic_metrics_type: str = option("PipeUtilization", choices=("PipeUtilization", "ArithmeticUtilization"))
     data_simplification: bool = False
 
@@ -30,7 +30,7 @@ class StaticProfile:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class DynamicProfile:
-    """`dynamic_param`: NPU only; torch_npu starts and stops by a file in this folder."""
+    """`dynamic_param`: NPU only; a file in this folder starts and stops torch_npu's profiler."""
 
     config_path: str = "./profile_config"
 

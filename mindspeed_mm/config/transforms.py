@@ -1,4 +1,4 @@
-"""The transforms that `train_pipeline` of data.json may name, with their parameters. What they do: `data/transforms.py`."""
+"""The transforms that `train_pipeline` of data.json may name, with their parameters (see `data/transforms.py`)."""
 
 import dataclasses
 
@@ -68,7 +68,7 @@ class MaxHWStrideResizeVideo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class MaxHWResizeVideo:
-    """As MaxHWStrideResizeVideo with force_5_ratio and stride 16."""
+    """Like MaxHWStrideResizeVideo with force_5_ratio and stride 16."""
 
     max_hxw: int = option(at_least=1)
     interpolation_mode: str = option("bilinear", choices=_INTERPOLATIONS)
@@ -76,7 +76,7 @@ class MaxHWResizeVideo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SpatialStrideCropVideo:
-    """Crop the centre to multiples of `stride`, optionally to one of five aspect ratios."""
+    """Crops the centre to multiples of `stride`, optionally to one of five aspect ratios."""
 
     stride: int = option(at_least=1, at_most=2**16)
     force_5_ratio: bool = True

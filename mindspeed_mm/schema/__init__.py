@@ -1,4 +1,6 @@
-"""How a file or a flag becomes a value: JSON with comments and argv -> frozen dataclasses. Knows no key and no network."""
+"""Turns files and flags into values: JSON with comments and argv become frozen dataclasses. Knows no key and no
+network.
+"""
 
 from mindspeed_mm.schema.build import build as build
 from mindspeed_mm.schema.build import check as check

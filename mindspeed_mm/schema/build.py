@@ -1,6 +1,7 @@
-"""Nodes -> frozen dataclasses: unknown keys, wrong types, values out of range and missing keys are errors with a place.
+"""Builds frozen dataclasses from nodes; unknown or missing keys, wrong types and values out of range are errors with a
+place.
 
-What a key may be is written in the dataclasses alone; this file knows no key.
+Only the dataclasses define keys; this file knows none.
 """
 
 import dataclasses
@@ -19,16 +20,16 @@ Config = TypeVar("Config")
 
 
 class Place(Protocol):
-    """Where a value was written, a key's `Node` or a flag, and its error."""
+    """The place of a value, a key's `Node` or a flag, and its error."""
 
     def error(self, message: str) -> ConfigError: ...
 
 
 def build(cls: type[Config], node: Node, notes: list[str] | None = None) -> Config:
-    """Read a node into the dataclass `cls`; ConfigError with file, line and key for whatever does not fit.
+    """Reads a node into the dataclass `cls`. Raises ConfigError with file, line and key for any mismatch.
 
-    `cls.ACCEPTED` (key -> why) lists keys that published files hold and that mean nothing here; each one found is
-    reported through `notes`, one sentence each. `cls.problems()` yields (field, message) for impossible combinations.
+    `cls.ACCEPTED` (key -> reason) lists keys of published files that have no effect here; each one found adds a
+    sentence to `notes`. `cls.problems()` yields (field, message) for impossible combinations.
     """
     if not isinstance(node.value, dict):
         raise node.error(f"expected an object, found {name_of(node.value)}")
@@ -47,7 +48,7 @@ def build(cls: type[Config], node: Node, notes: list[str] | None = None) -> Conf
 
 
 def _keys(cls: type, fields: dict, items: dict[str, Node], notes: list[str] | None) -> dict[str, Node]:
-    """The nodes of an object by the names of the fields that they set."""
+    """Nodes of an object, by the names of their fields."""
     spellings = {alias: name for name, field in fields.items() for alias in facts_of(field).aliases}
     accepted = getattr(cls, "ACCEPTED", {})
     given: dict[str, Node] = {}
@@ -66,8 +67,10 @@ def _keys(cls: type, fields: dict, items: dict[str, Node], notes: list[str] | No
 
 
 def check(config: Any, place: Callable[[str], Place] | None = None) -> None:
-    """Raise the first value out of range or of `config.problems()`; `place` maps a field name to its node."""
-    # one after the other: problems() may rely on values that are in range
+    """Raises for the first value out of range or problem of `config.problems()`; `place` maps a field name to its
+    node.
+    """
+    # in this order, since problems() may rely on values in range
     for name, message in itertools.chain(faults(config), _problems(config)):
         node = place(name) if place else Node(None, "", 0, f"{type(config).__name__}.{name}")
         raise node.error(message)
@@ -96,7 +99,7 @@ def _read_field(field: dataclasses.Field, hint: Any, node: Node, notes: list[str
 
 
 def _convert(hint: Any, node: Node, notes: list[str] | None) -> Any:
-    """The node's value as type `hint`; an int is a float too, nothing else is converted."""
+    """The node's value as type `hint`. An int is accepted as a float; nothing else is converted."""
     origin, arguments, value = typing.get_origin(hint), typing.get_args(hint), node.value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:

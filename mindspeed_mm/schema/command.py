@@ -1,7 +1,7 @@
-"""argv -> a dataclass of flags: parsing, range checks and --help, all from its fields.
+"""Reads argv into a dataclass of flags: parsing, range checks and --help all come from its fields.
 
-Values are read strictly and alike for all programs: ASCII digits, finite, in range. Every mistake is a ConfigError of one
-line that begins with the flag.
+All programs read values equally strictly: ASCII digits, finite, in range. Every mistake is a ConfigError of one line
+that begins with the flag.
 """
 
 import argparse
@@ -26,8 +26,8 @@ _READERS = {int: read_int, float: read_float}
 class Flag:
     """A flag of a program, or a positional argument.
 
-    path: names of the fields that lead to its value; kind: bool (a switch), int, float or str, of one value; constant:
-    what a switch stands for.
+    path: names of the fields that lead to its value. kind: type of one value: bool (a switch), int, float or str.
+    constant: value that a switch sets.
     """
 
     name: str
@@ -46,11 +46,11 @@ class Flag:
 
     @property
     def key(self) -> str:
-        """Its name in `Given.flags`: argparse's, which is Megatron's."""
+        """Its name in `Given.flags`, as in argparse and Megatron."""
         return self.name.lstrip("-").replace("-", "_")
 
     def read(self, text: str) -> Any:
-        """The value of the flag; ConfigError if it may not have it."""
+        """Parses the flag's value; ConfigError if it is not allowed."""
         try:
             value = _READERS.get(self.kind, str)(text)
             fault = self.facts.fault(value)
@@ -72,7 +72,7 @@ class Flag:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Given(Generic[Flags]):
-    """Flags as they were given. flags: every flag's value by Megatron's name; without_effect: those that mean nothing."""
+    """Parsed flags. flags: every flag's value by Megatron's name. without_effect: given flags that have no effect."""
 
     values: Flags
     flags: dict[str, Any]
@@ -88,9 +88,9 @@ def parse(
     epilog: str | None = None,
     without_effect: Mapping[str, int] | None = None,
 ) -> Given[Flags]:
-    """Read argv into `cls`, a dataclass of `flag` fields and of groups of them. --help prints and exits.
+    """Reads argv into `cls`, a dataclass of `flag` fields and groups of them. --help prints and exits.
 
-    without_effect: flags that are accepted and mean nothing -> number of values (0 or 1).
+    without_effect: flags that are accepted and ignored -> number of values (0 or 1).
     """
     flags, ignored = list(flags_of(cls)), without_effect or {}
     parser = _parser(flags, ignored, prog, description, epilog)
@@ -149,7 +149,7 @@ def _of_field(
 
 
 def _kind(hint: Any) -> type:
-    """The type of one value: int of `int | None` and of `tuple[int, ...]`."""
+    """The type of one value: int for `int | None` and for `tuple[int, ...]`."""
     arguments = [item for item in typing.get_args(hint) if item not in (type(None), Ellipsis)]
     if typing.get_origin(hint) in (tuple, typing.Union, types.UnionType):
         return _kind(arguments[0])
@@ -157,14 +157,14 @@ def _kind(hint: Any) -> type:
 
 
 class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaints are ConfigErrors."""
+    """An ArgumentParser whose errors are ConfigErrors."""
 
     def error(self, message: str) -> typing.NoReturn:
         raise ConfigError(one_line(message.removeprefix("argument ")))
 
 
 def _parser(flags: list[Flag], ignored: Mapping[str, int], prog, description, epilog) -> argparse.ArgumentParser:
-    """All values are read as text; `Flag.read` knows what they may be."""
+    """Reads all values as text; `Flag.read` parses them."""
     parser = _Parser(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
     sections: dict[str, Any] = {"": parser}
     for flag in flags:
@@ -198,7 +198,7 @@ def _help(flag: Flag) -> str:
 
 
 def _joined(argv: Sequence[str], takes_value: set[str], options: set[str]) -> list[str]:
-    """`--flag`, `value` as `--flag=value`, so that argparse does not take -inf or -1e5 for another flag."""
+    """Joins `--flag`, `value` into `--flag=value`, so that argparse does not take -inf or -1e5 for a flag."""
     joined, rest = [], list(argv)
     while rest:
         item = rest.pop(0)
@@ -209,7 +209,7 @@ def _joined(argv: Sequence[str], takes_value: set[str], options: set[str]) -> li
 
 
 def _take(flag: Flag, given: Any, values: dict[tuple[str, ...], Any], by_name: dict[str, Any]) -> None:
-    """Note the value of a flag: in `values` where it was given, by its name always."""
+    """Stores the value of a flag: in `values` if it was given, in `by_name` always."""
     if flag.is_switch:
         by_name[flag.key] = given is not None
         if given is None:
@@ -221,7 +221,7 @@ def _take(flag: Flag, given: Any, values: dict[tuple[str, ...], Any], by_name: d
         return
     value = flag.default
     if given == [] and not flag.facts.many:
-        given = "--"  # argparse takes these two for the end of the flags, and leaves nothing
+        given = "--"  # argparse takes both for the end of the flags, and leaves nothing
     if given is not None:
         value = tuple(map(flag.read, given)) if flag.facts.many else flag.read(given)
         values[flag.path] = value
@@ -229,7 +229,7 @@ def _take(flag: Flag, given: Any, values: dict[tuple[str, ...], Any], by_name: d
 
 
 def _filled(cls: type[Flags], values: dict[tuple[str, ...], Any], flags: list[Flag]) -> Flags:
-    """`cls` with these values, its groups checked one by one."""
+    """`cls` with these values; each group is checked."""
     top = {path[0]: value for path, value in values.items() if len(path) == 1}
     for field in dataclasses.fields(typing.cast(Any, cls)):
         if "group" in field.metadata:
@@ -242,7 +242,7 @@ def _filled(cls: type[Flags], values: dict[tuple[str, ...], Any], flags: list[Fl
 
 
 class _Place:
-    """Where a value came from, as `Node` is for a key."""
+    """The place of a value that flags set; the counterpart of `Node` for a key."""
 
     def __init__(self, flags: list[Flag], path: tuple[str, ...]):
         self.flag = next((flag for flag in flags if flag.path == path), None)

@@ -12,15 +12,15 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-# An integer flag or key without a limit of its own stays below 2^31 and a number within fp32: what is beyond would
-# overflow in a tensor, where nobody sees it.
+# An integer flag or key without its own limit stays below 2^31, and a number within fp32: larger values would
+# silently overflow in a tensor.
 _MOST_INT = 2**31 - 1
 _MOST_FLOAT = 3e38
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """What is known of a field beside its type and default."""
+    """Facts about a field, apart from its type and default."""
 
     at_least: float | None = None
     above: float | None = None
@@ -29,8 +29,10 @@ class Facts:
     unit: str = ""
     choices: tuple = ()
     aliases: tuple[str, ...] = ()  # other spellings of the key that published files use
-    read: Callable | None = None  # from the key's Node and the notes to the value, for what a type cannot say
-    flags: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # flag -> what it stands for; None: its value
+    # maps the key's Node and the notes to the value, for values that a type cannot describe
+    read: Callable | None = None
+    # flag -> the value it sets; None: the flag's argument
+    flags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     help: str = ""
     section: str = ""  # of --help
     metavar: str = ""
@@ -73,7 +75,7 @@ class Facts:
 
 
 def _shown(limit: float) -> str:
-    """A limit as people write it: 1000, not 1000.0."""
+    """A limit in usual notation: 1000, not 1000.0."""
     return str(int(limit)) if limit == int(limit) and abs(limit) < 1e9 else str(limit)
 
 
@@ -119,8 +121,8 @@ def flag(
 ) -> Any:
     """A field that is set by a flag, or by a positional argument if `name` has no dashes.
 
-    A field of type bool is a switch that turns its default round; a tuple takes one value or more. The default is not
-    checked: it may be a value that a later check replaces, such as 0 for "as another flag says".
+    A bool field is a switch that inverts its default; a tuple takes one or more values. The default is not checked: a
+    later check may replace it, such as 0 for "another flag's value".
     """
     facts = Facts(
         flags={name: None},
@@ -141,7 +143,7 @@ def flag(
 
 
 def switches(default: Any, names: Mapping[str, tuple[Any, str]], *, section: str = "") -> Any:
-    """A field that is set by one of several switches: flag -> (value, help). Two of them exclude each other."""
+    """A field set by one of several exclusive switches: flag -> (value, help)."""
     facts = Facts(
         flags={name: value for name, (value, _) in names.items()},
         help="\n".join(text for _, text in names.values()),
@@ -152,7 +154,7 @@ def switches(default: Any, names: Mapping[str, tuple[Any, str]], *, section: str
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """A field whose dataclass has flags: which of them a program takes, and what is different there."""
+    """A field whose dataclass has flags: the flags that a program takes, and their changes there."""
 
     section: str
     only: Collection[str] | None = None
@@ -175,7 +177,7 @@ def group(
 
 
 def facts_of(field: dataclasses.Field) -> Facts:
-    """The facts of any dataclass field; of a plain one there are none."""
+    """The facts of any dataclass field; empty for a plain one."""
     return field.metadata.get("facts", _NO_FACTS)
 
 

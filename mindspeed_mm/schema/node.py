@@ -1,4 +1,4 @@
-"""A JSON value and the place where it was written, so that every later error can name file, line and key."""
+"""A JSON value with its place, so that every error can name file, line and key."""
 
 import dataclasses
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 from mindspeed_mm.errors import ConfigError
 
-MAX_DEPTH = 64  # of objects and lists inside each other; no config needs a fifth of it
+MAX_DEPTH = 64  # depth of nested objects and lists; no config needs a fifth of it
 _SHOWN = 400  # characters of an error; a value from outside may have millions
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -18,7 +18,7 @@ class Node:
 
     value: Any
     file: str
-    line: int  # 1-based; 0 when the value came from Python and not from a file
+    line: int  # 1-based; 0 if the value came from Python, not from a file
     path: str  # dotted, for example "predictor.num_layers[2]"
 
     def error(self, message: str) -> ConfigError:
@@ -26,7 +26,7 @@ class Node:
         return ConfigError(where + one_line(f"{self.path or '(top level)'}: {message}"))
 
     def plain(self):
-        """The value without places: dicts, lists and scalars as `json.loads` would give them."""
+        """The value without places: dicts, lists and scalars as from `json.loads`."""
         if isinstance(self.value, dict):
             return {key: node.plain() for key, node in self.value.items()}
         if isinstance(self.value, list):
@@ -34,12 +34,12 @@ class Node:
         return self.value
 
     def moved(self, path: str) -> "Node":
-        """The same value under another path; a dialect uses it to move keys."""
+        """The same value under another path, for dialects that move keys."""
         return dataclasses.replace(self, path=path)
 
 
 def find(root: Node, path: str) -> Node:
-    """The node at a dotted path, or the nearest one above it that exists, so that an error has a place."""
+    """The node at a dotted path, or its nearest existing parent, so that an error has a place."""
     node = root
     for key in path.split("."):
         if not isinstance(node.value, dict) or key not in node.value:
@@ -49,7 +49,7 @@ def find(root: Node, path: str) -> Node:
 
 
 def node_from_python(value, path: str, file: str = "", depth: int = 0) -> Node:
-    """Wrap plain Python values, so that a dict given by a notebook is checked like a file."""
+    """Wraps plain Python values, so that a notebook's dict is checked like a file."""
     if depth > MAX_DEPTH:
         raise Node(None, file, 0, path[:80]).error(f"more than {MAX_DEPTH} objects and lists inside each other")
     if isinstance(value, dict):
@@ -65,14 +65,14 @@ def join(path: str, key: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text from outside as it can stand in a message: control characters escaped, a long middle left out."""
+    """Makes outside text safe for a message: escapes control characters, shortens a long middle."""
     if len(text) > _SHOWN:
         text = f"{text[: _SHOWN // 2]} ... {text[-_SHOWN // 2 :]}"
     return _UNPRINTABLE.sub(lambda match: match.group().encode("unicode_escape", "backslashreplace").decode(), text)
 
 
 def name_of(value: object) -> str:
-    """What a value is, as an error says it."""
+    """Name of a value's type, for messages."""
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, (list, tuple)):

@@ -1,8 +1,8 @@
-"""JSON with comments -> nodes that remember their line.
+"""Parses JSON with comments into nodes that remember their line.
 
-The published configs hold `#` comments, so the files are parsed here instead of by `json`, which also gives every value
-its line. What a file may be is bounded before it is parsed: size, depth, digits. Nothing that is written becomes something
-else: a number that a 64-bit float or integer cannot hold, an escape that JSON has not and half a surrogate pair are errors.
+The published configs hold `#` comments, which `json` cannot read, and every value needs its line. Size, depth and
+digits are limited before parsing. No value is changed silently: numbers that do not fit a 64-bit float or integer,
+escapes unknown to JSON and half surrogate pairs are errors.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.schema.node import MAX_DEPTH, Node, join, one_line
 
-MAX_BYTES = 2**20  # of a config file; the published ones have 10 KB
+MAX_BYTES = 2**20  # limit for a config file; the published ones have 10 KB
 
 _SPACE = re.compile(r"\s+|\#[^\n]*|//[^\n]*")
 _WORD = re.compile(r"""[^\s{}\[\]:,"#]+""")
@@ -34,7 +34,7 @@ def read_json(path: str | Path) -> Node:
 
 
 def read_json_lines(path: str | Path) -> list[Node]:
-    """Parse a file with a JSON value per line; empty lines and lines that begin with `#` or `//` are left out."""
+    """Parses a file with one JSON value per line; skips empty lines and lines that begin with `#` or `//`."""
     lines = enumerate(read_text(path).split("\n"), start=1)
     kept = [(number, line) for number, line in lines if line.strip() and not line.strip().startswith(("#", "//"))]
     return [_Parser(line, str(path), number).parse() for number, line in kept]
@@ -46,7 +46,7 @@ def parse_json(text: str, file: str, line: int = 1) -> Node:
 
 
 def read_text(path: str | Path, max_bytes: int = 16 * MAX_BYTES) -> str:
-    """The text of a UTF-8 file, without its byte order mark; ConfigError if it cannot be read or is larger."""
+    """Text of a UTF-8 file, without its byte order mark. Raises ConfigError if it is unreadable or too large."""
     shown = one_line(str(path))
     try:
         with open(path, "rb") as file:
@@ -65,7 +65,7 @@ def read_text(path: str | Path, max_bytes: int = 16 * MAX_BYTES) -> str:
 
 
 def read_int(text: str) -> int:
-    """A whole number as JSON and flags write it; ValueError with the rule."""
+    """Parses a whole number as written in JSON and flags. ValueError gives the rule."""
     if not _WHOLE.fullmatch(text):
         raise ValueError("expected a whole number, written like 10")
     if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
@@ -74,7 +74,7 @@ def read_int(text: str) -> int:
 
 
 def read_float(text: str) -> float:
-    """A number as JSON and flags write it; ValueError with the rule. Neither overflow nor underflow is accepted."""
+    """Parses a number as written in JSON and flags. ValueError gives the rule; overflow and underflow are errors."""
     if not _NUMBER.fullmatch(text):
         if text.lower().lstrip("+-") in ("nan", "inf", "infinity"):
             raise ValueError("must be finite")
@@ -134,7 +134,7 @@ class _Parser:
                 return match.end()
             if match.group() == "\n":
                 break
-            at = match.end() + 1  # what a backslash escapes
+            at = match.end() + 1  # the escaped character
         raise self._error(f"the string {self.text[start : start + 20]!r} does not end in its line", line)
 
     def _next(self) -> Token:
