@@ -3,7 +3,7 @@
     import mindspeed_mm as mm
     net = mm.build_denoiser(config)
 
-Names are loaded on first use, so that importing the package starts no device and no process group.
+Names are loaded on first use, so importing the package starts no device and no process group.
 """
 
 from mindspeed_mm.version import __version__ as __version__

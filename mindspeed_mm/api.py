@@ -1,7 +1,7 @@
-"""The doors for notebooks: build one part, call it. No launcher, no process group, no flags.
+"""Functions for notebooks: build one part and call it, without launcher, process group or flags.
 
-A config is the JSON block as a dict, its dataclass, or a folder that holds it and the weights. Weights are fresh unless
-the block names `from_pretrained`; on the meta device there are none to load.
+A config is the JSON block as a dict, its dataclass, or a folder with config and weights. Weights are fresh unless the
+block names `from_pretrained`; on the meta device none are loaded.
 """
 
 from pathlib import Path
@@ -49,14 +49,19 @@ def build_autoencoder(config, *, device=None, dtype: str | None = None):
 
 
 def read_clip(path, indices, *, fps: float | None = None):
-    """Frames of a video as training sees them before its transforms, uint8 [T,H,W,3]: as they are shown (turned, square
-    pixels, BT.709, one field, on white). indices: any order, from 0. fps: the rate at which they count; it matters in
-    files of variable rate, where frame i is what is shown i / fps seconds after the first. DataError for a bad file."""
+    """Frames of a video as training sees them before its transforms, uint8 [T,H,W,3].
+
+    They are shown frames: turned, square pixels, BT.709, one field, on white. indices: any order, from 0. fps: the
+    rate at which they count; in files of variable rate, frame i is the one shown i / fps seconds after the first.
+    Raises DataError for a bad file.
+    """
     return readers.read_clip(readers.build_reader("decoder"), str(path), [int(index) for index in indices], fps)
 
 
 def read_image(path):
-    """An image as training sees it before its transforms, uint8 [H,W,3], turned, on white. DataError for a bad file."""
+    """An image as training sees it before its transforms, uint8 [H,W,3], turned, on white. Raises DataError for a bad
+    file.
+    """
     return images.read_image(str(path))[0]
 
 
@@ -70,7 +75,7 @@ def sigma_grid(config, grid) -> torch.Tensor:
 
 
 def _typed(config, name: str, table, read):
-    """The config of a network of the table, from its dataclass or from the block as a dict."""
+    """The typed config of a network in the table, from its dataclass or from the block as a dict."""
     if isinstance(config, tuple(family.config for family in table.values())):
         check(config)
         return config

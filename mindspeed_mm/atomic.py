@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under another name, flushed to the disk, then renamed."""
+"""Writes files atomically: under a temporary name, flushed to the disk, then renamed."""
 
 import contextlib
 import os
@@ -9,9 +9,9 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file to write; it takes the place of `path` when the block ends, and leaves nothing if the block fails.
+    """Opens a binary file that replaces `path` when the block ends; if the block fails, no file is left.
 
-    The temporary name holds the process id, so that several processes may write the same file: the last one wins.
+    The temporary name holds the process id, so several processes may write the same file: the last one wins.
     """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -26,6 +26,6 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replace a text file in one step."""
+    """Replaces a text file in one step."""
     with replacing(path) as file:
         file.write(text.encode("utf-8"))

@@ -1,4 +1,4 @@
-"""The kinds of trouble a user can meet; everything else that is raised is a defect of ours.
+"""Errors that a user can meet; any other exception is a bug in this package.
 
 Entry points print an `MMError` as one line and exit with code 1; a traceback means a bug.
 """
@@ -15,15 +15,15 @@ class MMError(Exception):
 
 
 class ConfigError(MMError):
-    """A flag or a JSON key: unknown, of the wrong type, or impossible beside another one."""
+    """A flag or a JSON key: unknown, of the wrong type, or in conflict with another one."""
 
 
 class DataError(MMError):
-    """A data list, a video, an image or a caption that cannot be used."""
+    """A data list, video, image or caption is unusable."""
 
 
 class CheckpointError(MMError):
-    """A weight file or a checkpoint directory that is missing, incomplete or of another model."""
+    """A weight file or checkpoint directory is missing, incomplete or for another model."""
 
 
 class TrainingDiverged(MMError):
@@ -31,19 +31,20 @@ class TrainingDiverged(MMError):
 
 
 class RankLost(MMError):
-    """Another process of the run has died, or hangs."""
+    """Another process of the run has died or hangs."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: trying again may help
 
 
 class SamplingError(MMError):
-    """A sample that cannot be finished, for example because a velocity is NaN."""
+    """A sample cannot be finished, for example because a velocity is NaN."""
 
 
 @contextlib.contextmanager
 def said_in_one_line() -> Iterator[None]:
-    """For the main function of a tool: an error of ours ends the program with one line on stderr and exit code 1, and
-    Ctrl-C with 130."""
+    """For the main function of a tool: one of our errors ends the program with one line on stderr and exit code 1,
+    Ctrl-C with 130.
+    """
     try:
         yield
     except MMError as error:

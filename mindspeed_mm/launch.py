@@ -1,4 +1,4 @@
-"""The entry points' common start: flags to config, device, process groups; one-line errors and exit codes."""
+"""Common start of the entry points: turns flags into config, device and process groups; handles errors and exit codes."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,8 @@ from mindspeed_mm.families import wfvae
 from mindspeed_mm.stopping import Reason, StopRequest
 
 _log = logs.get(__name__)
-# No defect of ours: no room, a quota, read-only, input or output, a file too large, a stale handle of NFS, no permission.
+# Errors of a disk, not of this program: no room, quota, read-only, input or output, file too large, stale NFS handle,
+# no permission.
 _OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE, errno.EACCES, errno.EPERM)
 
 
@@ -91,7 +92,7 @@ def _pretrain(request: StopRequest) -> Reason | None:
 
 
 def _reports(config: RunConfig) -> dict[str, str | None]:
-    """Where a run writes beside its checkpoints: flag -> folder."""
+    """Output folders of a run besides its checkpoints: flag -> folder."""
     report, profile = config.report, config.tools.profile
     return {
         "--tensorboard-dir": report.tensorboard_dir,
@@ -103,7 +104,7 @@ def _reports(config: RunConfig) -> dict[str, str | None]:
 
 @contextlib.contextmanager
 def _alone_in(folder: str | Path | None, flag: str, parallel, others: dict[str, str | None]):
-    """Nothing else writes to `folder` meanwhile, and it takes what is written, as the others do. Collective."""
+    """Context in which no other run writes to `folder`; checks first that all folders can be written. Collective."""
     from mindspeed_mm.checkpoint import lock, places
 
     folders = {flag: folder, **others}
@@ -119,7 +120,7 @@ def _alone_in(folder: str | Path | None, flag: str, parallel, others: dict[str, 
 
 
 def _sampler(config: RunConfig, engine, ema, encoders) -> Callable[[int], None]:
-    """Makes the videos of --mm-sample, with the EMA weights if there are any, below the run's directory."""
+    """Function that samples the videos of --mm-sample, with EMA weights if there are any, into the run's directory."""
     from mindspeed_mm.sampling.while_training import TrainingSamples
 
     folder = Path(config.checkpoint.save) / "samples"
@@ -139,7 +140,7 @@ def _sampler(config: RunConfig, engine, ema, encoders) -> Callable[[int], None]:
 
 
 def _restarts() -> int:
-    """How often torchrun has restarted the ranks."""
+    """Number of times that torchrun has restarted the ranks."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
@@ -194,7 +195,7 @@ def _serve() -> None:
 
 
 def start(launch: LaunchConfig, allow_tf32: bool = False, allow_internal_format: bool = False):
-    """Prepare the platform and join the process groups; without torchrun this is one process."""
+    """Prepares the platform and joins the process groups; without torchrun there is one process."""
     from mindspeed_mm.platforms.select import select
 
     platform = select(launch.device, launch.mindspeed)
@@ -225,10 +226,10 @@ def start(launch: LaunchConfig, allow_tf32: bool = False, allow_internal_format:
 
 
 def _meeting_place(timeout_minutes: float):
-    """The store in which the ranks find each other, this rank, and their number.
+    """The rendezvous store of the ranks, this rank, and the number of ranks.
 
-    torchrun may keep one store over its restarts, with the addresses of ranks that are gone: each start has names of its
-    own in it.
+    torchrun may keep one store over its restarts, with addresses of dead ranks, so each start uses its own names in
+    it.
     """
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
@@ -241,34 +242,35 @@ def _meeting_place(timeout_minutes: float):
 
 
 def _run_stoppable(program: Callable[[StopRequest], Reason | None]) -> None:
-    """Run a program that finishes its step and saves when it is asked to end; the exit code is then the reason's."""
+    """Runs a program that finishes its step and saves when asked to end; the reason then sets the exit code."""
     with StopRequest(says=_rank() == 0) as request:  # from here on, so that no signal is lost while weights are read
         ending = program(request)
     if ending is not None:
-        stopping.ignore(stopping.SCHEDULERS)  # it is ending, and with the right exit code
+        stopping.ignore(stopping.SCHEDULERS)  # the program is ending with the right exit code
         sys.exit(ending.exit_code)
 
 
 def _run_at_once(program: Callable[[], None]) -> None:
-    """Run a program that has nothing to finish: a signal ends it."""
+    """Runs a program without unfinished work: a signal ends it at once."""
     stopping.let_signals_in()
     program()
 
 
 def _run(program: Callable[[], None]) -> None:
-    """Run a program; an error of ours is one line. Exit code 75 if another rank was lost, 130 with Ctrl-C, else 1.
+    """Runs a program and prints one of our errors as one line. Exit code 75 if another rank was lost, 130 for Ctrl-C,
+    else 1.
 
-    At once: an orderly exit would wait for ranks that wait for this one.
+    Exits at once: an orderly exit would wait for ranks that wait for this one.
     """
     logs.setup(_rank())
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        stopping.die_with_parent()  # a launcher; nothing else would end this rank, or take its exit code
-    # Megatron-core's ways, of which a user of ours can change nothing.
+        stopping.die_with_parent()  # a launcher; without it this rank would outlive its launcher
+    # megatron-core warnings that users cannot act on.
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed\..*` is deprecated")
     try:
         _run_to_an_exit_code(program)
-    except KeyboardInterrupt:  # also while another error is being printed: this rank's peers may be gone by now
+    except KeyboardInterrupt:  # also while another error is printed, when this rank's peers may be gone
         if _rank() == 0:
             print("Ctrl-C: ended", file=sys.stderr)
         _end(stopping.INTERRUPTED)
@@ -288,12 +290,12 @@ def _run_to_an_exit_code(program: Callable[[], None]) -> None:
 
 
 def _disk(error: OSError) -> str:
-    """What a program could not write or read, in one line."""
+    """One line about a file that could not be read or written."""
     return f"{error.filename or 'a file'}: {error.strerror}; is there room on the disk, and may it be written?"
 
 
 def _end(code: int, last_words: str = "") -> None:
-    """End the process at once. Where nobody reads what it prints, that is no trouble of its own."""
+    """Ends the process at once. Ignores a closed output."""
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(last_words)
         sys.stderr.flush()
@@ -307,14 +309,14 @@ def _rank() -> int:
 
 
 def _first_to_say(message: str) -> bool:
-    """Whether no other rank has printed this message: what is wrong with the input is wrong on every rank."""
+    """True if no other rank has printed this message: wrong input fails on every rank."""
     import torch.distributed as dist
 
-    if not dist.is_initialized():  # the flags and the JSONs, which all ranks read alike
+    if not dist.is_initialized():  # errors of flags and JSONs, which all ranks read alike
         return _rank() == 0
     try:
         from mindspeed_mm.parallel.context import ParallelContext
 
         return ParallelContext.current().store.add(f"said/{zlib.crc32(message.encode())}", 1) == 1
-    except RuntimeError:  # the store is gone with the rank that held it
+    except RuntimeError:  # the store died with the rank that held it
         return True

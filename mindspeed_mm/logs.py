@@ -15,9 +15,10 @@ def get(name: str) -> logging.Logger:
 
 
 def setup(rank: int = 0, level: str | None = None) -> None:
-    """Send the package's log to stdout: rank 0 at `level` (default INFO, or $MM_LOG_LEVEL), the others from WARNING.
+    """Sends the package's log to stdout: rank 0 at `level` (default INFO, or $MM_LOG_LEVEL), other ranks from WARNING.
 
-    Safe to call again: the rank is not known before the process group starts, so entry points call it twice.
+    May be called again: entry points call it before and after the process group starts, since only then the rank is
+    known.
     """
     root = logging.getLogger(_ROOT)
     for handler in list(root.handlers):
@@ -31,14 +32,14 @@ def setup(rank: int = 0, level: str | None = None) -> None:
 
 
 class Attempts:
-    """Something that may fail without ending anything: the first failure is said, and that it works again."""
+    """An action that may fail without ending the program: logs its first failure, and its recovery."""
 
     def __init__(self, log: logging.Logger, what: str):
         self._log, self._what = log, what
         self.failing = False
 
     def __call__(self, action: Callable[[], object]) -> bool:
-        """Whether it worked."""
+        """Runs an action. Returns True if it succeeded."""
         try:
             action()
         except Exception as error:
@@ -54,7 +55,7 @@ class Attempts:
 
 
 class _Lines(logging.StreamHandler):
-    """Lines to stdout. A reader that has gone, or a full disk, costs the lines and nothing else."""
+    """Writes lines to stdout. A closed pipe or a full disk loses lines but raises no error."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], (OSError, ValueError)):
@@ -64,13 +65,13 @@ class _Lines(logging.StreamHandler):
 
 
 def discard_what_nobody_reads() -> None:
-    """Let stdout and stderr go nowhere if their pipe's reader has gone: every later line would fail again."""
+    """Redirects stdout and stderr to nowhere if the reader of their pipe has gone: every later line would fail again."""
     poll = getattr(select, "poll", None)
     for number in (1, 2):
         if poll is None:
             return
         asked = poll()
-        asked.register(number, 0)  # errors are always told
+        asked.register(number, 0)  # errors are always reported
         if any(event & select.POLLERR for _, event in asked.poll(0)):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, number)

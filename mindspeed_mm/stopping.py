@@ -1,7 +1,7 @@
-"""How a run is asked to end, and how its processes end together. Free of torch, so that it can be set up first.
+"""Requests to end a run, and the common end of its processes. Imports no torch, so that it can be set up first.
 
-Signals ask for a checkpoint and an orderly end: SIGTERM and SIGUSR1 (schedulers), SIGHUP (a terminal that closes), SIGINT
-(Ctrl-C). `--exit-interval` and `--exit-duration-in-mins` ask for the same without a signal.
+These signals request a checkpoint and an orderly end: SIGTERM and SIGUSR1 (schedulers), SIGHUP (a closed terminal),
+SIGINT (Ctrl-C). `--exit-interval` and `--exit-duration-in-mins` request the same without a signal.
 """
 
 import contextlib
@@ -15,20 +15,20 @@ import types
 
 SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 STOP_SIGNALS = (*SCHEDULERS, signal.SIGINT)
-INTERRUPTED = 128 + signal.SIGINT  # exit code, as of a shell
-_SAME_PRESS_S = 0.25  # a program and its launcher may both be sent one Ctrl-C
+INTERRUPTED = 128 + signal.SIGINT  # exit code, as in a shell
+_SAME_PRESS_S = 0.25  # a program and its launcher may both receive one Ctrl-C
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reason:
-    """Why a run ends before its last step."""
+    """Reason of an end before the last step."""
 
     name: str  # as in the log
     exit_code: int = 0
 
 
-REASONS = (  # the first counts where there are several
+REASONS = (  # if several apply, the first one counts
     Reason("Ctrl-C", INTERRUPTED),
     Reason("SIGTERM"),
     Reason("SIGHUP"),
@@ -40,16 +40,16 @@ _BY_SIGNAL = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP:
 
 
 class StopRequest:
-    """Remembers that this process was asked to end, so that a step in progress can be finished first.
+    """Records that this process was asked to end, so that the current step can be finished first.
 
     A second Ctrl-C ends the process at once.
     """
 
     def __init__(self, says: bool = True):
-        """says: whether this process prints a line for the first Ctrl-C, as one of the run's should."""
+        """says: True if this process prints a line for the first Ctrl-C; one process of a run should."""
         self.says = says
         self.said = False  # whether it has
-        self.ahead_s = 0.0  # SIGUSR1 comes so long before the end; it is due after half of it
+        self.ahead_s = 0.0  # seconds from SIGUSR1 to the job's end; the request is due after half of them
         self._begun = time.monotonic()
         self._received: dict[str, float] = {}
         self._previous: dict[int, object] = {}
@@ -78,20 +78,20 @@ class StopRequest:
             self._say(f"SIGUSR1: training on for {self.ahead_s / 2:g} s, then ending")
 
     def _say(self, line: str) -> None:
-        """To stderr, not to the log: this may run in the middle of a line of it."""
+        """Prints to stderr, not to the log: this may run in the middle of a log line."""
         if self.says:
-            with contextlib.suppress(OSError):  # nobody reads it any more
+            with contextlib.suppress(OSError):  # the pipe has no reader
                 os.write(2, f"{line}\n".encode())
 
     def signal(self) -> str | None:
-        """The signal that was received and is due, if any."""
+        """The received signal that is due, or None."""
         now = time.monotonic()
         wait_s = {"SIGUSR1": self.ahead_s / 2}
         due = [name for name, since in self._received.items() if now - since >= wait_s.get(name, 0.0)]
         return min(due, key=place_of, default=None)
 
     def minutes(self) -> float:
-        """Since this was made."""
+        """Minutes since this object was created."""
         return (time.monotonic() - self._begun) / 60
 
 
@@ -101,13 +101,13 @@ def place_of(name: str | None) -> int:
 
 
 def die_with_parent() -> None:
-    """Linux: kill this process when its parent ends, or the parent's thread that started it."""
+    """Linux: kills this process when its parent ends, or the thread of the parent that started it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Unwound(BaseException):
-    """Not an error: `except Exception` lets it pass."""
+    """Not an error, so that `except Exception` does not catch it."""
 
     def __init__(self, exit_code: int):
         super().__init__(exit_code)
@@ -120,15 +120,15 @@ def ignore(numbers: tuple[int, ...] = STOP_SIGNALS) -> None:
 
 
 def unwind(number: int, frame: types.FrameType | None) -> None:
-    """A handler: run the `finally` blocks, then end with the exit code that the signal alone would give."""
+    """Signal handler: runs the `finally` blocks, then ends with the exit code of the signal."""
     raise Unwound(128 + number)
 
 
 def hold_signals() -> None:
-    """Keep what comes for processes that are started from now on until they call `let_signals_in`."""
+    """Holds signals back for processes started from now on, until they call `let_signals_in`."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 def let_signals_in() -> None:
-    """The handlers are there: what a launcher has held back since this process started comes now."""
+    """Delivers signals that a launcher has held back since this process started; call it when the handlers are set."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

@@ -21,11 +21,11 @@ import types
 from mindspeed_mm import stopping
 
 _SAME_PRESS_S = 0.25
-_LAST_LINES_S = 5.0  # for output that is under way; a process that outlives its rank may hold the pipe open
+_LAST_LINES_S = 5.0  # time for pending output; a process that outlives its rank may hold the pipe open
 
 
 class Orders:
-    """The signals that this launcher was sent, and has handed on."""
+    """Signals that this launcher received and passed on."""
 
     def __init__(self):
         self.given: list[int] = []
@@ -40,12 +40,12 @@ class Orders:
         ]
 
     def take(self) -> None:
-        """Handle the signals; again after torch has set its own handlers."""
+        """Installs the signal handlers; call it again after torch has set its own."""
         for number in stopping.STOP_SIGNALS:
             signal.signal(number, self._receive if number in self._handled else signal.SIG_IGN)
 
     def hand_on(self) -> None:
-        """Send to the ranks what has come since the last time."""
+        """Sends new signals to the ranks."""
         while self._waiting:
             number = self._waiting.popleft()
             for rank in self.ranks:
@@ -62,7 +62,7 @@ class Orders:
         if number == signal.SIGINT:
             self._interrupted = now
         self.given.append(number)
-        if not self.has_started:  # no rank, so nothing to save and nobody to wait for
+        if not self.has_started:  # no rank, so nothing to save or to wait for
             raise SystemExit(stopping.INTERRUPTED if number == signal.SIGINT else 0)
         self._waiting.append(number)
 
@@ -73,9 +73,9 @@ class Orders:
 
 
 class Copy:
-    """All that this process and the ranks print goes to stdout as before, and into a file; complete when it is closed.
+    """Copies all output of this process and the ranks to stdout and a file; complete when closed.
 
-    Unlike `tee`, no signal to a process group ends it before the last line.
+    Unlike with `tee`, a signal to the process group does not end it before the last line.
     """
 
     def __init__(self, path: str):
@@ -102,7 +102,7 @@ class Copy:
             for descriptor in list(wanted):
                 try:
                     _write(descriptor, piece)
-                except OSError as error:  # a full disk, or a terminal that is gone; the run goes on
+                except OSError as error:  # a full disk, or a closed terminal; the run goes on
                     wanted.remove(descriptor)
                     for other in wanted:
                         with contextlib.suppress(OSError):
@@ -115,18 +115,18 @@ def _write(descriptor: int, piece: bytes) -> None:
 
 
 def launch(argv: list[str], orders: Orders) -> int:
-    """Run torchrun's flags and program; returns the exit code."""
+    """Runs torchrun's flags and program. Returns the exit code."""
     from torch.distributed import DistNetworkError, run
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher import api
 
     class Agent(LocalElasticAgent):
-        """torchrun's, which also hands signals on."""
+        """torchrun's agent, which also passes signals on."""
 
         def _start_workers(self, worker_group):
             orders.has_started = True
-            stopping.hold_signals()  # so that none meets a rank before it has its handlers
+            stopping.hold_signals()  # so that no signal meets a rank before its handlers are set
             try:
                 started = super()._start_workers(worker_group)
                 orders.ranks = list(started.values())
@@ -141,7 +141,7 @@ def launch(argv: list[str], orders: Orders) -> int:
                 self._remaining_restarts = 0
             return super()._monitor_workers(worker_group)
 
-    api.LocalElasticAgent = Agent  # torch has no other way to give it an agent
+    api.LocalElasticAgent = Agent  # torch has no other way to set an agent
     arguments = run.parse_args(argv)
     if hasattr(arguments, "signals_to_handle"):  # newer than torch 2.7
         arguments.signals_to_handle = "SIGQUIT"
@@ -159,7 +159,7 @@ def launch(argv: list[str], orders: Orders) -> int:
 
 
 def _exit_code(error, said: bool) -> int:
-    """Of the first rank that failed, as a shell gives it. said: there was a signal, so the user knows why."""
+    """Exit code of the first failed rank, as in a shell. said: True after a signal, so the user knows the reason."""
     rank, failure = error.get_first_failure()
     code = failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
     if not said:
@@ -176,7 +176,7 @@ def main(argv: list[str]) -> int:
     try:
         return launch(argv, orders)
     except Exception:
-        traceback.print_exc()  # while it still reaches the log
+        traceback.print_exc()  # while the log still receives it
         return 1
     finally:
         if copy is not None:

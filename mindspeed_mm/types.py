@@ -1,19 +1,19 @@
-"""Tensors that travel together between the floors of the package, and the names of their dtypes."""
+"""Records of tensors that pass between the layers of the package, and names of dtypes."""
 
 import dataclasses
 
 import torch
 from torch import Tensor
 
-# By the names in the configs and on the command line.
+# Names in the configs and on the command line.
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TextFeatures:
-    """What the frozen text encoders say about a batch of captions.
+    """Outputs of the frozen text encoders for a batch of captions.
 
-    sequence: [B,L,D] features of T5; keep: [B,L] bool, True at real tokens; pooled: [B,P] features of CLIP.
+    sequence: [B,L,D] features of T5. keep: [B,L] bool, True at real tokens. pooled: [B,P] features of CLIP.
     """
 
     sequence: Tensor
@@ -50,7 +50,7 @@ class TextFeatures:
 
     @staticmethod
     def concatenate(parts: "list[TextFeatures]") -> "TextFeatures":
-        """Join along the batch axis."""
+        """Joins parts along the batch axis."""
         return TextFeatures(
             torch.cat([part.sequence for part in parts]),
             torch.cat([part.keep for part in parts]),
@@ -71,7 +71,7 @@ class TokenIds:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Posterior:
-    """What the autoencoder says about a batch of clips: mean and logvar [B,C,t,h,w], before shift and scale."""
+    """Posterior of the autoencoder for a batch of clips: mean and logvar [B,C,t,h,w], before shift and scale."""
 
     mean: Tensor
     logvar: Tensor
@@ -82,12 +82,12 @@ class Posterior:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Batch:
-    """One micro-batch of clips of one shape, as the loader gives it.
+    """One micro-batch of clips of one shape, as the loader yields it.
 
-    video: [B,3,T,H,W] float32 in [-1,1] (bicubic resizing may overshoot a little), or stored features of it; keep:
-    [B,t,h,w] bool on the latent grid, True where there is video; text and pooled_text: the captions for T5 and for CLIP
-    (None without a second tokenizer), or the stored features of both in `text`; paths: the files, for messages about a
-    bad sample; addresses: (epoch, place in the list) of each sample, from which its random numbers are derived.
+    video: [B,3,T,H,W] float32 in [-1,1] (bicubic resizing may overshoot a little), or its stored features. keep:
+    [B,t,h,w] bool on the latent grid, True at video. text, pooled_text: the captions for T5 and for CLIP (None without
+    a second tokenizer), or both encoders' stored features in `text`. paths: the files, for messages about a bad
+    sample. addresses: (epoch, place in the list) of each sample, which address its random numbers.
     """
 
     video: Tensor | Posterior

@@ -1,3 +1,3 @@
-"""The version of the package, for whatever writes it into a file."""
+"""The version of the package."""
 
 __version__ = "1.5.0"

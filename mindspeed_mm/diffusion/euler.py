@@ -1,4 +1,4 @@
-"""The Euler step along the path from noise to data, and where the path seems to end."""
+"""The Euler step along the path from noise to data, and the estimated end of the path."""
 
 from torch import Tensor
 

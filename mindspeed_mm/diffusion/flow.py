@@ -20,7 +20,7 @@ def interpolate(z0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
 
 
 def velocity(z0: Tensor, noise: Tensor) -> Tensor:
-    """What the denoiser predicts, the derivative of the path in sigma: noise - z0, fp32."""
+    """Target of the denoiser, the derivative of the path in sigma: noise - z0, fp32."""
     return noise.float() - z0.float()
 
 
@@ -41,7 +41,7 @@ def loss(
 
 
 def loss_weight(sigma: Tensor, config: DiffusionConfig) -> Tensor:
-    """Weight of a sample's loss by its noise level (2403.03206, appendix): 1 unless the scheme weights instead of sampling."""
+    """Weight of a sample's loss by its noise level (2403.03206, appendix); 1 for schemes that sample levels instead."""
     return WEIGHTINGS[config.weighting_scheme].weight(sigma)
 
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 def combine(unconditional: Tensor, conditional: Tensor, scale: float, rescale: float = 0.0) -> Tensor:
-    """Guided prediction u + scale (c - u) (2207.12598), its spread pulled back towards c's by `rescale` in [0, 1].
+    """Guided prediction u + scale (c - u) (2207.12598); `rescale` in [0, 1] moves its spread back towards c's.
 
     Both: [B,...]. The rescaling (2305.08891, section 3.4) multiplies by std(c) / std(guided), per sample.
     """

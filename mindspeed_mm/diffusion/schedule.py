@@ -55,7 +55,7 @@ def grid(config: DiffusionConfig, latent: LatentGrid) -> Tensor:
 
 
 def shift_of(config: DiffusionConfig, latent: LatentGrid) -> float:
-    """The shift of a latent's extent: the config's, or with dynamic shifting one that grows with height x width."""
+    """Shift for a latent's extent: the config's, or with dynamic shifting one that grows with height x width."""
     if not config.use_dynamic_shifting:
         return config.shift
     slope = (_LOG_SHIFT_HIGH - _LOG_SHIFT_LOW) / (_TOKENS_HIGH - _TOKENS_LOW)
@@ -77,7 +77,7 @@ def _linear_quadratic(steps: int) -> list[float]:
     fine = min(max(10 * steps, 250), 1000) // 2 * 2
     half = steps // 2
     slope = 1 / fine
-    growth = 1 - half * slope - half * slope  # what is left at the end if the first half's slope went on
+    growth = 1 - half * slope - half * slope  # remainder at the end if the first half's slope went on
     curve = growth / half**2
     noise = [i * slope + (curve * (i - half) ** 2 if i >= half else 0.0) for i in range(steps)]
     return [1.0 - value for value in noise] + [0.0]

@@ -1,4 +1,4 @@
-"""What the rest of the package may ask of a device, and nothing more."""
+"""The interface of a device for the rest of the package."""
 
 import contextlib
 import os
@@ -13,47 +13,47 @@ class Platform:
     """A kind of device. `prepare()` runs once, before `megatron.core` is imported; the other methods need it."""
 
     name = ""  # the torch device type: "cpu", "cuda" or "npu"
-    backend = ""  # the torch.distributed backend that carries its tensors
-    fused_adamw = False  # whether torch.optim.AdamW(fused=True) is one kernel per tensor there
+    backend = ""  # the torch.distributed backend for its tensors
+    fused_adamw = False  # True if torch.optim.AdamW(fused=True) is one kernel per tensor on this device
 
     def prepare(self, allow_tf32: bool = False, allow_internal_format: bool = False) -> None:
-        """Import and configure what the device needs. Errors name what is not installed."""
+        """Imports and configures the device's packages. Errors name a missing one."""
 
     def device(self, local_rank: int) -> torch.device:
-        """The device of a process, made current."""
+        """Device of a process; also makes it current."""
         raise NotImplementedError
 
     def engine_scope(self) -> contextlib.AbstractContextManager:
-        """Surrounds calls into Megatron's optimizer and gradient buffers, where a device needs help there."""
+        """Context around calls into Megatron's optimizer and gradient buffers, for devices that need help there."""
         return contextlib.nullcontext()
 
     def ema_adamw_kernel(self) -> Callable | None:
-        """A kernel that updates weights and their moving average at once (see optim.ema_adamw); None: there is none."""
+        """Kernel that updates weights and their moving average at once (see optim.ema_adamw), or None."""
         return None
 
     def synchronize(self) -> None:
-        """Wait for the device's queue; for timing."""
+        """Waits for the device's queue; for timing."""
 
     def peak_memory(self) -> int:
         """Largest number of bytes that this process has held on the device."""
         raise NotImplementedError
 
     def reset_peak_memory(self) -> None:
-        """Start a new measurement of `peak_memory`."""
+        """Starts a new measurement of `peak_memory`."""
 
     def total_memory(self) -> int:
-        """Bytes of memory that this process may fill on its device."""
+        """Memory in bytes that this process may use on its device."""
         raise NotImplementedError
 
     def release_memory(self) -> None:
-        """Give memory that torch keeps for later back to the device."""
+        """Returns torch's cached memory to the device."""
 
     def peak_tflops(self, dtype: torch.dtype) -> float | None:
-        """Dense peak of one device in this precision, for MFU; None where it is not known."""
+        """Dense peak of one device in this precision, for MFU; None if unknown."""
         return None
 
     def profiler(self, settings):
-        """A profiler with start(), step() and stop(), as torch.profiler.profile, that writes its trace by itself.
+        """A profiler with start(), step() and stop(), like torch.profiler.profile, that writes its trace itself.
 
         settings: `static_param` of tools.json (config.tool.StaticProfile).
         """
@@ -67,29 +67,31 @@ class Platform:
         )
 
     def dynamic_profiler(self, config_path: str):
-        """The same for `profile_type: dynamic`, which a file in this folder switches on and off."""
+        """The profiler for `profile_type: dynamic`, which a file in this folder switches on and off."""
         raise ConfigError(f"profile.profile_type: 'dynamic' is there on NPUs only, not on {self.name}; use 'static'")
 
     def _activities(self, with_cpu: bool) -> list:
         return [torch.profiler.ProfilerActivity.CPU]
 
     def rng_state(self) -> torch.Tensor | None:
-        """State of the device's own random numbers; None where the CPU's state is all there is."""
+        """State of the device's random numbers; None if there is only the CPU's state."""
         return None
 
     def set_rng_state(self, state: torch.Tensor | None) -> None:
-        """Restore what `rng_state` gave."""
+        """Restores a result of `rng_state`."""
 
 
 def ordered_launches() -> None:
-    """Megatron overlaps its TP collectives by the order of launches, which holds with one queue only."""
+    """Sets one launch queue: Megatron overlaps its TP collectives by the order of launches, which needs a single
+    queue.
+    """
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
 
 def connections_on_demand() -> None:
-    """A gloo group connects two ranks when one has something for the other.
+    """Makes gloo groups connect two ranks on first use.
 
-    By itself each of Megatron's groups, most of which carry nothing, opens a socket to every member at once: 93 sockets a
+    By default each of Megatron's groups, most of them unused, opens a socket to every member at once: 93 sockets per
     process at 8 ranks instead of 35, and thousands at 512.
     """
     os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
@@ -97,7 +99,9 @@ def connections_on_demand() -> None:
 
 @contextlib.contextmanager
 def cuda_type_names():
-    """`Tensor.type()` says "torch.cuda.FloatTensor" on every device: Megatron's optimizer compares such strings."""
+    """Makes `Tensor.type()` return "torch.cuda.FloatTensor" on every device, since Megatron's optimizer compares such
+    strings.
+    """
     true_type = torch.Tensor.type
 
     def type_(self, *args, **kwargs):
@@ -114,7 +118,7 @@ def cuda_type_names():
 
 
 def profile_window(settings) -> dict[str, int]:
-    """Arguments of a profiler's schedule: the steps start_step <= step < end_step, after one step of warming up."""
+    """Arguments of a profiler's schedule: the steps start_step <= step < end_step, after one warm-up step."""
     warmup = min(1, settings.start_step - 1)
     active = settings.end_step - settings.start_step
     return {"skip_first": settings.start_step - 1 - warmup, "wait": 0, "warmup": warmup, "active": active, "repeat": 1}

@@ -49,7 +49,7 @@ class CpuPlatform(Platform):
             Path("/proc/self/clear_refs").write_text("5")
 
     def total_memory(self) -> int:
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # they share the host
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # the ranks share the host
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks
 
 

@@ -1,11 +1,12 @@
-"""NVIDIA GPUs with NCCL: what torch offers natively."""
+"""NVIDIA GPUs with NCCL, as torch supports them."""
 
 import torch
 
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.platforms.base import Platform, connections_on_demand, ordered_launches
 
-# Dense bf16 and fp16 peaks of NVIDIA's data sheets, TFLOP/s, by a part of the device's name. More special names first.
+# Dense bf16 and fp16 peaks from NVIDIA's data sheets, TFLOP/s, by a part of the device's name. More specific names
+# first.
 _PEAKS = {
     "H200": 989,
     "H100 PCIe": 756,
@@ -21,7 +22,7 @@ _PEAKS = {
 
 class CudaPlatform(Platform):
     name = "cuda"
-    backend = "cpu:gloo,cuda:nccl"  # gloo carries the optimizer's shards on their way to a checkpoint
+    backend = "cpu:gloo,cuda:nccl"  # gloo carries the optimizer's shards for checkpoints
     fused_adamw = True
 
     def prepare(self, allow_tf32: bool = False, allow_internal_format: bool = False) -> None:

@@ -1,8 +1,8 @@
 """Ascend NPUs with HCCL. The only file that imports torch_npu or MindSpeed.
 
-Order matters: `torch_npu`, then `transfer_to_npu` (so that megatron-core's `torch.cuda` means the NPU), then
-MindSpeed's adaptor, all before `megatron.core`. MindSpeed reads sys.argv when it is imported and would inject flags of
-ours as strings into Megatron's configs, so it sees an argv without them.
+The order matters: `torch_npu`, then `transfer_to_npu` (so that megatron-core's `torch.cuda` means the NPU), then
+MindSpeed's adaptor, all before `megatron.core`. MindSpeed reads sys.argv at its import and would inject our flags as
+strings into Megatron's configs, so it gets an argv without them.
 """
 
 import importlib
@@ -27,7 +27,7 @@ _log = logs.get(__name__)
 
 class NpuPlatform(Platform):
     name = "npu"
-    backend = "cpu:gloo,npu:hccl"  # gloo carries the optimizer's shards on their way to a checkpoint
+    backend = "cpu:gloo,npu:hccl"  # gloo carries the optimizer's shards for checkpoints
     fused_adamw = True
 
     def __init__(self, mindspeed: str = "auto"):
@@ -67,10 +67,10 @@ class NpuPlatform(Platform):
             sys.argv = ours
 
     def engine_scope(self):
-        return cuda_type_names()  # "torch.npu.FloatTensor" otherwise; MindSpeed patches the same, for good
+        return cuda_type_names()  # otherwise "torch.npu.FloatTensor"; MindSpeed patches the same permanently
 
     def ema_adamw_kernel(self) -> Callable | None:
-        """MindSpeed's, where it is installed and its extension compiles (it does so at the first call)."""
+        """MindSpeed's kernel, if it is installed and its extension compiles (at the first call)."""
         if self.mindspeed == "off" or importlib.util.find_spec("mindspeed") is None:
             return None
         try:
@@ -155,4 +155,4 @@ class _DynamicProfiler:
         self._module.step()
 
     def stop(self) -> None:
-        """It stops by its file."""
+        """Does nothing: the file stops it."""

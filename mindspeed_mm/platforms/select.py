@@ -1,4 +1,4 @@
-"""Choosing the platform, once, at start-up."""
+"""Selects the platform once, at start-up."""
 
 import importlib.util
 from pathlib import Path
@@ -15,7 +15,7 @@ PLATFORMS = {"cpu": lambda mindspeed: CpuPlatform(), "cuda": lambda mindspeed: C
 
 
 def select(device: str = "auto", mindspeed: str = "auto") -> Platform:
-    """The platform for `--device`; "auto" takes an NPU, else a GPU, else the CPU. It is not prepared yet."""
+    """The platform for `--device`; "auto" takes an NPU, else a GPU, else the CPU. It still needs `prepare()`."""
     if device != "auto" and device not in PLATFORMS:
         raise ConfigError(f"--device {device}: not one of auto, {', '.join(PLATFORMS)}")
     return PLATFORMS[_find() if device == "auto" else device](mindspeed)

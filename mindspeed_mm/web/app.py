@@ -1,4 +1,4 @@
-"""The page on a port. Of files only finished samples are served; of Gradio's own doors those that the page needs are open."""
+"""Serves the page on a port: of files only finished samples, of Gradio's routes only those that the page needs."""
 
 import importlib.util
 import os
@@ -20,7 +20,9 @@ _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 
 def serve(config: ServeConfig, platform: Platform, parallel: ParallelContext) -> None:
-    """Load the networks and serve the page until Ctrl-C. ConfigError if the port is taken or Gradio is missing."""
+    """Loads the networks and serves the page until Ctrl-C. Raises ConfigError if the port is taken or Gradio is
+    missing.
+    """
     _check_gradio()
     listener = _listen(config.host, config.port)
     sample = config.sample
@@ -48,7 +50,7 @@ def serve(config: ServeConfig, platform: Platform, parallel: ParallelContext) ->
 def build_app(studio: Studio, config: ServeConfig):
     """The web application (ASGI): the page at /, finished samples at /samples/NAME."""
     os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(config.sample.model.save_path) / ".gradio"))
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # it would report to its makers
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # Gradio would report usage to its makers
     import fastapi
     import gradio as gr
     from fastapi.responses import FileResponse
@@ -65,7 +67,7 @@ def build_app(studio: Studio, config: ServeConfig):
             raise fastapi.HTTPException(404, "no such sample")
         return FileResponse(path)
 
-    if config.host in _THIS_MACHINE:  # a foreign page may not reach this one by a name of its own (DNS rebinding)
+    if config.host in _THIS_MACHINE:  # blocks a foreign page that reaches this one by its own name (DNS rebinding)
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
     app.add_middleware(Doors)
     theme = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("monospace",))
@@ -83,7 +85,7 @@ def _check_gradio() -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket on the port, taken before the weights are loaded, so that a taken port costs no time."""
+    """A socket on the port, opened before the weights are loaded, so that a taken port fails early."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

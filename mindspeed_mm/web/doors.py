@@ -1,7 +1,7 @@
-"""Which requests reach Gradio: those that the page makes, from the page itself, and small ones. All others end here.
+"""Decides which requests reach Gradio: small ones that the page itself makes. All others end here.
 
-Gradio has some fifty routes, among them ones that store what is sent, fetch any address, edit the page's code or run
-ffmpeg; each new version may bring more. So the doors that are open are listed, and not those that are shut.
+Gradio has some fifty routes; some store uploads, fetch any address, edit the page's code or run ffmpeg, and new
+versions may add more. So the open routes are listed, not the closed ones.
 """
 
 import json
@@ -29,14 +29,14 @@ _MAX_TARGET = 2**12  # bytes of path and query
 
 
 def is_open(method: str, path: str) -> bool:
-    """Whether a request may go on."""
+    """True if a request may pass."""
     if ".." in path.split("/"):
         return False
     return any(re.fullmatch(pattern, path) for pattern in OPEN.get(method, ()))
 
 
 class Doors:
-    """ASGI middleware. What is not listed does not exist (404), and nothing is taken from other pages (403)."""
+    """ASGI middleware. Unlisted routes do not exist (404), and requests from other pages are refused (403)."""
 
     def __init__(self, app):
         self.app = app
@@ -62,7 +62,7 @@ class Doors:
 
 
 def _comes_from_here(headers: dict[bytes, bytes]) -> bool:
-    """False for a request that another page makes: a browser says so, and other programs say nothing."""
+    """False for a request by another page: browsers state the origin, other programs do not."""
     host = headers.get(b"host", b"").decode("latin-1").lower()
     origin = headers.get(b"origin")
     if origin is not None:
@@ -73,12 +73,12 @@ def _comes_from_here(headers: dict[bytes, bytes]) -> bool:
         if parts.scheme not in ("http", "https") or parts.netloc != host:
             return False
     site, mode = headers.get(b"sec-fetch-site", b"none"), headers.get(b"sec-fetch-mode", b"")
-    # Following a link to the page is no request of the other page's.
+    # Following a link to the page is not a request by the other page.
     return site in (b"none", b"same-origin") or mode == b"navigate"
 
 
 async def _body(headers: dict[bytes, bytes], receive) -> bytes | int:
-    """The body of a POST; the status of the refusal if it is large, broken off, or no JSON object of plain values."""
+    """Body of a POST; or the status of its refusal if it is large, incomplete, or not a JSON object of plain values."""
     found = b""
     while True:
         message = await receive()
@@ -97,17 +97,17 @@ async def _body(headers: dict[bytes, bytes], receive) -> bytes | int:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a body is what the page sends: an object, whose `data` are the form's texts, numbers and empty fields."""
+    """True if a body has the page's form: an object whose `data` are texts, numbers and empty fields."""
     if not isinstance(value, dict):
         return False
     data = value.get("data", [])
     if not isinstance(data, list) or not all(isinstance(item, (str, int, float, type(None))) for item in data):
         return False
-    return "\\ud" not in json.dumps(value)  # a lone surrogate, which no answer could repeat
+    return "\\ud" not in json.dumps(value)  # a lone surrogate cannot be part of an answer
 
 
 def _again(body: bytes, receive):
-    """A `receive` that gives the body that was read, and then what comes next: that the visitor has gone."""
+    """A `receive` that returns the body already read, then later events, such as the visitor leaving."""
     given = False
 
     async def once():

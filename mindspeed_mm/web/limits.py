@@ -1,5 +1,6 @@
-"""What a visitor of the page may ask for. The page shows these limits, and the server checks them: a request need not come
-from the page. Knows no web.
+"""Limits of requests. The page shows them and the server checks them, since a request need not come from the page.
+
+This file knows no web.
 """
 
 import dataclasses
@@ -8,12 +9,12 @@ import math
 from mindspeed_mm.config.sample import PromptConfig
 from mindspeed_mm.errors import ConfigError
 
-MAX_CHARACTERS = 4000  # of a prompt; T5 reads 512 tokens of it
+MAX_CHARACTERS = 4000  # length of a prompt; T5 reads 512 tokens of it
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Range:
-    """A number of the form. whole: without a fraction; may_be_empty: left to the server."""
+    """A number of the form. whole: integers only. may_be_empty: the server chooses a value."""
 
     name: str
     least: int
@@ -22,7 +23,7 @@ class Range:
     may_be_empty: bool = False
 
     def check(self, value: object) -> int | float | None:
-        """The number; ConfigError for anything else that a browser, or another program, may send in its place."""
+        """The number. Raises ConfigError for any other value that a browser or program may send."""
         if value is None and self.may_be_empty:
             return None
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -42,7 +43,7 @@ WIDTH = Range("width", 1, 8192)
 
 
 def line_of(prompt, negative, steps, guidance, seed, frames, height, width) -> PromptConfig:
-    """A line of a prompts file from the values of the form, whatever was sent; ConfigError names the first that cannot be."""
+    """A line of a prompts file from the form's values. ConfigError names the first invalid value."""
     return PromptConfig(
         prompt=_text("prompt", prompt),
         negative_prompt=_text("negative prompt", negative),
@@ -54,7 +55,7 @@ def line_of(prompt, negative, steps, guidance, seed, frames, height, width) -> P
 
 
 def _text(name: str, value: object) -> str:
-    """A text that is short enough to be cleaned, and that a file can hold. An empty field is sent as None."""
+    """A text that is short enough to be cleaned and that a file can hold. An empty field arrives as None."""
     if value is None:
         return ""
     if not isinstance(value, str):

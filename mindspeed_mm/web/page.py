@@ -1,6 +1,6 @@
-"""The form, its progress and its history, in Gradio. Pictures are inline and videos are the server's own files.
+"""The form, its progress and its history, in Gradio. Pictures are inline, videos are the server's files.
 
-Gradio's own way with files, a cache that it fills and serves, is not used.
+Gradio's file cache is not used.
 """
 
 import base64
@@ -31,7 +31,7 @@ CSS = """
 
 
 def build_page(studio: Studio, config: ServeConfig) -> gr.Blocks:
-    """The page; `config.max_queue` requests may wait, and one is worked on."""
+    """The page. `config.max_queue` requests may wait while one is processed."""
     model = config.sample.model
     frames, height, width = model.pipeline_config.input_size
     with gr.Blocks(title="Open-Sora Plan v1.5", analytics_enabled=False) as page:
@@ -72,13 +72,13 @@ def build_page(studio: Studio, config: ServeConfig) -> gr.Blocks:
             [sample.click, prompt.submit], make, inputs, outputs, concurrency_limit=1, show_progress="hidden",
             api_visibility="private", trigger_mode="once",
         )  # fmt: skip
-        # Cancelled, Gradio asks for no further step; the one that is at work ends by `stop_it`.
+        # After a cancel Gradio requests no further step; `stop_it` ends the current one.
         stop.click(stop_it, None, None, queue=False, api_visibility="private")
-        # Said only when the server has stopped: what it had sent before would come after, and stay.
+        # Shown only after the server has stopped: earlier updates would arrive later and stay visible.
         stop.click(None, cancels=[work]).then(
             lambda: "<p>Stopped.</p>", None, status, queue=False, api_visibility="private"
         )
-        # Not queued: Gradio closes the stream of a visit when this ends, and would lose a click of that moment with it.
+        # Not queued: Gradio closes a visit's event stream when this ends, and would lose a simultaneous click.
         page.load(
             lambda: _history(studio), None, history, queue=False, show_progress="hidden", api_visibility="private"
         )
@@ -90,13 +90,13 @@ def _number(label: str, value: float | None, range: limits.Range) -> gr.Number:
         value, label=label, precision=0 if range.whole else None, minimum=range.least, maximum=range.most,
         min_width=80, elem_id=range.name,
     )  # fmt: skip
-    # The browser keeps to the range by itself; what another program sends is for `limits.line_of` to judge and to name.
+    # The browser keeps the range by itself; `limits.line_of` checks values that other programs send.
     field.preprocess = lambda sent: sent
     return field
 
 
 def _make(studio: Studio, owner: str, values: tuple) -> Iterator[tuple]:
-    """What the three panels (status, result, history) show, from the click to the video. values: of the form, as sent."""
+    """Content of the three panels (status, result, history) from the click to the video. values: of the form, as sent."""
     unchanged = gr.skip()
     try:
         line = limits.line_of(*values)
@@ -145,7 +145,7 @@ def _history(studio: Studio) -> str:
 
 
 def _figure(entry: dict, autoplay: bool = False) -> str:
-    """A sample with what it was made of."""
+    """A sample with its settings."""
     sample = entry["sample"]
     settings = sample["settings"]
     frames, height, width = settings["pipeline_config"]["input_size"]
@@ -165,5 +165,5 @@ def _figure(entry: dict, autoplay: bool = False) -> str:
 
 
 def escape(text: str) -> str:
-    """Text as HTML shows it; Gradio's own marks for templates in it mean nothing either."""
+    """Escapes text for HTML; Gradio's template marks are escaped too."""
     return html.escape(text).replace("$", "&#36;").replace("{", "&#123;").replace("}", "&#125;")

@@ -1,4 +1,4 @@
-"""What the page does when somebody asks for a sample: one at a time, with news at every step. Knows no web."""
+"""Makes samples for the page, one at a time, with progress at every step. This file knows no web."""
 
 import contextlib
 import dataclasses
@@ -23,12 +23,14 @@ from mindspeed_mm.sampling.pipeline import T2VPipeline
 from mindspeed_mm.sampling.requests import Request, requests_of
 
 _SAMPLE_FILE = re.compile(r"[A-Za-z0-9_]+\.(mp4|png|json)")
-_PREVIEW_SHARE = 0.1  # of the time that steps take
+_PREVIEW_SHARE = 0.1  # share of the time that steps take
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Progress:
-    """After step `number` of `total`. preview: first frame [H,W,3] uint8 of the clean estimate, where there is a new one."""
+    """Progress after step `number` of `total`. preview: a new first frame [H,W,3] uint8 of the clean estimate, or
+    None.
+    """
 
     number: int
     total: int
@@ -44,34 +46,34 @@ class Done:
 
 
 class _Stopped(Exception):
-    """Whoever asked for the sample wants it no longer."""
+    """The requester has cancelled the sample."""
 
 
 class Studio:
-    """Makes samples for a page, and knows those of its folder."""
+    """Makes samples for a page, and lists those in its folder."""
 
     def __init__(
         self, config: SampleConfig, pipeline: T2VPipeline, platform: Platform, weights: dict[str, dict[str, str]]
     ):
-        """weights: as `provenance.weights_of` names them."""
+        """weights: paths and hashes, as `provenance.weights_of` returns them."""
         self.config = config
         self.pipeline = pipeline
         self.platform = platform
         self.archive = Archive(config, weights, platform)
         self._busy = threading.Lock()
-        self._owner: str | None = None  # who asked for the sample that is made now
+        self._owner: str | None = None  # requester of the current sample
         self._stop = threading.Event()
 
     def stop(self, owner: str) -> None:
-        """End the sample that `owner` asked for, in the middle of a step; nobody else's."""
+        """Ends the sample that `owner` requested, within a step; other samples go on."""
         if owner == self._owner:
             self._stop.set()
 
     def make(self, line: PromptConfig, owner: str = "") -> Iterator[Progress | Done]:
-        """Sample what a line of a prompts file would; closing the iterator ends the work after the current step.
+        """Samples a line of a prompts file; closing the iterator ends the work after the current step.
 
-        Without a seed one is drawn. ConfigError before anything is done, SamplingError when it cannot be finished. `stop`
-        ends it in the middle of a step: the iterator is then at its end without a `Done`.
+        Without a seed one is drawn. Raises ConfigError before any work, SamplingError if the sample cannot be
+        finished. `stop` ends it within a step: the iterator then ends without a `Done`.
         """
         request = self._request(line)
         with self._busy, contextlib.suppress(_Stopped):
@@ -83,7 +85,7 @@ class Studio:
                 self._owner = None
 
     def _make(self, request: Request) -> Iterator[Progress | Done]:
-        """`make` of one request, on a device that nobody else uses."""
+        """`make` for one request, on a device without other work."""
         self.platform.reset_peak_memory()
         started = time.monotonic()
         preview_s, shown = 0.0, started - 1
@@ -116,7 +118,9 @@ class Studio:
         return sorted(entries, key=lambda entry: entry["timing"]["finished"], reverse=True)[:limit]
 
     def file(self, name: str) -> Path | None:
-        """The sample's file of this name in the folder; None for any other name, and for what leads out of it."""
+        """The sample's file of this name in the folder; None for other names, and for paths that lead out of the
+        folder.
+        """
         if not _SAMPLE_FILE.fullmatch(name):
             return None
         path = (self.archive.folder / name).resolve()
@@ -131,13 +135,13 @@ class Studio:
             return None
 
     def _encode(self, request: Request) -> float:
-        """Seconds; the texts are then remembered."""
+        """Encodes the texts, which are then cached. Returns the seconds it took."""
         started = time.monotonic()
         self.pipeline.encode([request])
         return time.monotonic() - started
 
     def _request(self, line: PromptConfig) -> Request:
-        """A request by a name that no sample of the folder has yet."""
+        """A request with a name that no sample in the folder has yet."""
         if line.seed is None:
             line = dataclasses.replace(line, seed=secrets.randbelow(2**31))
         model = dataclasses.replace(self.config.model, num_samples_per_prompt=1)

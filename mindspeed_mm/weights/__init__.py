@@ -1,6 +1,6 @@
-"""Where `checkpoint/` and `models/` meet: weights into networks, and files of weights into other layouts.
+"""Joins `checkpoint/` and `models/`: loads weights into networks, and converts weight files to other layouts.
 
-Names are loaded on first use: a converter needs no network, and a network brings megatron-core.
+Names are loaded on first use: a converter needs no network, and a network imports megatron-core.
 """
 
 import importlib

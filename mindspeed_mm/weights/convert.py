@@ -1,4 +1,4 @@
-"""Checkpoints into other layouts: what the converters in `examples/` and `tools/` call."""
+"""Converts checkpoints to other layouts, for the converters in `examples/` and `tools/`."""
 
 from pathlib import Path
 
@@ -22,10 +22,11 @@ def merge_checkpoint(
     largest: int | None = None,
     dry_run: bool = False,
 ) -> Path:
-    """The denoiser's weights at `load_dir`, whole, in `save_dir`/model.pt (model_ema.pt with `ema`) or .safetensors.
+    """Writes the whole denoiser weights of `load_dir` to `save_dir`/model.pt (model_ema.pt with `ema`) or
+    .safetensors.
 
-    load_dir: a run's directory, or anything that `sources.open_checkpoint` reads. Names are OSP's, and the text tail of
-    its last block is kept if there is one. largest: bytes per safetensors file. Returns the path to load from.
+    load_dir: a run's directory, or any source of `sources.open_checkpoint`. Names are OSP's; a text tail in the last
+    block is kept. largest: bytes per safetensors file. Returns the path to load from.
     """
     weights = whole_denoiser(load_dir, ema)
     stem = Path(save_dir) / ("model_ema" if ema else "model")
@@ -43,10 +44,10 @@ def split_checkpoint(
     dtype: str | None = None,
     dry_run: bool = False,
 ) -> Path:
-    """The denoiser's weights at `source` (live, and their average if it is there) as a Megatron directory for TP n.
+    """Writes the denoiser weights at `source` (live, and their average if present) as a Megatron directory for TP n.
 
-    text_tail: "keep" it as the source has it, "drop" it, or "write" it even if the source has none. MM's layout never
-    has it. Returns `save_dir`.
+    text_tail: "keep" it as in the source, "drop" it, or "write" it even if the source has none. MM's layout never has
+    it. Returns `save_dir`.
     """
     if tensor_size < 1:
         raise CheckpointError(f"TP {tensor_size}: must be at least 1")
@@ -55,7 +56,7 @@ def split_checkpoint(
     spelling = _dialect(checkpoint, dialect)
     tail = text_tail if spelling.has_unused else "drop"
     groups = {group: _with_tail(weights, tail) for group, weights in groups.items()}
-    if sources.MODEL not in groups:  # only an average: in the new directory it is what one continues from
+    if sources.MODEL not in groups:  # only an average: a run continues from it in the new directory
         groups = {sources.MODEL: groups[sources.EMA]}
     todo = targets.megatron_directory(
         groups,
@@ -70,14 +71,14 @@ def split_checkpoint(
 
 
 def whole_denoiser(source: str | Path, ema: bool = False) -> Weights:
-    """A denoiser's weights at `source`, to be read part by part; a name of another model is an error."""
+    """Denoiser weights at `source`, readable part by part. Raises CheckpointError for a name of another model."""
     return _denoiser_weights(sources.open_checkpoint(source), ema)
 
 
 def convert_autoencoder(
     source: str | Path, target: str | Path, *, dtype: str | None = None, dry_run: bool = False
 ) -> Path:
-    """A WFVAE `.ckpt` or other file as one flat .safetensors or .pt file."""
+    """Converts a WFVAE `.ckpt` or other file to one flat .safetensors or .pt file."""
     target = Path(target)
     format = target.suffix.removeprefix(".")
     if format not in (targets.SAFETENSORS, targets.TORCH):
@@ -103,7 +104,7 @@ def _denoiser_weights(checkpoint: sources.Checkpoint, ema: bool) -> Weights:
 
 
 def _dialect(checkpoint: sources.Checkpoint, name: str) -> Dialect:
-    """The dialect of this name of the network that the checkpoint holds."""
+    """Dialect of this name in the family of the checkpoint's network."""
     known = {dialect.name: dialect for dialect in checkpoint.family.dialects}
     if name not in known:
         raise CheckpointError(f"dialect {name!r}: {checkpoint.family.title} has {', '.join(known)}")
@@ -118,7 +119,7 @@ def _with_tail(weights: Weights, text_tail: str) -> Weights:
 
 
 def _run(todo: Plan, weights, what: str, dry_run: bool) -> Path:
-    """Write a plan, or only log it; returns the file to load: the index where there is one."""
+    """Writes a plan, or only logs it. Returns the file to load: the index if there is one."""
     _log.info(what)
     for line in todo.describe():
         _log.info(f"{'would write' if dry_run else 'writing'} {line}")

@@ -1,4 +1,4 @@
-"""Weights of text encoders as they lie in a Hugging Face folder, looked at before transformers reads them."""
+"""Checks weights of text encoders in a Hugging Face folder before transformers reads them."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ _ADAPTER = "adapter_config.json"
 
 
 def check_widths(model: TrainModelConfig | SampleModelConfig) -> None:
-    """Raise ConfigError unless the folders are of encoders of the right kind, as wide as the denoiser wants them."""
+    """Raises ConfigError unless the folders hold the right kinds of encoders, with the widths that the denoiser needs."""
     widths = {"text_encoder": "caption_channels", "text_encoder_2": "pooled_projection_dim"}
     for key, width in widths.items():
         encoder_facts(getattr(model, key), key).check_width(getattr(model.predictor, width), width)
@@ -22,7 +22,7 @@ def check_widths(model: TrainModelConfig | SampleModelConfig) -> None:
 def check_encoders(
     model: TrainModelConfig | SampleModelConfig, tokenizers: tuple[Tokenizer, Tokenizer], keys: tuple[str, str]
 ) -> None:
-    """Raise ConfigError or CheckpointError unless both encoders are whole and read what the tokenizers write.
+    """Raises ConfigError or CheckpointError unless both encoders are complete and fit the tokenizers.
 
     keys: of the tokenizers in their JSON.
     """
@@ -31,10 +31,9 @@ def check_encoders(
 
 
 def _check_encoder(config: TextEncoderConfig, key: str, tokenizer: Tokenizer, tokenizer_key: str) -> None:
-    """Raise ConfigError or CheckpointError unless the folder holds whole weights, and the tokenizer belongs to them.
+    """Raises ConfigError or CheckpointError unless the folder holds complete weights that fit the tokenizer.
 
-    Pickles are read only as far as they make tensors; every value of a .bin file
-    is compared with its checksum.
+    Only tensors are read from pickles; every value of a .bin file is compared with its checksum.
     """
     facts = encoder_facts(config, key)
     facts.check_tokens(

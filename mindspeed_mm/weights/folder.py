@@ -25,7 +25,7 @@ from mindspeed_mm.schema import Node, build, read_json
 _log = logs.get(__name__)
 CONFIG, PIPELINE, VAE, STEM = "config.json", "model_index.json", "vae", "diffusion_pytorch_model"
 _ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-_CLASS = "_class_name"  # the hub's mark of what a config is of
+_CLASS = "_class_name"  # the hub's key for the class of a config
 _LARGEST = 5 * 10**9  # bytes per file; the hub refuses 50 GB
 
 
@@ -40,9 +40,9 @@ def write(
     copy_encoders: bool = False,
     dry_run: bool = False,
 ) -> Path:
-    """Write the folder. dtype: of the denoiser's weights, default as they are; largest: bytes of tensors per file.
+    """Writes the folder. dtype: of the denoiser's weights, default unchanged. largest: bytes of tensors per file.
 
-    The encoders stay where they are and are named by their paths; with copy_encoders their folders are copied.
+    Encoders are named by their paths; with copy_encoders their folders are copied.
     """
     folder = Path(folder)
     if (folder / CONFIG).exists():
@@ -62,7 +62,7 @@ def write(
         targets.execute(todo, weights, "saving")
     if copy_encoders:
         config = _with_copies(folder, config)
-    # The configs come last: without them the folder is nothing that loads.
+    # The configs come last: without them nothing can load the folder.
     files.write_text(_text(config.ae), folder / VAE / CONFIG)
     rest = {_CLASS: "T2VPipeline", **_plain(config, leave_out=("ae", "predictor"))}
     files.write_text(json.dumps(rest, indent=2) + "\n", folder / PIPELINE)
@@ -81,9 +81,10 @@ def from_config(
     copy_encoders: bool = False,
     dry_run: bool = False,
 ) -> Path:
-    """Write the folder from the files that an inference JSON names; no network is built, nothing is held in memory.
+    """Writes the folder from the files that an inference JSON names, without building networks or holding weights in
+    memory.
 
-    load: a Megatron directory instead of predictor.from_pretrained; ema: its EMA weights.
+    load: a Megatron directory that replaces predictor.from_pretrained. ema: uses its EMA weights.
     """
     from mindspeed_mm.weights.convert import whole_denoiser
 
@@ -103,7 +104,7 @@ def from_config(
 
 
 def read(folder: str | Path) -> SampleModelConfig:
-    """The config of a folder, with the paths of its weights and of the encoders that lie in it."""
+    """Config of a folder, with the paths of its weights and of its encoders."""
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such directory")
@@ -123,28 +124,28 @@ def read(folder: str | Path) -> SampleModelConfig:
 
 
 def read_denoiser(folder: str | Path) -> DenoiserConfig:
-    """The denoiser's config in a folder; its weights are the folder's."""
+    """The denoiser's config in a folder, with the folder's weights."""
     return families.read_denoiser(_node(Path(folder)))
 
 
 def read_autoencoder(folder: str | Path) -> AutoencoderConfig:
-    """The autoencoder's config in a folder such as `vae`; its weights are the folder's."""
+    """The autoencoder's config in a folder such as `vae`, with the folder's weights."""
     return families.read_autoencoder(_node(Path(folder)))
 
 
 def _node(folder: Path) -> Node:
-    """config.json of a folder, which is also where the weights are."""
+    """config.json of a folder that also holds the weights."""
     node = read_json(folder / CONFIG)
     if not isinstance(node.value, dict):
         raise node.error("expected an object")
-    sources.open_checkpoint(folder)  # says now what is wrong with the files
+    sources.open_checkpoint(folder)  # reports faulty files now
     value = {key: item for key, item in node.value.items() if key != _CLASS}
     value["from_pretrained"] = Node(str(folder), node.file, 0, "from_pretrained")
     return dataclasses.replace(node, value=value)
 
 
 def _located(block: Node, folder: Path) -> Node:
-    """An encoder's block with its path relative to the folder, if that is where it is."""
+    """An encoder's block with its path relative to the folder, if it lies there."""
     source = block.value.get("from_pretrained") if isinstance(block.value, dict) else None
     if source is None or not isinstance(source.value, str) or not (folder / source.value).is_dir():
         return block
@@ -153,7 +154,7 @@ def _located(block: Node, folder: Path) -> Node:
 
 
 def _with_copies(folder: Path, config: SampleModelConfig) -> SampleModelConfig:
-    """Copy the encoders' folders; the config then names the copies, relative to the folder."""
+    """Copies the encoders' folders; the config then names the copies, relative to the folder."""
     for name in _ENCODERS:
         block = getattr(config, name)
         if block is None:
@@ -181,7 +182,7 @@ def _text(config: DenoiserConfig | AutoencoderConfig) -> str:
 
 
 def _plain(config, leave_out: tuple[str, ...]) -> dict:
-    """A config as JSON, without what it leaves open."""
+    """A config as JSON, without unset values."""
     found = dataclasses.asdict(config)
     return {key: _without_none(value) for key, value in found.items() if key not in leave_out and value is not None}
 

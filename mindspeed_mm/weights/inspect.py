@@ -1,4 +1,4 @@
-"""What is in a checkpoint, for people: kind, dialect, layout, sizes, norms, and how it fits a config."""
+"""Describes a checkpoint for people: kind, dialect, layout, sizes, norms, and its fit to a config."""
 
 import math
 import re
@@ -17,9 +17,9 @@ from mindspeed_mm.families.base import AutoencoderConfig, DenoiserConfig, Family
 def describe(
     path: str | Path, config: DenoiserConfig | AutoencoderConfig | None = None, norms: bool = True
 ) -> Iterator[str]:
-    """Lines of a report. With a config, of all names that are missing, unknown or of another shape as well.
+    """Lines of a report. With a config, also lists all names that are missing, unknown or of another shape.
 
-    norms: read every value, for the norm of each part of the network; without, only names and shapes are read.
+    norms: read every value and report the norm of each part of the network; otherwise read only names and shapes.
     """
     checkpoint = sources.open_checkpoint(path)
     ranks = f", {checkpoint.tensor_size} TP ranks" if checkpoint.tensor_size > 1 else ""
@@ -84,7 +84,7 @@ def _norm(weights: Weights, names: list[str], bar: Progress) -> float:
 
 
 def _group_of(name: str) -> str:
-    """Part of the network that a parameter belongs to: its module at the top, and the stage of a block."""
+    """Part of the network that a parameter belongs to: its top module, and the stage of a block."""
     match = re.match(r"transformer_blocks\.\d+|(?:encoder|decoder)\.[^.]+|[^.]+", name)
     return match[0] if match else name
 

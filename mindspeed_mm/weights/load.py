@@ -1,4 +1,4 @@
-"""Published weights, and our own, into networks."""
+"""Loads weights, published or ours, into networks."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ _log = logs.get(__name__)
 
 
 def load_denoiser(network: SparseUMMDiT, source: str | Path, ema: bool = False) -> None:
-    """This rank's part of the weights at `source`, whatever they come in (see `checkpoint/sources.py`).
+    """Loads this rank's part of the weights at `source`, in any format of `checkpoint/sources.py`.
 
-    ema: the average instead of the live weights. Only the rank's own slices are read. Every name and shape must fit; the
+    ema: the average instead of the live weights. Reads only the rank's own slices. Every name and shape must fit; the
     text tail of the original's last block is dropped.
     """
     parallel, dims = network.parallel, partition_dims(network)
@@ -41,7 +41,7 @@ def load_denoiser(network: SparseUMMDiT, source: str | Path, ema: bool = False) 
 
 
 def load_autoencoder(autoencoder: WFVAE, source: str | Path) -> None:
-    """The weights of a WFVAE file or folder, published or ours. Haar filters may be missing: they are constants."""
+    """Loads a WFVAE file or folder, published or ours. Haar filters may be missing, since they are constants."""
     weights = released.autoencoder_weights(source)
     wanted = {name: tuple(value.shape) for name, value in released.stored_tensors(autoencoder).items()}
     misfit = released.compare(wanted, weights, may_be_missing=families.of_config(autoencoder.config).may_be_missing)
@@ -55,7 +55,7 @@ def load_autoencoder(autoencoder: WFVAE, source: str | Path) -> None:
 
 
 def _explain(weights, network: SparseUMMDiT) -> str:
-    """What the weights seem to be instead."""
+    """Describes what the weights seem to be."""
     family = families.of_config(network.config)
     differences = family.differences(family.describe(weights, weights.shape), network.config)
     return (
