@@ -1,6 +1,6 @@
-"""The networks that this project knows, as facts without tensors: one file and one row each.
+"""Registry of the networks in this project, as facts without tensors: one file and one row each.
 
-Adding a network: a file here, a folder in `models/`, a row below and one in `models/build.py`.
+To add a network, add a file here, a folder in `models/`, a row below and one in `models/build.py`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,7 +20,7 @@ def known() -> tuple[Family, ...]:
 
 
 def of_names(names: Iterable[str]) -> tuple[Family, Dialect] | None:
-    """The family and dialect that a checkpoint's names are of; None if no family knows them."""
+    """The family and dialect of a checkpoint's names; None if no family knows them."""
     names = list(names)
     for family in known():
         dialect = family.speaks(names)
@@ -35,17 +35,19 @@ def of_config(config: object) -> Family:
 
 
 def read_denoiser(node: Node, notes: list[str] | None = None) -> DenoiserConfig:
-    """A `predictor` block, in any published spelling, as the config of the family that its `model_id` names."""
+    """Config of a `predictor` block in any published spelling; its `model_id` selects the family."""
     return _read(DENOISERS, node, notes)
 
 
 def read_autoencoder(node: Node, notes: list[str] | None = None) -> AutoencoderConfig:
-    """An `ae` block, in any published spelling, as the config of the family that its `model_id` names."""
+    """Config of an `ae` block in any published spelling; its `model_id` selects the family."""
     return _read(AUTOENCODERS, node, notes)
 
 
 def read_file(path: str | Path, block: str = "predictor") -> DenoiserConfig | AutoencoderConfig:
-    """The denoiser ("predictor") or the autoencoder ("ae") of a model or inference JSON, or of such a block alone."""
+    """Config of the denoiser ("predictor") or the autoencoder ("ae") in a model or inference JSON, or in a single
+    block.
+    """
     node = read_json(path)
     if isinstance(node.value, dict) and block in node.value:
         node = node.value[block]
@@ -53,7 +55,7 @@ def read_file(path: str | Path, block: str = "predictor") -> DenoiserConfig | Au
 
 
 def _read(table: Mapping[str, Family], node: Node, notes: list[str] | None):
-    family = next(iter(table.values()))  # a block that names no network is the first one's
+    family = next(iter(table.values()))  # a block without a model_id belongs to the first network
     if isinstance(node.value, dict) and "model_id" in node.value:
         named = node.value["model_id"]
         if not isinstance(named.value, str) or named.value not in table:

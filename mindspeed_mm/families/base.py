@@ -1,7 +1,7 @@
-"""What the rest of the project may ask of a network without building it: names, shapes, split, dialects, arithmetic.
+"""Facts about a network without building it: names, shapes, split, dialects, arithmetic.
 
-A family is one record (`Family`). Converters, the reader of configs and the reports work with the record alone, so that they
-need neither torch nor megatron-core, and adding a network changes none of them.
+A family is one record (`Family`). Converters, the reader of configs and the reports use the record alone, so they need
+neither torch nor megatron-core, and a new network changes none of them.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ DTYPES = ("fp32", "bf16", "fp16")
 
 
 class DenoiserConfig(Protocol):
-    """What every denoiser's config says to those that do not know the network."""
+    """Fields of every denoiser's config, for code that does not know the network."""
 
     model_id: str
     from_pretrained: str | None
-    num_heads: int  # shared out over TP x CP ranks
+    num_heads: int  # divided over TP x CP ranks
     in_channels: int
     patch_size: int  # latent pixels per side of a token
     caption_channels: int  # width of the text features
@@ -29,12 +29,12 @@ class DenoiserConfig(Protocol):
 
     @property
     def velocity_channels(self) -> int:
-        """Channels of the output."""
+        """Channels of the denoiser's output."""
         ...
 
 
 class AutoencoderConfig(Protocol):
-    """What every autoencoder's config says to those that do not know the network."""
+    """Fields of every autoencoder's config, for code that does not know the network."""
 
     model_id: str
     from_pretrained: str | None
@@ -53,9 +53,9 @@ class AutoencoderConfig(Protocol):
 class Parameter:
     """One parameter of a network."""
 
-    shape: Shape  # whole, not one TP rank's part
+    shape: Shape  # whole shape, not one TP rank's part
     dim: int | None = None  # the dimension that is split over TP; None: every rank holds all of it
-    kind: str = ""  # the part of the network that it belongs to, such as "attention"
+    kind: str = ""  # its part of the network, such as "attention"
 
 
 class Renaming:
@@ -70,11 +70,11 @@ class Renaming:
         self._in = _rules({theirs: ours for ours, theirs in templates.items()})
 
     def to_theirs(self, name: str) -> str:
-        """The dialect's name of a parameter of ours."""
+        """The dialect's name for a parameter of ours."""
         return _renamed(name, self._out)
 
     def to_ours(self, name: str) -> str:
-        """Our name of a parameter of the dialect."""
+        """Our name for a parameter of the dialect."""
         return _renamed(name, self._in)
 
 
@@ -82,8 +82,8 @@ class Renaming:
 class Dialect:
     """One published spelling of a family's names."""
 
-    name: str  # as `--dialect` says it
-    title: str  # as reports say it
+    name: str  # value of `--dialect`
+    title: str  # name in reports
     mark: re.Pattern  # matches a name that only this dialect has
     renaming: Renaming
     has_unused: bool = True  # its files hold the family's `unused` parameters
@@ -94,16 +94,16 @@ class Dialect:
 class Unused:
     """A parameter that some files hold although no result depends on it; the network never builds it."""
 
-    like: str  # a parameter of the same shape and split
-    value: float  # what a file gets in its place where it must not be missing
+    like: str  # name of a parameter with the same shape and split
+    value: float  # value to write in a file that must contain it
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Family:
-    """All that can be known of a kind of network without its tensors."""
+    """Facts about a kind of network, without its tensors."""
 
-    model_id: str  # the config's name for it
-    title: str  # as messages call it
+    model_id: str  # name in the config
+    title: str  # name in messages
     config: type  # the dataclass of its block in a model JSON
     published: Callable[[Node], Node]  # such a block in any published spelling -> in ours
     parameters: Callable[[object], dict[str, Parameter]]  # config -> every parameter, in the network's order
@@ -117,22 +117,24 @@ class Family:
     may_be_missing: Callable[[str], bool] = lambda name: False  # names that some files leave out
 
     def speaks(self, names: Iterable[str]) -> Dialect | None:
-        """The dialect that the names are of, or None if they are another network's."""
+        """The dialect of these names, or None if they belong to another network."""
         names = list(names)
         return next((dialect for dialect in self.dialects if any(map(dialect.mark.match, names))), None)
 
     def dialect(self, name: str) -> Dialect:
-        """The dialect of this name; StopIteration where there is none."""
+        """The dialect of this name. Raises StopIteration if there is none."""
         return next(dialect for dialect in self.dialects if dialect.name == name)
 
     def to_ours(self, name: str) -> str:
-        """Our name of a parameter of any dialect."""
+        """Our name for a parameter of any dialect."""
         for dialect in self.dialects:
             name = dialect.renaming.to_ours(name)
         return name
 
     def differences(self, described: Mapping[str, object], config: object) -> str:
-        """Where a config disagrees with its weights: "num_layers is (2, 4, 2) by the weights, (2, 2, 2) in the config"."""
+        """Differences between a config and its weights: "num_layers is (2, 4, 2) by the weights, (2, 2, 2) in the
+        config".
+        """
         mine = self.describe_config(config)
         return "; ".join(
             f"{key} is {value} by the weights, {mine[key]} in the config"
@@ -141,7 +143,7 @@ class Family:
         )
 
     def missing(self, names: Iterable[str], shape_of: Callable[[str], Shape]) -> list[str]:
-        """Parameters that weights lack although their other names say that the network has them."""
+        """Parameters that weights lack although their other names show that the network has them."""
         names = set(names)
         described = self.describe(names, shape_of)
         if not described:
@@ -150,7 +152,7 @@ class Family:
         return [name for name in wanted if name not in names and not self.may_be_missing(name)]
 
     def describe_config(self, config: object) -> dict[str, object]:
-        """What weights of this config would say of it."""
+        """The description that weights of this config would give."""
         shapes = {name: parameter.shape for name, parameter in self.parameters(config).items()}
         return self.describe(shapes, shapes.__getitem__)
 

@@ -22,11 +22,11 @@ class SparseUMMDiTConfig:
     num_layers: tuple[int, ...] = option((2, 4, 8, 4, 2), at_least=2, at_most=1024)
     sparse_n: tuple[int, ...] = option((1, 4, 16, 4, 1), at_least=1, at_most=4096)  # Skiparse sparsity k per stage
     sparse1d: bool = False  # false: dense attention, `sparse_n` is ignored
-    double_ff: bool = False  # true: the text has a feed-forward layer of its own
+    double_ff: bool = False  # true: the text has its own feed-forward layer
     num_heads: int = option(16, at_least=1, at_most=4096)
     head_dim: int = option(88, at_least=16, at_most=4096)  # a multiple of 16: RoPE splits it 4:6:6 over t, h, w
     in_channels: int = option(at_least=1, at_most=2**20)
-    out_channels: int | None = option(None, at_least=1, at_most=2**20)  # None: as in_channels
+    out_channels: int | None = option(None, at_least=1, at_most=2**20)  # None: in_channels
     patch_size: int = option(2, at_least=1, at_most=64)
     patch_size_t: int = option(1, at_least=1, at_most=64)
     timestep_embed_dim: int = option(512, at_least=2, at_most=2**20)
@@ -74,7 +74,7 @@ class SparseUMMDiTConfig:
     def problems(self):
         stages = len(self.num_layers)
         if stages < 3 or stages % 2 == 0:
-            # The original ran a single stage twice, as the middle and again as the decoder.
+            # The original ran a single stage twice, as the middle and as the decoder.
             yield (
                 "num_layers",
                 f"{list(self.num_layers)} has {stages} stages; a U shape needs an odd number, at least 3",
@@ -195,7 +195,7 @@ def _pattern(name: str) -> str:
     return _NUMBERS.sub(lambda match: match[1] + ".*" * (1 + (match[1] == "transformer_blocks")), name)
 
 
-# A small network that has a parameter of every kind.
+# A small network with a parameter of every kind.
 _SMALL = SparseUMMDiTConfig(
     num_layers=(2, 2, 2),
     sparse_n=(1, 1, 1),
@@ -245,7 +245,7 @@ def text_tail(names: Iterable[str]) -> dict[str, Unused]:
 def describe(names: Iterable[str], shape_of: Callable[[str], Shape]) -> dict[str, object]:
     """Keys of the `predictor` block that follow from names and shapes, with their values.
 
-    Not all do: the sparsities, for example, leave no trace. Empty if these are no SparseUMMDiT's weights.
+    Some, such as the sparsities, leave no trace. Empty for weights of another network.
     """
     names = set(names)
     needed = {"patch_embed.proj.weight", "caption_projection.weight", "proj_out.weight", "norm_final.weight"}
@@ -285,7 +285,7 @@ def _blocks(names: set[str]) -> tuple[int, ...]:
 
 
 def extent(config: SparseUMMDiTConfig, latent: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The grid of video tokens (t, h, w) of a latent with t frames of h x w."""
+    """Grid of video tokens (t, h, w) for a latent with t frames of h x w."""
     t, h, w = latent
     return t, h // config.patch_size, w // config.patch_size
 
@@ -312,21 +312,21 @@ def forward_flops(config: SparseUMMDiTConfig, extent: tuple[int, int, int], text
         total += count * attention_flops(video_tokens, text_tokens, width, sparsity)
     per_block = (3 + 1 + 8) * 2 * (video_tokens + text_tokens) * width**2 + 2 * 2 * condition * 6 * width
     total += sum(config.num_layers) * per_block
-    total -= (1 + 8) * 2 * text_tokens * width**2  # the text tail that the last block does not have
+    total -= (1 + 8) * 2 * text_tokens * width**2  # the text tail that the last block lacks
     if config.skip_connection:
         total += len(config.num_layers) // 2 * 2 * (video_tokens + text_tokens) * 2 * width * width
     return total
 
 
 def attention_flops(video_tokens: int, text_tokens: int, width: int, sparsity: int) -> int:
-    """Operations of one block's attention itself, for one sample."""
+    """Operations of attention in one block, for one sample, without its projections."""
     padded = video_tokens + -video_tokens % sparsity**2
     part = padded // sparsity + text_tokens
     return 4 * sparsity * part**2 * width
 
 
 def published(node: Node) -> Node:
-    """A `predictor` block of either published dialect in ours, which is Open-Sora Plan's."""
+    """Rewrites a `predictor` block of either published dialect in Open-Sora Plan's, which is ours."""
     return _patch_sizes(with_values(node, {"norm_cls": {"fp32_layer_norm": "layer_norm"}}))
 
 

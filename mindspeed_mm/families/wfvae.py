@@ -1,6 +1,6 @@
 """WFVAE, the video autoencoder (WF-VAE, 2411.17459), without tensors.
 
-The network is in `models/wfvae/`; a test holds `parameters` equal to it. Nothing of it is split over TP.
+The network is in `models/wfvae/`; a test holds `parameters` equal to it. No parameter is split over TP.
 """
 
 import dataclasses
@@ -64,7 +64,9 @@ class WFVAEConfig:
 
     @property
     def strides(self) -> tuple[int, int, int]:
-        """(t, h, w) compression: the first Haar transform halves all three, each level below halves what it says."""
+        """(t, h, w) compression: the first Haar transform halves all three; each lower level halves the axes of its
+        block.
+        """
         return (4, 8, 8) if self.l1_downsample_block == "Downsample" else (8, 8, 8)
 
     def problems(self):
@@ -225,7 +227,7 @@ def _norm(prefix: str, width: int, norm: str):
 
 
 def _wavelet(prefix: str, wavelet: str, forward: bool):
-    """The filters of a transform; only those of the forward 3D transform are parameters of their own."""
+    """The filters of a transform; only those of the forward 3D transform are parameters."""
     bands = _subbands(wavelet)
     shape = (1, 1, *(3 if bands == SUBBANDS_3D else 2) * (2,))
     for band in bands:
@@ -238,12 +240,12 @@ def _subbands(wavelet: str) -> tuple[str, ...]:
 
 
 def is_constant(name: str) -> bool:
-    """Whether a tensor is a Haar filter: the same in every file, and left out of some."""
+    """True for a Haar filter: it is the same in every file, and some files omit it."""
     return ".wavelet_transform_" in name or ".inverse_wavelet_transform_" in name
 
 
 def describe(names: Iterable[str], shape_of: Callable[[str], Shape]) -> dict[str, object]:
-    """Keys of the `ae` block that follow from names and shapes. Empty if these are no WFVAE's weights."""
+    """Keys of the `ae` block that follow from names and shapes. Empty for weights of another network."""
     names = set(names)
     first, last, norm = "encoder.down1.0.weight", "encoder.conv_out.conv.weight", "encoder.norm_out"
     if not {first, last, "encoder.connect_l1.weight", "decoder.connect_l1.0.conv1.conv.weight"} <= names:
@@ -263,7 +265,7 @@ def _split(name: str) -> None:
 
 
 def published(node: Node) -> Node:
-    """An `ae` block of either published dialect in ours; `statistics` is read from the file that it names."""
+    """Rewrites an `ae` block of either published dialect in ours; reads `statistics` from the file that it names."""
     return _with_statistics(with_values(node, {"norm_type": {"aelayernorm": "layernorm"}}))
 
 
@@ -273,7 +275,7 @@ def statistics(shift: Sequence[float], scale: Sequence[float]) -> dict[str, list
 
 
 def _with_statistics(node: Node) -> Node:
-    """`statistics`: a file -> the `shift` and `scale` that it holds."""
+    """Replaces `statistics`, a file name, by the file's `shift` and `scale`."""
     if not isinstance(node.value, dict) or "statistics" not in node.value:
         return node
     value = dict(node.value)

@@ -1,1 +1,1 @@
-"""Networks: everything with parameters. Parameter names are the file format of the published checkpoints."""
+"""Networks: all modules with parameters. Parameter names are the file format of the published checkpoints."""

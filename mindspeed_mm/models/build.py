@@ -1,4 +1,4 @@
-"""From a config to a network. Rows are plain dicts, so that a model is found by searching for its name."""
+"""Builds networks from configs. The tables are plain dicts, so that a search for a model's name finds it."""
 
 import torch
 
@@ -23,12 +23,13 @@ def build_denoiser(
     recompute_blocks: int = 0,
     recompute_feed_forwards: int = 0,
 ) -> SparseUMMDiT:
-    """This rank's part of the denoiser. With `seed` its weights are fresh; with None they are empty, to be loaded.
+    """Builds this rank's part of the denoiser. With `seed` its weights are fresh; with None they are uninitialised, to
+    be loaded.
 
-    device: where the weights live; None is torch's current default device, so `with torch.device("meta")` works.
+    device: device of the weights; None is torch's current default, so `with torch.device("meta")` works.
     """
     home = torch.get_default_device() if device is None else torch.device(device)
-    with torch.device("meta"):  # no weight exists twice, and none in fp32 that will be bf16
+    with torch.device("meta"):  # so that no weight exists twice, and none in fp32 that will be bf16
         network = DENOISERS[config.model_id](
             config, parallel, recompute_blocks=recompute_blocks, recompute_feed_forwards=recompute_feed_forwards
         )
@@ -44,7 +45,7 @@ def build_denoiser(
 def build_autoencoder(
     config: AutoencoderConfig, *, device: torch.device | str | None = None, dtype: str | None = None
 ) -> WFVAE:
-    """The autoencoder with fresh weights, in eval mode. dtype: default the config's."""
+    """Builds the autoencoder with fresh weights, in eval mode. dtype: default the config's."""
     home = torch.get_default_device() if device is None else torch.device(device)
     with home:
         network = AUTOENCODERS[config.model_id](config)

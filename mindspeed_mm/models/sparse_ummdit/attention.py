@@ -14,16 +14,16 @@ from mindspeed_mm.parallel.linear import ColumnLinear, RowLinear, together
 
 
 class JointAttention(nn.Module):
-    """Video and text tokens attend to each other; video tokens only to those of their Skiparse part.
+    """Joint attention of video and text; video tokens attend only within their Skiparse part.
 
-    Each part sees the whole text; the text sees every part and takes the mean. Queries and keys are RMS-normalised per
-    head (2302.05442); RoPE turns the video's only.
+    Each part attends to the whole text; the text attends to every part and takes the mean. Queries and keys are
+    RMS-normalised per head (2302.05442); RoPE rotates those of the video only.
     """
 
     def __init__(
         self, config: SparseUMMDiTConfig, parallel: ParallelContext, sparsity: int, group: bool, *, text_output: bool
     ):
-        """sparsity, group: the Skiparse pattern of this block. text_output: whether the text is projected out."""
+        """sparsity, group: the Skiparse pattern of this block. text_output: False omits the text's output projection."""
         super().__init__()
         self.parallel = parallel
         self.sparsity = sparsity
@@ -45,7 +45,7 @@ class JointAttention(nn.Module):
         self.norm_added_k = RMSNorm(config.head_dim, config.norm_eps)
 
     def head_norms(self) -> tuple[RMSNorm, ...]:
-        """The norms that see this TP rank's heads only."""
+        """Norms that only process this TP rank's heads."""
         return self.norm_q, self.norm_k, self.norm_added_q, self.norm_added_k
 
     def forward(
@@ -56,10 +56,10 @@ class JointAttention(nn.Module):
         keep: Tensor | None,
         places: Places | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """video [S,B,D] and text [L,B,D] (this rank's tokens) -> the same, attended.
+        """Attention on video [S,B,D] and text [L,B,D] (this rank's tokens), returned in the same shapes.
 
-        rope: tables for all S tokens of the video; keep: [k*B, S'/k + L] bool, real keys of each part,
-        None where all are (see `masks.py`). places: of dropout, None without.
+        rope: tables for all S tokens of the video. keep: [k*B, S'/k + L] bool, real keys of each part, None if all are
+        real (see `masks.py`). places: for dropout; None without.
         """
         q, k, v = (self._heads(x) for x in together(video, self.to_q, self.to_k, self.to_v))
         text_q, text_k, text_v = (

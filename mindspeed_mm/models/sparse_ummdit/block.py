@@ -12,12 +12,12 @@ from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.linear import ColumnLinear, RowLinear
 from mindspeed_mm.parallel.recompute import maybe_recompute
 
-# `activation_fn` of the config -> `approximate` of torch's gelu.
+# `activation_fn` in the config -> `approximate` of torch's gelu.
 GELUS = {"gelu": "none", "gelu-approximate": "tanh"}
 
 
 class Gelu(nn.Module):
-    """A linear; `FeedForward` applies the GELU behind it."""
+    """A linear; `FeedForward` applies the GELU after it."""
 
     def __init__(self, width: int, inner: int, activation: str, parallel: ParallelContext):
         super().__init__()
@@ -33,7 +33,7 @@ class Gelu(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Expands four times, GELU, contracts; no biases."""
+    """Feed-forward layer: expands four times, GELU, contracts; no biases."""
 
     def __init__(self, config: SparseUMMDiTConfig, parallel: ParallelContext, dropout_place: int):
         super().__init__()
@@ -49,9 +49,9 @@ class FeedForward(nn.Module):
     def forward(
         self, x: Tensor, lean: bool = False, seeds: Tensor | None = None, tokens: Tensor | None = None
     ) -> Tensor:
-        """lean: GELU's output, four times as wide as x, is computed again in the backward pass instead of kept.
+        """lean: recompute GELU's output, four times as wide as x, in the backward pass.
 
-        seeds, tokens: of dropout, see `Places`; None without.
+        seeds, tokens: for dropout, see `Places`; None without.
         """
         expand, dropout, contract = self.net
         inner = expand(x)
@@ -63,7 +63,7 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Modulated attention, then modulated feed-forward, on video [S,B,D] and text [L,B,D].
 
-    The last block of the network has no text output: what it would say of the text is never used.
+    The last block of the network has no text output, since it would never be used.
     """
 
     def __init__(
@@ -91,9 +91,10 @@ class Block(nn.Module):
         lean: bool = True,
         places: Places | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """rope, keep, places: see `JointAttention`. recompute_feed_forward: its activations are, in the backward pass.
+        """rope, keep, places: see `JointAttention`. recompute_feed_forward: recompute its activations in the backward
+        pass.
 
-        lean: what is cheap to compute again is not kept; for a block that is not recomputed whole.
+        lean: recompute cheap intermediate results; for a block that is not recomputed as a whole.
         """
         video, text = _within_half_range(video, self.training), _within_half_range(text, self.training)
         video_in, text_in, gate, text_gate, again = self.norm1(video, text, condition, lean)
@@ -117,14 +118,16 @@ class Block(nn.Module):
                 if self.last:
                     return video, text
                 return video, gated(text, text_gate, self.ff_enc(text_in, lean, seeds, places and places.text))
-        # One feed-forward for both. The text enters it neither normalised nor modulated, as in the original.
+        # One feed-forward for both. The text enters it without norm and modulation, as in the original.
         both = self.ff(torch.cat((video_in, text_in)), lean, seeds, places and places.both)
         tokens = video.shape[0]
         return gated(video, gate, both[:tokens]), gated(text, text_gate, both[tokens:])
 
 
 def _within_half_range(x: Tensor, training: bool) -> Tensor:
-    """fp16 sampling overflows in deep blocks: clamp to the finite range there, NaN to 0. Other dtypes pass unchanged."""
+    """For fp16 sampling, which overflows in deep blocks: clamps to the finite range, NaN to 0. Other dtypes pass
+    unchanged.
+    """
     if training or x.dtype != torch.float16:
         return x
     limit = torch.finfo(torch.float16).max

@@ -1,4 +1,4 @@
-"""Dropout of the denoiser: equal at every layout, since each number's place in the whole network decides (`ops/dropout.py`)."""
+"""Dropout of the denoiser, equal at every layout: each number's place in the whole network decides (`ops/dropout.py`)."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mindspeed_mm.ops import dropout
 from mindspeed_mm.parallel.context import ParallelContext
 
-_FIRST_TEXT = 2**31  # places of text tokens begin here; no video has as many tokens
+_FIRST_TEXT = 2**31  # first place of text tokens; no video has as many tokens
 
 
 class Places(NamedTuple):
@@ -26,27 +26,28 @@ class Places(NamedTuple):
 
     @classmethod
     def of(cls, seeds: Tensor, tokens: int, text: Tensor, parallel: ParallelContext) -> "Places":
-        """seeds: [B] int64 in [0, 2^63); tokens: of the whole video; text: [L], each text token's number before padding
-        was taken out."""
+        """seeds: [B] int64 in [0, 2^63). tokens: number of the whole video. text: [L], number of each text token
+        before padding was removed.
+        """
         video = torch.arange(tokens, device=seeds.device).chunk(parallel.context_size)[parallel.context_rank]
         text = (text + _FIRST_TEXT).chunk(parallel.context_size)[parallel.context_rank]
         parts = parallel.tensor_size if parallel.sequence_parallel else 1
-        # Each TP rank has its part of both streams in a row, and the linear gathers them rank by rank.
+        # Each TP rank has adjacent parts of both streams, and the linear gathers them rank by rank.
         pairs = list(zip(video.chunk(parts), text.chunk(parts), strict=True))
         both = torch.cat([tokens for pair in pairs for tokens in pair])
         mine = pairs[parallel.tensor_rank if parts > 1 else 0][0]
         return cls(dropout.mix(seeds & 0xFFFFFFFF) ^ dropout.mix(seeds >> 32), video, text, both, mine)
 
     def at(self, depth: int) -> "Places":
-        """For the block at this depth."""
+        """Places for the block at this depth."""
         return self._replace(seeds=dropout.derive(self.seeds, depth))
 
 
 class Dropout(nn.Module):
-    """Dropout at one of a block's places; without parameters. It is called where there are `Places`."""
+    """Dropout at one of a block's places; without parameters. Called only with `Places`."""
 
     def __init__(self, rate: float, place: int, parallel: ParallelContext, *, features_split: bool = False):
-        """place: tells the dropouts of a block apart; features_split: whether the features are split over TP."""
+        """place: distinguishes the dropouts of a block. features_split: True if the features are split over TP."""
         super().__init__()
         self.rate = rate
         self.place = place

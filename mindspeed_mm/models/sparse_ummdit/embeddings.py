@@ -1,4 +1,4 @@
-"""What enters the denoiser: patches, and the condition made of sigma and the pooled text."""
+"""Inputs of the denoiser: patches, and the condition made of sigma and the pooled text."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class PatchEmbed(nn.Module):
-    """Each latent frame is cut into patch_size x patch_size patches: [B,C,T,H,W] -> [S,B,D], t-major."""
+    """Cuts each latent frame into patch_size x patch_size patches: [B,C,T,H,W] -> [S,B,D], t-major."""
 
     def __init__(self, in_channels: int, width: int, patch_size: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Which keys are real, for each Skiparse pattern of a forward pass."""
+"""Masks of real keys, for each Skiparse pattern of a forward pass."""
 
 import torch
 from torch import Tensor
@@ -17,23 +17,23 @@ def patch_keep(keep: Tensor, patch_size: int) -> Tensor:
 
 
 def used_columns(keep: Tensor, multiple: int) -> Tensor:
-    """Which text tokens to compute with, [L] int64, without those that are real in no sample; keep: [B,L] bool.
+    """Text tokens to compute with, [L] int64: drops tokens that are real in no sample; keep: [B,L] bool.
 
-    Nothing sees those, so no number changes: captions are padded to 512 tokens and are far shorter. The length stays a
-    multiple of `multiple`. A sample without any real token keeps all: it may be that nothing of it is real, and then
-    attention sees everything (`ops/attention.py`).
+    No result depends on the dropped tokens: captions are padded to 512 tokens and are far shorter. The length stays a
+    multiple of `multiple`. If a sample has no real token, all are kept: then attention may use every token
+    (`ops/attention.py`).
     """
     used = keep.any(0)
     count = int(used.sum()) if bool(keep.any(1).all()) else used.numel()
     length = -(-count // multiple) * multiple
     if length >= used.numel():
         return torch.arange(used.numel(), device=keep.device)
-    # Real tokens first, in their order, then as many others as `multiple` asks for.
+    # Real tokens first, in their order, then as many others as `multiple` requires.
     return torch.argsort(used, descending=True, stable=True)[:length]
 
 
 def without_padding(text: TextFeatures, columns: Tensor) -> TextFeatures:
-    """The tokens in `columns` (see `used_columns`)."""
+    """Keeps the tokens in `columns` (see `used_columns`)."""
     if columns.numel() == text.keep.shape[1]:
         return text
     return TextFeatures(text.sequence[:, columns], text.keep[:, columns], text.pooled)
@@ -48,7 +48,7 @@ def key_masks(patterns: set[Pattern], video: Tensor | None, text: Tensor, tokens
         text_is_real = bool(text.all())
         video = torch.ones(text.shape[0], tokens, dtype=torch.bool, device=text.device)
     else:
-        text_is_real = False  # no pattern goes without a mask
+        text_is_real = False  # every pattern then has a mask
     return {
         (k, group): None
         if text_is_real and padding(tokens, k) == 0

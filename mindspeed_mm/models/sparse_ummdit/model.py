@@ -30,7 +30,8 @@ from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.recompute import maybe_recompute
 from mindspeed_mm.types import TextFeatures
 
-# Blocks are compiled once per Skiparse pattern, and again where a number of tokens changes; torch's default is 8.
+# Blocks are compiled once per Skiparse pattern, and again when a number of tokens changes; torch's default limit is
+# 8.
 _RECOMPILE_LIMIT = 64
 
 
@@ -41,8 +42,8 @@ def _nothing() -> None:
 class SparseUMMDiT(nn.Module):
     """Predicts the velocity noise - z0 of a noisy latent video.
 
-    recompute_blocks: the first n blocks are recomputed in the backward pass, whole; recompute_feed_forwards: only the
-    feed-forwards of the first n blocks are.
+    recompute_blocks: number of first blocks that are recomputed as a whole in the backward pass.
+    recompute_feed_forwards: number of first blocks whose feed-forwards alone are recomputed.
     """
 
     def __init__(
@@ -90,12 +91,12 @@ class SparseUMMDiT(nn.Module):
         dropout_seeds: Tensor | None = None,
         before_block: Callable[[], None] = _nothing,
     ) -> Tensor:
-        """Velocity [B,C,T,H,W] at `latents` [B,C,T,H,W] and noise level `sigma` [B] in [0,1], 1 being pure noise.
+        """Velocity [B,C,T,H,W] at `latents` [B,C,T,H,W] and noise level `sigma` [B] in [0,1]; 1 is pure noise.
 
-        keep: [B,T,H,W] bool, True where there is video (None: everywhere). rope_offset: first position per axis, in
-        tokens; training with explicit_uniform_rope draws it. step_cache: sampling may skip the inner stages with it.
-        dropout_seeds: [B] int64, not negative, each sample's own; a network with dropout needs them in training.
-        before_block: called before each block; what it raises ends the pass.
+        keep: [B,T,H,W] bool, True at video (None: everywhere). rope_offset: first position per axis, in tokens; drawn
+        in training with explicit_uniform_rope. step_cache: lets sampling skip the inner stages. dropout_seeds: [B]
+        int64, not negative, one per sample; a network with dropout needs them in training. before_block: called before
+        each block; an exception from it ends the pass.
         """
         extent = self._check(latents, sigma, text, keep)
         tokens = math.prod(extent)
@@ -118,9 +119,9 @@ class SparseUMMDiT(nn.Module):
         return unpatchify(video, extent, self.config.patch_size, self.config.velocity_channels)
 
     def _stages(self, video: Tensor, text: Tensor, shared: tuple, step_cache: StepCache | None) -> Tensor:
-        """The U: stages of the first half leave their outputs, those of the second take them, last first.
+        """Runs the U: stages of the first half push their outputs, those of the second half pop them.
 
-        shared: what every block is given: condition, rope, masks, places of dropout, and what to call before it.
+        shared: arguments of every block: condition, rope, masks, places of dropout, and the callback before it.
         """
         skips: list[tuple[Tensor, Tensor]] = []
         last = len(self.transformer_blocks) - 1
@@ -136,7 +137,7 @@ class SparseUMMDiT(nn.Module):
         return self._stage(last, *streams, skips, shared)[0]
 
     def _stage(self, index: int, video: Tensor, text: Tensor, skips: list, shared: tuple) -> tuple[Tensor, Tensor]:
-        """One stage; `skips` is the stack of outputs that stages of the second half have not taken yet."""
+        """Runs one stage; `skips` is the stack of outputs that the second half has not used yet."""
         condition, rope, masks, places, before_block = shared
         middle = len(self.transformer_blocks) // 2
         if index > middle and self.config.skip_connection:
@@ -157,7 +158,7 @@ class SparseUMMDiT(nn.Module):
         return video, text
 
     def _dropout_places(self, seeds: Tensor | None, tokens: int, columns: Tensor) -> Places | None:
-        """Of this forward pass; None where nothing is dropped."""
+        """Places of this forward pass; None without dropout."""
         if not self.training or self.config.dropout == 0:
             return None
         if seeds is None:
@@ -175,18 +176,19 @@ class SparseUMMDiT(nn.Module):
         if device.type == "npu":
             raise ConfigError("--compile: torch.compile does not support npu here; leave it out")
         whole = self.parallel.tensor_size * self.parallel.context_size == 1  # collectives break the graph
-        # On a CPU, RoPE's halves and the parts beside the text are written where they belong, not selected by masks.
+        # On a CPU, RoPE's halves and the parts beside the text are written in place, not selected by masks.
         options = {"max_pointwise_cat_inputs": 1} if device.type == "cpu" and backend == "inductor" else None
         for block in self.blocks():
-            # The forward, not the call: hooks of a block, in which the engine waits for its weights, are not traced.
+            # Compiles the forward, not the call: the engine waits for weights in hooks of a block, which must not be
+            # traced.
             block.forward = torch.compile(
                 block.forward, backend=backend, fullgraph=whole, recompile_limit=_RECOMPILE_LIMIT, options=options
             )
 
     def units(self) -> list[nn.Module]:
-        """Modules in the order of a forward pass, each of which reads its weights in its own call only.
+        """Modules in call order; each reads its weights only within its own call.
 
-        `Gathering` brings their weights one by one. The embeddings in front, which it brings before, are small.
+        `Gathering` gathers their weights one by one. It gathers the small embeddings before the first of them.
         """
         units: list[nn.Module] = []
         middle = len(self.transformer_blocks) // 2
@@ -201,7 +203,7 @@ class SparseUMMDiT(nn.Module):
         return (block for stage in self.transformer_blocks for block in stage)
 
     def _check(self, latents: Tensor, sigma: Tensor, text: TextFeatures, keep: Tensor | None) -> tuple[int, int, int]:
-        """Shapes that fit together, or a ValueError that names them; returns the grid of patches (t, h, w)."""
+        """Checks that shapes match; ValueError names them. Returns the grid of patches (t, h, w)."""
         config, shape = self.config, list(latents.shape)
         if latents.ndim != 5 or shape[1] != config.in_channels:
             raise ValueError(f"latents {shape}: need [B, {config.in_channels}, T, H, W]")
@@ -224,10 +226,10 @@ class SparseUMMDiT(nn.Module):
         return extent
 
     def partial_gradients(self):
-        """Parameters of which each TP rank computes a part of the gradient only; the parts have to be summed.
+        """Parameters whose gradients are partial on each TP rank, so that they must be summed.
 
-        Norms of queries and keys see a rank's own heads. Under sequence parallel, whatever is not split over TP but
-        works between the split layers sees a rank's own tokens.
+        Norms of queries and keys process a rank's own heads. Under sequence parallel, layers between the split linears
+        that are not split themselves process a rank's own tokens.
         """
         modules: list[nn.Module] = [norm for block in self.blocks() for norm in block.attn1.head_norms()]
         if self.parallel.sequence_parallel:
@@ -244,7 +246,7 @@ class SparseUMMDiT(nn.Module):
             yield from module.parameters()
 
     def initialize(self, seed: int) -> None:
-        """Fresh weights, the same at every layout."""
+        """Sets fresh weights, the same at every layout."""
         partition.fill(self, self._draw, seed, self.parallel)
 
     def _draw(self, name: str, full: Tensor, generator: torch.Generator) -> None:
@@ -254,7 +256,7 @@ class SparseUMMDiT(nn.Module):
         if isinstance(module, (LayerNorm, RMSNorm)):
             full.fill_(1.0 if kind == "weight" else 0.0)
         elif name.startswith("skip_norm_linear") and self.config.skip_connection_zero_init:
-            full.zero_()  # [identity | 0]: at first a skip changes nothing
+            full.zero_()  # [identity | 0]: initially a skip changes nothing
             if kind == "weight":
                 full[:, : full.shape[0]].fill_diagonal_(1.0)
         elif isinstance(module, (nn.Linear, nn.Conv2d)):

@@ -1,4 +1,4 @@
-"""Norms whose scale, shift and gate come from the condition (adaLN, 2212.09748, section 3.2)."""
+"""Norms with scale, shift and gate from the condition (adaLN, 2212.09748, section 3.2)."""
 
 import functools
 from contextlib import AbstractContextManager
@@ -22,7 +22,7 @@ def _modulated(norm: nn.Module, x: Tensor, scale: Tensor, shift: Tensor) -> Tens
 class BlockNorm(nn.Module):
     """Norm and modulation of both streams before attention or feed-forward, and the gates after it.
 
-    with_text: whether the text is normalised too; where it is not, it passes unchanged and only its gate is made.
+    with_text: True also normalises the text; otherwise it passes unchanged and only gets a gate.
     """
 
     def __init__(
@@ -38,7 +38,8 @@ class BlockNorm(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, AbstractContextManager]:
         """video [S,B,D], text [L,B,D], condition [B,C] -> both modulated, and both gates [B,D] fp32.
 
-        And a context for the linears of the modulated video: with `lean` they compute it again in the backward pass.
+        Also returns a context for the linears of the modulated video: with `lean` they recompute it in the backward
+        pass.
         """
         parts = self.linear(F.silu(condition)).chunk(6, dim=1)
         shift, scale, gate, text_shift, text_scale, text_gate = parts

@@ -1,17 +1,18 @@
-"""What the inner stages added at an earlier noise level, to be added again instead of running them.
+"""Caches the inner stages' residuals of an earlier sampling step, to add them again instead of running the stages.
 
-From one sampling step to the next, the residual of all stages between the first and the last changes slowly (as the deep
-features of DeepCache, 2312.00858). The sampling loop owns the cache and decides by the number of the step alone, so that
-every rank of every layout decides alike.
+From one sampling step to the next, the residual of all stages between the first and the last changes slowly (like the
+deep features of DeepCache, 2312.00858). The sampling loop owns the cache and decides by the step's number alone, so
+that every rank of every layout decides alike.
 """
 
 from torch import Tensor
 
 
 class StepCache:
-    """The residuals of the inner stages on both streams, for one half of guidance or one batch.
+    """Residuals of the inner stages on both streams, for one half of guidance or one batch.
 
-    `reuse` is set before each forward: False runs the inner stages and keeps what they add, True adds that again.
+    `reuse` is set before each forward: False runs the inner stages and stores their residuals, True adds the stored
+    ones.
     """
 
     def __init__(self):
@@ -28,9 +29,9 @@ class StepCache:
 
 
 def reuses(number: int, total: int, every: int) -> bool:
-    """Whether step `number` (from 0) of `total` adds what an earlier step kept, if every `every`-th step runs whole.
+    """True if step `number` (from 0) of `total` reuses an earlier step's residuals; every `every`-th step runs whole.
 
-    The first fifth, where the layout of the video settles, and the last step run whole.
+    The first fifth of the steps, which fixes the layout of the video, and the last step run whole.
     """
     first = -(-total // 5)
     return every > 1 and first <= number < total - 1 and (number - first + 1) % every != 0

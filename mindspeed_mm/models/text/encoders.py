@@ -23,9 +23,9 @@ class TextEncoder(nn.Module):
     """One encoder: token ids -> [B,L,D] features, or [B,P] pooled ones for CLIPWithProjection."""
 
     def __init__(self, config: TextEncoderConfig, dtype: torch.dtype):
-        """Reads the weights from the local folder `config.from_pretrained`; nothing is downloaded.
+        """Reads the weights from the local folder `config.from_pretrained`; downloads nothing.
 
-        dtype: where the config names none.
+        dtype: used if the config names none.
         """
         super().__init__()
         dtype = TORCH_DTYPES[config.dtype] if config.dtype else dtype
@@ -42,7 +42,7 @@ class TextEncoder(nn.Module):
 
 
 class TextEncoders(nn.Module):
-    """T5 for the sequence, CLIP for the pooled vector: captions as the denoiser wants them."""
+    """T5 for the sequence, CLIP for the pooled vector: encodes captions for the denoiser."""
 
     def __init__(self, sequence: TextEncoderConfig, pooled: TextEncoderConfig, dtype: torch.dtype):
         super().__init__()
@@ -64,11 +64,11 @@ def _load(config: TextEncoderConfig, dtype: torch.dtype) -> nn.Module:
     cls = getattr(transformers, CLASSES[config.model_id])
     with _quiet(transformers.utils.logging):
         try:
-            # torch_dtype and not dtype: the name that transformers 4.51 to 5.x all take
+            # torch_dtype, not dtype: transformers 4.51 to 5.x all accept this name
             model, info = cls.from_pretrained(
                 folder, local_files_only=True, torch_dtype=dtype, output_loading_info=True
             )
-        except Exception as error:  # transformers and what it reads with raise of many kinds for a bad folder
+        except Exception as error:  # transformers and its readers raise many kinds of errors for a bad folder
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{folder}: {config.model_id} encoder cannot be loaded ({reason})") from None
     if info["missing_keys"]:
@@ -84,7 +84,9 @@ def _load(config: TextEncoderConfig, dtype: torch.dtype) -> nn.Module:
 
 @contextlib.contextmanager
 def _quiet(logging):
-    """Without transformers' progress bar and its list of the other tower's weights, which CLIP's text encoder leaves."""
+    """Silences transformers' progress bar and its list of the other CLIP tower's weights, which the text encoder
+    ignores.
+    """
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,7 +1,7 @@
-"""Convolutions over time that see the past only, and the two samplers built on them that halve or double time.
+"""Convolutions over time that use past frames only, and the two samplers built on them that halve or double time.
 
-Each forward takes the `Chunk` it works on: it says whether the clip starts here, and carries the frames that the module
-saw last. Videos are [B,C,T,H,W].
+Each forward takes its `Chunk`: it says whether the clip starts here, and carries the last frames of the previous
+chunk. Videos are [B,C,T,H,W].
 """
 
 import torch
@@ -12,21 +12,22 @@ from mindspeed_mm.models.wfvae.chunks import Chunk
 
 
 def channels_last(video: Tensor) -> Tensor:
-    """The same video, on a CPU with its channels next to each other in memory.
+    """The same video, on a CPU with adjacent channels in memory.
 
-    There the norm over channels needs no transposition and oneDNN reads it as it is: encoding and decoding took 0.7 to
-    0.9 of the time. Every part keeps the layout that it is given. Not measured, hence unchanged, on other devices.
+    The norm over channels then needs no transposition and oneDNN reads the tensor directly: encoding and decoding took
+    0.7 to 0.9 of the time. All modules keep the layout of their input. Other devices keep their layout; not measured
+    there.
     """
     return video.contiguous(memory_format=torch.channels_last_3d) if video.device.type == "cpu" else video
 
 
 class CausalConv3d(nn.Module):
-    """3D convolution with cubic kernels; over time it is padded in front only, with copies of the first frame."""
+    """3D convolution with cubic kernels; over time it is padded at the start only, with copies of the first frame."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, padding: int | None = None
     ):
-        """padding: zeros around each frame; None: as many as keep its size at stride 1."""
+        """padding: zeros around each frame; None: as many as preserve its size at stride 1."""
         super().__init__()
         padding = kernel_size // 2 if padding is None else padding
         self.past = kernel_size - 1  # frames before the current one
@@ -43,10 +44,10 @@ class CausalConv3d(nn.Module):
 
 
 def _convolve(conv: nn.Conv3d, video: Tensor) -> Tensor:
-    """conv(video). On a CPU by oneDNN at every size.
+    """conv(video). On a CPU oneDNN computes every size.
 
-    torch takes it from batch x channels x frames x height > 20,480 on, and below a kernel that ran at 9-27 GFLOP/s where
-    oneDNN ran at 38-105 (one core, 128 channels, 12-24 pixels); a chunk of a small clip is below.
+    torch chooses oneDNN only for batch x channels x frames x height > 20,480. Below it uses a kernel that ran at 9-27
+    GFLOP/s, where oneDNN ran at 38-105 (one core, 128 channels, 12-24 pixels). A chunk of a small clip is below.
     """
     if video.device.type == "cpu" and video.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         shape = (conv.padding, conv.stride, conv.dilation, conv.groups)
@@ -75,7 +76,7 @@ class CausalUpsample(nn.Module):
         self.conv = CausalConv3d(channels, channels)
 
     def forward(self, video: Tensor, chunk: Chunk) -> tuple[Tensor, Chunk]:
-        """The larger video, and the chunk as seen at its frame rate. Interpolates in float32, as the original."""
+        """The larger video, and the chunk at its frame rate. Interpolates in float32, as the original."""
         wide = self._double_time(video.float(), chunk)
         wide = F.interpolate(wide, scale_factor=(1, 2, 2), mode="trilinear")
         chunk = chunk.finer()
@@ -87,15 +88,15 @@ class CausalUpsample(nn.Module):
         return self._double(video, chunk)
 
     def _double(self, video: Tensor, chunk: Chunk) -> Tensor:
-        """Twice the frames. Frame 0 takes no part in this, so the first frame after it has no neighbour before it."""
+        """Doubles the frames except frame 0, so the first frame after it has no earlier neighbour."""
         if video.shape[2] == 0:
             return video
         before = chunk.take(self)
         chunk.keep(self, video, 1)
-        known = 0  # frames of the result that came out with the chunk before
+        known = 0  # frames of the result that the previous chunk has already returned
         if before is not None:
             video = torch.cat((before, video), dim=2)
             known = 1 if chunk.holds else 2
         double = F.interpolate(video, scale_factor=(2, 1, 1), mode=self.t_interpolation)
-        # The last frame would be interpolated with the frame that follows.
+        # The last frame needs the next one for interpolation.
         return double[:, :, known : -1 if chunk.holds and not chunk.last else None]

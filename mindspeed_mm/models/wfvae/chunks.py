@@ -1,13 +1,13 @@
-"""Temporal chunks: where a long clip is cut, and what one chunk hands to the next.
+"""Temporal chunks: where a long clip is cut, and the frames that one chunk passes to the next.
 
-The autoencoder is causal, so a clip may pass through it in pieces if every causal convolution sees the last frames of
-the piece before. Those frames live in the `Chunk` values of one encode or decode call, never on a module, so clips of
-any length may follow each other. A clip that is not cut is one chunk, the first and the last.
+The autoencoder is causal, so a clip may pass in pieces if every causal convolution gets the last frames of the
+previous piece. Those frames live in the `Chunk` values of one encode or decode call, never on a module, so clips of
+any length may follow each other. An uncut clip is one chunk, the first and the last.
 
-Frame 0 is a chunk of its own, because it has a latent of its own. In the decoder, interpolation over time looks one
-frame ahead. The original gives a chunk the latent that follows it and drops that latent's frames again, so that chunks of
-two latents cost half as much again. Here the frame that needs the next one waits for the next chunk (`Chunk.holds`), and
-what is added to it waits as well (`Chunk.wait`): every frame is computed once.
+Frame 0 is its own chunk, because it has its own latent. In the decoder, interpolation over time looks one frame ahead.
+The original adds the next latent to a chunk and drops that latent's frames again, so that chunks of two latents cost
+half as much again. Here the frame that needs the next one waits for the next chunk (`Chunk.holds`), and later
+additions to it wait as well (`Chunk.wait`): every frame is computed once.
 """
 
 import dataclasses

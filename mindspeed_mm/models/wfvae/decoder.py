@@ -69,16 +69,17 @@ class Decoder(nn.Module):
         return self.rise(self.ground(z, chunk), chunk)
 
     def ground(self, z: Tensor, chunk: Chunk) -> Tensor:
-        """z [B,latent_dim,t,h,w] -> features [B,D,t,h,w]: the part at the latents' size, where frames attend to themselves.
+        """z [B,latent_dim,t,h,w] -> features [B,D,t,h,w]: the layers at the latents' size, with attention within
+        frames.
 
-        It looks back in time only, so it needs no look-ahead.
+        They look back in time only, so they need no look-ahead.
         """
         return self.mid(self.conv_in(z, chunk), chunk)
 
     def rise(self, features: Tensor, chunk: Chunk) -> Tensor:
-        """Features [B,D,t,h,w] -> video [B,3,T,H,W]: convolutions, which see a bounded neighbourhood only."""
+        """Features [B,D,t,h,w] -> video [B,3,T,H,W]: convolutions with a bounded neighbourhood."""
         h, energy = self._split(channels_last(features))
-        # The original hands level 2 to the transform named l1 and level 1 to l2, which fits only where both are 3D.
+        # The original passes level 2 to the transform named l1 and level 1 to l2, which fits only if both are 3D.
         low_l1 = self.inverse_wavelet_transform_l2(self.connect_l2(energy, chunk), chunk)
 
         h, chunk = self.up2(h, chunk)

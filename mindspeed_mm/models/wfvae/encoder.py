@@ -63,7 +63,7 @@ class Encoder(nn.Module):
     def forward(self, video: Tensor, chunk: Chunk) -> Tensor:
         """video [B,3,T,H,W] -> [B, 2*latent_dim, t, h, w]; the means come first."""
         bands = self.wavelet_transform_in(video, chunk)
-        bands_l1 = self.wavelet_transform_l1(bands[:, :VIDEO_CHANNELS], chunk)  # of the low-low-low subband
+        bands_l1 = self.wavelet_transform_l1(bands[:, :VIDEO_CHANNELS], chunk)  # from the low-low-low subband
         bands_l2 = self.wavelet_transform_l2(bands_l1[:, :VIDEO_CHANNELS], chunk)
 
         h = self.down1(channels_last(bands), chunk)

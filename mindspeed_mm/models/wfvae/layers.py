@@ -1,7 +1,7 @@
-"""The parts that encoder and decoder are chained from. Attribute names give the names of the released state dicts.
+"""Building blocks of encoder and decoder. Attribute names give the names in the released state dicts.
 
-Every part maps videos [B,C,T,H,W] and takes the `Chunk` it works on, so that parts chain; those that treat each frame
-by itself ignore it.
+Every block maps videos [B,C,T,H,W] and takes its `Chunk`, so that blocks chain; blocks that treat frames separately
+ignore it.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """WFVAE, the video autoencoder of Open-Sora Plan v1.5 (WF-VAE, 2411.17459), at strides 8x8x8 or 4x8x8.
 
-Its state dict has the keys of a released WFVAE checkpoint. Forward passes leave nothing behind on the modules. Gradients
-are recorded as anywhere in torch: to encode or decode only, call it under `torch.no_grad()`.
+Its state dict has the keys of a released WFVAE checkpoint. Forward passes leave no state on the modules. Gradients are
+recorded as usual in torch: call it under `torch.no_grad()` to encode or decode only.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,10 +44,10 @@ class WFVAE(nn.Module):
         self.reset_statistics()
 
     def reset_statistics(self, device: torch.device | str | None = None) -> None:
-        """Set shift and scale [1,C,1,1,1] from the config.
+        """Sets shift and scale [1,C,1,1,1] from the config.
 
-        They are no part of the state dict, so a module that was built on the meta device needs this call when its
-        weights have become real.
+        They are not in the state dict, so a module built on the meta device needs this call after its weights are
+        loaded.
         """
         shift = self.config.shift or (0.0,) * self.config.latent_dim
         scale = self.config.scale or (1.0,) * self.config.latent_dim
@@ -73,7 +73,7 @@ class WFVAE(nn.Module):
         return self.latents(mean, logvar, torch.randn(mean.shape, generator=generator, device=device).to(mean))
 
     def latents(self, mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
-        """Latents of a posterior as `encode_moments` gives it, drawn with the given standard normal noise."""
+        """Latents of a posterior from `encode_moments`, drawn with the given standard normal noise."""
         return (mean + torch.exp(0.5 * logvar) * noise - self.shift) * self.scale
 
     def encode_moments(self, video: Tensor, draws: Sequence[torch.Generator] | None = None) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
-"""Spatial tiles: large frames decoded piece by piece, so that memory depends on the tile and not on the frame.
+"""Spatial tiles: decodes large frames in pieces, so that memory depends on the tile, not on the frame.
 
-Only the decoder's convolutions are tiled. What stands before them, at the latents' size, runs on whole frames: it is
-small, and its attention looks at all of a frame. A tile does not see what lies beyond its edge, so its outermost pixels
-are wrong. Neighbours overlap; in the overlap the quarter next to an edge is dropped, and the half between is blended.
+Only the decoder's convolutions are tiled. The layers before them, at the latents' size, run on whole frames: they are
+small, and their attention covers the whole frame. A tile lacks the pixels beyond its edge, so its outermost pixels are
+wrong. Neighbours overlap: the quarter next to an edge is dropped, and the half between is blended.
 """
 
 import itertools
@@ -21,9 +21,9 @@ def starts(length: int, size: int, overlap: int) -> list[int]:
 
 
 def weights(begins: list[int], size: int, length: int) -> Tensor:
-    """How much each tile counts at each position [tiles, length]; over the tiles, the weights of a position add up to 1.
+    """Weight of each tile at each position [tiles, length]; the weights of a position sum to 1.
 
-    In the overlap with a neighbour a tile counts nothing in the quarter next to its edge, and fades in over a half.
+    In the overlap with a neighbour, a tile's weight is 0 in the quarter next to its edge and rises over the next half.
     """
     position = torch.arange(length) + 0.5
     rows = []
