@@ -224,7 +224,8 @@ class Engine:
         """Waits for pending gathers: they write into the memory that is overwritten next."""
         for group in self.ddp.bucket_groups:
             if group.param_gather_handle is not None:
-                group.start_param_sync(force_sync=True)  # waits for a pending gather and starts no other
+                # `start_param_sync(force_sync=True)` waits as well, but MindSpeed's fails: its handle is a list.
+                group.finish_param_sync(skip_next_bucket_dispatch=True)
 
     def weights_changed(self) -> None:
         """Copies the network's weights into the main weights, after loading a file."""

@@ -143,6 +143,49 @@ def test_videos_while_training_are_made_with_published_weights():
     assert run_ranks(sampled, 2) == [(0, 0), (0, 0)]
 
 
+def with_lists_of_handles(run: Run) -> Run:
+    """Bucket groups that act as those of MindSpeed (core_r0.16.0): a gather under way is a list of handles.
+
+    Its start_param_sync(force_sync=True) calls `wait` on the list, which has none.
+    """
+
+    def replace(group) -> None:
+        megatrons = group.start_param_sync
+
+        def start(force_sync: bool = False) -> None:
+            if force_sync and group.param_gather_handle is not None:
+                group.param_gather_handle.wait()
+            megatrons(force_sync=force_sync)
+            group.param_gather_handle = group.param_gather_handle and [group.param_gather_handle]
+
+        def finish(skip_next_bucket_dispatch: bool = False) -> None:
+            if not group.param_gather_dispatched:
+                group.start_param_sync()
+            for handle in group.param_gather_handle or []:
+                handle.wait()
+            group.param_gather_handle = None
+
+        group.start_param_sync, group.finish_param_sync = start, finish
+
+    for group in run.engine.ddp.bucket_groups:
+        replace(group)
+    return run
+
+
+def published_on_the_way() -> int:
+    """Weights that differ from the main weights after `publish` met a gather that was under way."""
+    run = with_lists_of_handles(spoil_updates(Run(OVERLAP, denoiser=THREE_BLOCKS)))
+    run.steps(2)
+    run.engine.ddp.bucket_groups[0].start_param_sync()
+    run.engine.publish()
+    wanted = gathered(run)
+    return differing(network_of(run), wanted) if run.parallel.is_first else 0
+
+
+def test_weights_are_gathered_and_published_where_mindspeed_keeps_the_handles():
+    assert run_ranks(published_on_the_way, 2) == [0, 0]
+
+
 # ---------------------------------------------------------------------------------------------------- saving and resuming
 
 
