@@ -94,8 +94,11 @@ def empty_record(file: Path) -> None:
         (flip_a_bit, "damaged, its checksum is not the one that was recorded"),
         (Path.unlink, "missing"),
         (empty_record, "is damaged"),
-        (record_of("[1, 2]"), "is damaged, it is no table"),
-        (record_of('{"mp_rank_00/model_optim_rng.pt": "5"}'), "is damaged, it is no table"),
+        (record_of("[1, 2]"), "is damaged; it must hold the size and checksum of each file"),
+        (
+            record_of('{"mp_rank_00/model_optim_rng.pt": "5"}'),
+            "is damaged; it must hold the size and checksum of each file",
+        ),
     ],
 )
 def test_a_damaged_one_is_passed_over_and_the_one_before_it_loads(tmp_path, harm, reason):

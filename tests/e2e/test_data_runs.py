@@ -279,11 +279,14 @@ def test_every_dropped_row_is_listed_with_its_rule(files, clips):
 def test_what_rows_leave_out_is_taken_from_the_files_if_asked(files):
     for name in "abcd":
         write_clip(files / f"{name}.mp4", 12, fps=8)
-    use_list(files, [{"path": f"{name}.mp4", "cap": "a clip"} for name in "abcd"])
-    assert "no_resolution 4" in train_on(1, flags_of(files, "refused", 1))
+    whole = row("a.mp4", num_frames=12, fps=8)  # a source of which no row says size and length is always tried
+    use_list(files, [whole, *({"path": f"{name}.mp4", "cap": "a clip"} for name in "bcd")])
+    train_on(1, flags_of(files, "without", 1))
+    dropped = json.loads((files / "without" / "data" / "dropped.json").read_text())["dropped"]
+    assert dropped["no_resolution"]["count"] == 3
     found = run_ranks(train, 2, flags_of(files, "run", 1, "--probe", "--tensor-model-parallel-size", 2), 2)
     assert found[0] == found[1] and len(found[0]["losses"]) == 1
-    assert len(json.loads((files / "list.txt.probe.json").read_text())["files"]) == 4
+    assert len(json.loads((files / "list.txt.probe.json").read_text())["files"]) == 3
 
 
 def on_nodes_of_their_own(folder, flags: list) -> str:

@@ -15,6 +15,7 @@ from data_runs import extract, train
 from ranks import run_ranks
 
 import mindspeed_mm as mm
+from mindspeed_mm import families
 from mindspeed_mm.config import resolve
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.data_dialects import data_node
@@ -182,9 +183,7 @@ def test_their_files_are_checked_trained_and_extracted(theirs):
 def test_their_inference_json_samples_and_serves(theirs):
     import torch
 
-    from mindspeed_mm.config.model_dialects import network_config
-
-    config = network_config(theirs / "inference_model.json")
+    config = families.read_file(theirs / "inference_model.json")
     torch.save(mm.build_denoiser(config).state_dict(), theirs / "model.pt")
     change(theirs / "inference_model.json", "predictor.from_pretrained", str(theirs / "model.pt"))
     flags = ["--mm-model", theirs / "inference_model.json", "--bf16"]

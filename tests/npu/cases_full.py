@@ -91,7 +91,9 @@ def kernels(fused: bool, whole_step: bool) -> dict[str, dict]:
         engine = None
         if whole_step:
             platform.fused_adamw = fused
-            engine = Engine(network, parallel, platform, OptimizerSettings(use_distributed_optimizer=True))
+            engine = Engine(
+                network, parallel, platform, OptimizerSettings(use_distributed_optimizer=True, lr_decay_iters=1)
+            )
         block = block_kernels(network, device)
         operands = collections.Counter(" ".join((kernel.name, *kernel.operands)) for kernel in block.kernels)
         found = {"block": block.counts(), "operands": dict(operands)}

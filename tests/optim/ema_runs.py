@@ -58,6 +58,7 @@ def _start(recorded: dict, platform: Platform, fused: Callable | None, distribut
     network = nn.Module()
     network.weight = nn.Parameter(torch.tensor(recorded["p0"], device=device))
     settings = OptimizerSettings(
+        lr_decay_iters=1,
         lr=hyper["lr"],
         eps=hyper["eps"],
         beta1=hyper["betas"][0],

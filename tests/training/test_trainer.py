@@ -42,6 +42,9 @@ def stopped(checkpoint: CheckpointConfig, number: int, exits: ExitConfig | None 
     """The last rank gets a signal in a step, or before the first one: iteration, lines, and why the run ended."""
     run = Run(Layout(micro_batch=2), checkpoint)
     last = run.parallel.rank == run.parallel.world_size - 1
+    signal.signal(
+        number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    )  # not as under nohup
     before = signal.getsignal(number)
     with log_lines() as lines, StopRequest(says=False) as request:
         if last and step == 0:
