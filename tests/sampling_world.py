@@ -13,6 +13,7 @@ import config_files  # noqa: E402
 from tiny_encoders import write_encoders  # noqa: E402
 
 import mindspeed_mm as mm  # noqa: E402
+from mindspeed_mm.diffusion import guidance  # noqa: E402
 
 TEXTS = ["a red circle", "a blue square moving up", "a green triangle", "high quality, worst quality, blurry"]
 
@@ -30,3 +31,20 @@ def write_world(folder: Path) -> Path:
     block["save_path"] = str(folder / "samples")
     (folder / "sample.json").write_text(json.dumps(block, indent=1))
     return folder
+
+
+OVERFLOWS = 9999.0  # a guidance scale with which, inside `overflowing`, velocities leave fp32's range
+
+
+def overflowing(monkeypatch) -> None:
+    """Make guidance overflow from its second step on at the scale OVERFLOWS, as a far larger one would by itself."""
+    combine, steps = guidance.combine, []
+
+    def once_more(unconditional, conditional, scale, rescale=0.0):
+        if scale == OVERFLOWS:
+            steps.append(scale)
+        return combine(
+            unconditional, conditional, float("inf") if len(steps) > 1 and scale == OVERFLOWS else scale, rescale
+        )
+
+    monkeypatch.setattr(guidance, "combine", once_more)

@@ -34,18 +34,18 @@ def impatient_collectives(seconds: float):
 
 
 def save_slowly(root, tells: bool) -> str:
-    """Rank 1 writes for 4 s; a collective may take 1 s, and so may a rank do without any sign of progress."""
+    """Rank 1 writes for 5 s; a collective may take 2 s, and so may a rank do without any sign of progress."""
     parallel = ParallelContext.start()
-    parallel.pulse.patience_s = 1.0
+    parallel.pulse.patience_s = 2.0
 
     def write() -> dict:
-        for _ in range(8 if parallel.rank == 1 else 0):
+        for _ in range(10 if parallel.rank == 1 else 0):
             time.sleep(0.5)
             if tells:
                 parallel.pulse.beat("a part of a file")
         return {f"{parallel.rank}.pt": [0, 0]}
 
-    with impatient_collectives(1.0):
+    with impatient_collectives(2.0):
         try:
             CheckpointStore(root, parallel).save(10, lambda building: Writing(write))
         except MMError as error:
@@ -60,7 +60,7 @@ def test_a_disk_that_is_slow_ends_nothing(tmp_path):
 
 def test_a_disk_that_hangs_is_found(tmp_path):
     first, second = run_ranks(save_slowly, 2, tmp_path, False)
-    assert "saving: rank 1 is not ready, and no rank has made progress for 1 s" in first
+    assert "saving: rank 1 is not ready, and no rank has made progress for 2 s" in first
     assert "saving: rank 0 is not ready" in second  # it has given up
 
 

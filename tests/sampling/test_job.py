@@ -12,6 +12,7 @@ from PIL import Image
 from programs import run as run_program
 from programs import run_until
 from ranks import run_ranks
+from sampling_world import OVERFLOWS, overflowing
 
 from mindspeed_mm.config import resolve
 from mindspeed_mm.errors import ConfigError, SamplingError
@@ -140,10 +141,10 @@ def test_without_resume_everything_is_made_again(copy, finished, small_model):
     assert contents(copy) == contents(finished)
 
 
-def test_one_failure_does_not_end_the_rest(small_model, finished, tmp_path):
-    """A guidance scale beyond fp32's range overflows in its second step."""
+def test_one_failure_does_not_end_the_rest(small_model, finished, tmp_path, monkeypatch):
+    overflowing(monkeypatch)
     folder = tmp_path / "samples"
-    bad = [PROMPTS[0], {"prompt": "a blue square", "guidance": 3e38}, *PROMPTS[2:]]
+    bad = [PROMPTS[0], {"prompt": "a blue square", "guidance": OVERFLOWS}, *PROMPTS[2:]]
     with pytest.raises(
         SamplingError, match=r"1 of 4 samples could not be made, the first is video_000001: step 2 of 4"
     ):

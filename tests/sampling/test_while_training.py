@@ -73,6 +73,7 @@ def test_each_step_and_each_video_is_a_sign_of_progress(small_model, tmp_path, m
     signs = []
     monkeypatch.setattr(sampler.denoiser.parallel.pulse, "beat", signs.append)
     sampler(1)
+    signs = [sign for sign in signs if not sign.startswith("the way to")]  # where ranks meet
     assert signs == [*(f"denoising step {step} of 4" for step in range(1, 5)), "decoding a video"] * 3
 
 

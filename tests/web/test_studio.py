@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from sampling_world import OVERFLOWS, overflowing
 
 from mindspeed_mm.config import resolve
 from mindspeed_mm.config.sample import PromptConfig
@@ -55,12 +56,13 @@ def test_an_impossible_size_is_refused_before_work(studio):
     assert len(studio.history(100)) == before
 
 
-def test_stopping_and_failing_leave_the_studio_ready(studio):
+def test_stopping_and_failing_leave_the_studio_ready(studio, monkeypatch):
+    overflowing(monkeypatch)
     work = studio.make(LINE)
     assert next(work).number == 1
     work.close()
     with pytest.raises(SamplingError, match="step 2 of 4"):
-        list(studio.make(dataclasses.replace(LINE, guidance_scale=3e38)))
+        list(studio.make(dataclasses.replace(LINE, guidance_scale=OVERFLOWS)))
     assert isinstance(list(studio.make(LINE))[-1], Done)
 
 
