@@ -15,7 +15,7 @@ setup(
     long_description=(_HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.11,<3.13",
     packages=find_packages(include=["mindspeed_mm", "mindspeed_mm.*"]),
     install_requires=[
         "torch>=2.7,<2.14",
