@@ -26,21 +26,33 @@ from mindspeed_mm.schema import build, read_json
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mm-data", required=True, metavar="JSON")
-    parser.add_argument("--global-batch-size", type=int, default=1, metavar="N", help="of the run (default 1)")
+    parser.add_argument(
+        "--global-batch-size", type=int, default=1, metavar="N", help="global batch size of the run (default 1)"
+    )
     parser.add_argument("--samples", type=int, default=32, metavar="N", help="clips to decode (default 32)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of these")
-    parser.add_argument("--num-workers", type=int, default=2, metavar="N", help="processes that decode (default 2)")
-    parser.add_argument("--probe", action="store_true", help="take what the lists leave out from the files")
-    parser.add_argument("--max-dropped-fraction", type=float, default=1.0, metavar="X", help="more is exit code 1")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the choice of clips (default 0)")
+    parser.add_argument("--num-workers", type=int, default=2, metavar="N", help="decoding processes (default 2)")
+    parser.add_argument("--probe", action="store_true", help="read facts that the lists omit from the files")
+    parser.add_argument(
+        "--max-dropped-fraction",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="largest share of dropped rows; above it the exit code is 1 (default 1)",
+    )
     parser.add_argument(
         "--max-empty-captions",
         type=float,
         default=0.5,
         metavar="FRACTION",
-        help="that cleaning may empty; more is exit code 1",
+        help="largest share of captions that cleaning empties; above it the exit code is 1",
     )
-    parser.add_argument("--checksums", action="store_true", help="of all files: compare, and write them to --output")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write check.json, shapes.png and samples.png there")
+    parser.add_argument(
+        "--checksums", action="store_true", help="compare the checksums of all files, and write them to --output"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="write check.json, shapes.png and samples.png to this folder"
+    )
     options = parser.parse_args()
     with said_in_one_line():
         found = check_list(

@@ -28,7 +28,7 @@ class Flags:
         "--save_dir",
         required=True,
         metavar="DIR",
-        help="gets iter_XXXXXXX (release, if the source has no iteration) and the tracker",
+        help="folder for iter_XXXXXXX (release, if the source has no iteration) and the tracker",
     )
     tensor_size: int = flag(
         1,
@@ -36,7 +36,7 @@ class Flags:
         required=True,
         at_least=1,
         at_most=2**16,
-        help="ranks to split over",
+        help="number of ranks to split over",
     )
     dialect: str = flag(
         "osp",
@@ -52,7 +52,7 @@ class Flags:
         "them, none, or always. MindSpeed-MM has none",
     )
     dtype: str | None = flag(
-        None, "--dtype", choices=("fp32", "bf16", "fp16"), help="of the result; default: as the source"
+        None, "--dtype", choices=("fp32", "bf16", "fp16"), help="dtype of the result; default: as the source"
     )
     dry_run: bool = flag(False, "--dry-run", help="print what would be written, and write nothing")
 
@@ -67,7 +67,7 @@ def main() -> None:
             epilog="EMA weights are split as well if the source has both. Another TP size than a run was trained with is "
             "reached directly, without a merged file in between.",
         ).values
-        from mindspeed_mm.weights import split_checkpoint  # imports torch, which --help needs not
+        from mindspeed_mm.weights import split_checkpoint  # imports torch, which --help does not need
 
         path = split_checkpoint(
             flags.load,

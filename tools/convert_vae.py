@@ -23,7 +23,7 @@ class Flags:
         "", "--save", required=True, metavar="FILE", help="file to write; it ends in .safetensors, or in .pt"
     )
     dtype: str | None = flag(
-        None, "--dtype", choices=("fp32", "bf16", "fp16"), help="of the result; default: as the source"
+        None, "--dtype", choices=("fp32", "bf16", "fp16"), help="dtype of the result; default: as the source"
     )
     dry_run: bool = flag(False, "--dry-run", help="print what would be written, and write nothing")
 
@@ -38,7 +38,7 @@ def main() -> None:
             epilog="Taken are the EMA weights (`ema_state_dict`) if the file has any, else `state_dict`, and `gen_model` "
             "in it. NOT_USE_EMA_MODEL=1 in the environment takes the live weights.",
         ).values
-        from mindspeed_mm.weights import convert_autoencoder  # imports torch, which --help needs not
+        from mindspeed_mm.weights import convert_autoencoder  # imports torch, which --help does not need
 
         print(convert_autoencoder(flags.load, flags.save, dtype=flags.dtype, dry_run=flags.dry_run))
 

@@ -1,4 +1,5 @@
-"""Put all that sampling needs into one folder, laid out as on the Hugging Face hub: T2VPipeline.from_pretrained(FOLDER).
+"""Write all parts for sampling to one folder, laid out as on the Hugging Face hub:
+T2VPipeline.from_pretrained(FOLDER).
 
 python tools/export_pretrained.py --mm-model inference_t2v_model1_5.json --save_dir FOLDER [--load RUN --ema]
 """
@@ -27,11 +28,13 @@ class Flags:
     load: str | None = flag(
         None, "--load", metavar="DIR", help="a run's directory, instead of predictor.from_pretrained"
     )
-    ema: bool = flag(False, "--ema", help="the EMA weights of it")
+    ema: bool = flag(False, "--ema", help="use the EMA weights of --load")
     dtype: str | None = flag(
-        None, "--dtype", choices=("fp32", "bf16", "fp16"), help="of the denoiser; default: as the source"
+        None, "--dtype", choices=("fp32", "bf16", "fp16"), help="dtype of the denoiser; default: as the source"
     )
-    max_shard_gb: float = flag(5.0, "--max-shard-gb", at_least=1e-3, at_most=1e6, unit="GB", help="size of a file")
+    max_shard_gb: float = flag(
+        5.0, "--max-shard-gb", at_least=1e-3, at_most=1e6, unit="GB", help="largest size of a weight file"
+    )
     copy_encoders: bool = flag(False, "--copy-encoders", help="copy the text encoders' folders into it as well")
     dry_run: bool = flag(False, "--dry-run", help="print what would be written, and write nothing")
 
@@ -40,7 +43,7 @@ def main() -> None:
     logs.setup()
     with said_in_one_line():
         flags = parse(Flags, sys.argv[1:], description=__doc__.splitlines()[0]).values
-        from mindspeed_mm.weights import folder  # imports torch, which --help needs not
+        from mindspeed_mm.weights import folder  # imports torch, which --help does not need
 
         path = folder.from_config(
             build(SampleModelConfig, sample_node(read_json(flags.mm_model))),

@@ -29,7 +29,7 @@ class Flags:
         "predictor",
         "--block",
         choices=("predictor", "ae"),
-        help="of the JSON: the denoiser or the autoencoder",
+        help="block of the JSON to compare: the denoiser or the autoencoder",
     )
     norms: bool = flag(True, "--no-norms", help="read names and shapes only, which takes a second")
 
@@ -37,7 +37,7 @@ class Flags:
 def main() -> None:
     with said_in_one_line():
         flags = parse(Flags, sys.argv[1:], description=__doc__.splitlines()[0]).values
-        from mindspeed_mm.weights import describe  # imports torch, which --help needs not
+        from mindspeed_mm.weights import describe  # imports torch, which --help does not need
 
         config = None if flags.mm_model is None else families.read_file(flags.mm_model, flags.block)
         for line in describe(flags.path, config, norms=flags.norms):

@@ -27,7 +27,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class Run:
-    """Steps and other values of a run, each once, in order."""
+    """Steps and other values of a run, once each, in order."""
 
     def __init__(self, path: Path):
         """Raises ValueError, with the line, if the file is not a run's."""
@@ -48,7 +48,7 @@ class Run:
             raise ValueError(f"{file}: holds no steps")
 
     def series(self, name: str, of: dict[int, dict] | None = None) -> tuple[list[int], list[float]]:
-        """Iterations and values of a number; where it was not finite, NaN, which leaves a gap in a curve."""
+        """Iterations and values of a metric; non-finite values are NaN, which leaves a gap in the curve."""
         rows = [(iteration, row[name]) for iteration, row in sorted((of or self.steps).items()) if name in row]
         return [iteration for iteration, _ in rows], [math.nan if value is None else value for _, value in rows]
 

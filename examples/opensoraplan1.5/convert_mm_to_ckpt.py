@@ -28,12 +28,12 @@ class Flags:
         "--save_dir",
         required=True,
         metavar="DIR",
-        help="where model.pt, or model_ema.pt with --ema, is written",
+        help="folder for model.pt, or for model_ema.pt with --ema",
     )
     ema: bool = flag(False, "--ema", help="merge the EMA weights instead of the live ones")
-    format: str = flag("pt", "--format", choices=("pt", "safetensors"), help="of the result")
+    format: str = flag("pt", "--format", choices=("pt", "safetensors"), help="format of the result")
     dtype: str | None = flag(
-        None, "--dtype", choices=("fp32", "bf16", "fp16"), help="of the result; default: as trained"
+        None, "--dtype", choices=("fp32", "bf16", "fp16"), help="dtype of the result; default: as trained"
     )
     max_shard_gb: float | None = flag(
         None,
@@ -56,7 +56,7 @@ def main() -> None:
             epilog="Shards are read and written tensor by tensor: neither they nor the result is ever held in memory. "
             "Names are Open-Sora Plan's, also if the run is MindSpeed-MM's. The path of the result is printed last.",
         ).values
-        from mindspeed_mm.weights import merge_checkpoint  # imports torch, which --help needs not
+        from mindspeed_mm.weights import merge_checkpoint  # imports torch, which --help does not need
 
         path = merge_checkpoint(
             flags.load_dir,

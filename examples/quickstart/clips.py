@@ -27,7 +27,7 @@ COLOURS = {
 }
 SHAPES = ("circle", "bar", "pillar")  # these differ by more than corners, of which 32 pixels leave little
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # y grows downwards
-# Far from every colour in brightness, of which mp4 keeps sharp edges; of colour it keeps half the resolution.
+# Differs from every colour in brightness, since mp4 keeps brightness edges sharp but halves the resolution of colour.
 BACKGROUNDS = {"dark": (20, 20, 30), "grey": (165, 165, 170)}
 RADIUS = (8.0, 9.0)  # pixels
 HALF_EXTENT = {"circle": (0.8, 0.8), "bar": (1.0, 0.45), "pillar": (0.45, 1.0)}  # across and down, in radii
@@ -35,7 +35,7 @@ HALF_EXTENT = {"circle": (0.8, 0.8), "bar": (1.0, 0.45), "pillar": (0.45, 1.0)} 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scene:
-    """What a caption says."""
+    """The scene of a caption."""
 
     colour: str
     shape: str
@@ -63,7 +63,7 @@ def scenes(held_out: bool) -> list[Scene]:
 
 
 def read_caption(caption: str) -> Scene:
-    """The scene of a caption; ValueError for text that is not of the grammar."""
+    """The scene of a caption. Raises ValueError for a text outside the grammar."""
     words = caption.split()
     if len(words) == 9:
         scene = Scene(words[1], words[2], words[4], words[7])
@@ -113,7 +113,7 @@ def draw(scene: Scene, rng: random.Random) -> np.ndarray:
 
 
 def coverage(shape: str, x: float, y: float, radius: float) -> np.ndarray:
-    """How much of each pixel [H,W] a shape covers, with soft edges of about a pixel; centre and radius in pixels."""
+    """Coverage of each pixel [H,W] by a shape, with soft edges of about a pixel; centre and radius in pixels."""
     rows, columns = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + 0.5
     u, v = np.abs(columns - x), np.abs(rows - y)
     across, down = (extent * radius for extent in HALF_EXTENT[shape])

@@ -1,7 +1,7 @@
-"""What a video shows, by plain image measurements: the colour, shape, direction and background of one moving object.
+"""Measures the content of a video: colour, shape, direction and background of one moving object.
 
-Nothing here is learned or told what to expect. A video without one compact object on an even background, such as a
-blank picture or noise, shows nothing: every answer is None.
+Nothing here is learned or depends on the prompt. A video without one compact object on an even background, such as a
+blank picture or noise, gets None for every answer.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ _MOST_DISTANCE = 90.0  # RGB distance to the nearest named colour; the set's col
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """What was seen; None where a question has no clear answer."""
+    """Measured answers; None for a question without a clear answer."""
 
     colour: str | None = None
     shape: str | None = None
@@ -50,7 +50,7 @@ def measure(frames: np.ndarray) -> Answer:
 
 
 def _is_object(mask: np.ndarray) -> bool:
-    """Whether a mask [H,W] is one compact thing of a plausible size."""
+    """True if a mask [H,W] is one compact object of a plausible size."""
     area = mask.sum()
     if not _AREA[0] <= area / mask.size <= _AREA[1]:
         return False
@@ -67,7 +67,7 @@ def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _shape(masks: list[np.ndarray]) -> str | None:
-    """The shape that, drawn into the bounding boxes, overlaps best."""
+    """The shape that overlaps best when drawn into the bounding boxes."""
     overlaps = {shape: np.mean([_overlap(mask, shape) for mask in masks]) for shape in SHAPES}
     best = max(overlaps, key=overlaps.get)
     return best if overlaps[best] >= _LEAST_OVERLAP else None
@@ -82,7 +82,7 @@ def _overlap(mask: np.ndarray, shape: str) -> float:
 
 
 def _direction(masks: list[np.ndarray]) -> str | None:
-    """Where the centre goes, if it goes along one axis and does not jump about."""
+    """Direction of the centre, if it moves along one axis without jumps."""
     centres = np.array([np.argwhere(mask).mean(0)[::-1] for mask in masks])  # [n,2] as (x, y)
     path = centres[-3:].mean(0) - centres[:3].mean(0)
     axis = int(np.abs(path[1]) > np.abs(path[0]))

@@ -1,4 +1,4 @@
-"""Everything that the quickstart trains on, made here: clips, text encoders, prompts to sample, and the JSON configs."""
+"""Makes all inputs of the quickstart: clips, text encoders, prompts to sample, and the JSON configs."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ from tiny_encoders import CLIP_WIDTH, T5_WIDTH, write_encoders
 from mindspeed_mm.schema import read_json
 
 HERE = Path(__file__).resolve().parent
-TOKENS = 16  # of a caption; the grammar's have 10
+TOKENS = 16  # tokens of a caption; the grammar's have 10
 PREDICTOR = {
     "model_id": "SparseUMMDiT",
     "num_layers": [2, 2, 2],
@@ -37,17 +37,17 @@ GUIDANCE = 4.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for everything that is made")
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
     parser.add_argument("--clips", type=int, default=960, help="number of clips")
     parser.add_argument("--seen", type=int, default=16, help="prompts of combinations that the clips show")
     parser.add_argument("--unseen", type=int, default=8, help="prompts of combinations that no clip shows")
-    parser.add_argument("--seed", type=int, default=0, help="of the clips, the text encoders and the choice of prompts")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the clips, the text encoders and the choice of prompts"
+    )
     parser.add_argument("--caption-dropout", type=float, default=0.1, help="share of captions that are dropped")
     parser.add_argument("--dense", action="store_true", help="full attention in every block, Skiparse off")
-    parser.add_argument("--steps", type=int, default=20, help="of sampling")
-    parser.add_argument(
-        "--weights", default="ema", choices=("ema", "live"), help="which of the merged weights to sample"
-    )
+    parser.add_argument("--steps", type=int, default=20, help="number of sampling steps")
+    parser.add_argument("--weights", default="ema", choices=("ema", "live"), help="merged weights to sample with")
     options = parser.parse_args()
     out: Path = options.out
     data_list = write_clips(out / "data", options.clips, options.seed)
@@ -59,7 +59,7 @@ def main() -> None:
     prompts.write_text("".join(f"{scene.caption}\n" for scene in chosen), encoding="utf-8")
     write_json(out / "data.json", data_config(data_list, t5, clip, out / "features", options.caption_dropout))
     shared = model_config(t5, clip, out, sparse=not options.dense)
-    stored = {"load_video_features": True, "load_text_features": True}  # by tools/extract_features.py
+    stored = {"load_video_features": True, "load_text_features": True}  # written by tools/extract_features.py
     write_json(out / "model.json", shared | stored | {"diffusion": DIFFUSION})
     merged = out / "merged" / {"ema": "model_ema.pt", "live": "model.pt"}[options.weights]
     predictor = {"predictor": {**shared["predictor"], "from_pretrained": str(merged)}}
@@ -68,12 +68,12 @@ def main() -> None:
 
 
 def choose(seen: int, unseen: int, rng: random.Random) -> list[Scene]:
-    """Scenes to sample: first some that the clips show, then held-out ones."""
+    """Scenes to sample: first some that are in the clips, then held-out ones."""
     return [*rng.sample(scenes(held_out=False), seen), *rng.sample(scenes(held_out=True), unseen)]
 
 
 def model_config(t5: Path, clip: Path, out: Path, sparse: bool) -> dict:
-    """What training and sampling share."""
+    """Settings shared by training and sampling."""
     ae = read_json(HERE / "autoencoder.json").plain()["ae"]
     channels = {"in_channels": ae["latent_dim"], "out_channels": ae["latent_dim"]}
     return {

@@ -32,9 +32,9 @@ def main() -> int:
         "--shuffled",
         type=int,
         metavar="N",
-        help="then give the videos each other's prompts, N times, and report the mean: what chance would score",
+        help="also shuffle the prompts among the videos N times and report the mean, the score of chance",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores, and every answer, here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores and all answers to this file")
     options = parser.parse_args()
     try:
         pairs = (

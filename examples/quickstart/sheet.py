@@ -15,7 +15,7 @@ from clips import read_caption
 from PIL import Image, ImageDraw
 from score import QUESTIONS, read_video
 
-_FRAMES = 5  # of each video
+_FRAMES = 5  # frames of each video
 _SCALE = 2  # of their pixels
 _TEXT = 150  # pixels of a row's caption
 _MARGIN = 2

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 
 class Span(NamedTuple):
-    """Frames (or latent frames) [start, stop) of a clip, and how many more are read from behind `stop`."""
+    """Frames (or latent frames) [start, stop) of a clip, and the number of extra frames to read after `stop`."""
 
     start: int
     stop: int
@@ -28,12 +28,12 @@ class Span(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Chunk:
-    """Where a piece of a clip stands, as its modules see it, and the frames carried from the piece before.
+    """Position of a piece of a clip, as its modules see it, and the frames carried over from the previous piece.
 
     lookahead: frames at the end, at the frame rate of the module at hand, that the next chunk will see again.
     holds: without look-ahead, a frame that needs the next one comes out with the next chunk.
     tails: module -> the last frames it saw [B,C,n,H,W]; one dict for all chunks of a clip.
-    draws: a generator per clip, of what dropout drops; needed in training with dropout.
+    draws: one generator per clip for dropout; needed in training with dropout.
     """
 
     first: bool = True
@@ -44,18 +44,18 @@ class Chunk:
     draws: Sequence[torch.Generator] | None = None
 
     def take(self, module: nn.Module) -> Tensor | None:
-        """The frames that `module` kept in the chunk before; None if it kept none."""
+        """Frames that `module` kept in the previous chunk, or None."""
         return self.tails.pop(module, None)
 
     def keep(self, module: nn.Module, video: Tensor, frames: int) -> None:
-        """Carry the last `frames` frames of `video` before the look-ahead to the module's next chunk, if there is one."""
+        """Passes the last `frames` frames of `video` before the look-ahead to the module's next chunk, if there is one."""
         if not self.last:
             stop = video.shape[2] - self.lookahead
-            # A copy, because a view would keep the whole video alive.
+            # A copy, because a view would keep the whole video in memory.
             self.tails[module] = video[:, :, stop - frames : stop].clone()
 
     def wait(self, module: nn.Module, video: Tensor, frames: int) -> Tensor:
-        """The first `frames` frames of what `module` made and no one took yet; the others wait for the next chunk."""
+        """The first `frames` frames of the module's pending results; the others wait for the next chunk."""
         before = self.take(module)
         if before is not None:
             video = torch.cat((before, video), dim=2)
@@ -124,7 +124,7 @@ def streamed_spans(latents: int, stride_t: int) -> list[Span]:
 
 
 def without_a_single_frame(spans: list[Span]) -> list[Span]:
-    """The spans with frame 0 in that of the frames behind it: a pass over one frame costs more than the frame is worth."""
+    """Merges frame 0 into the next span: a pass over a single frame costs more than it saves."""
     if len(spans) == 1:
         return spans
     return [Span(0, spans[1].stop), *spans[2:]]

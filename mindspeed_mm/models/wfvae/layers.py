@@ -153,7 +153,7 @@ class ResidualBlock3D(nn.Module):
 
     def forward(self, video: Tensor, chunk: Chunk) -> Tensor:
         h = self.conv1(F.silu(self.norm1(video)), chunk)
-        h = F.silu(self.norm2(h))  # a line of its own, lest what one convolution gave is held through the next
+        h = F.silu(self.norm2(h))  # a separate line, so that the first convolution's output is freed before the second
         h = self.conv2(self.dropout(h, chunk), chunk)
         return h + (video if self.nin_shortcut is None else self.nin_shortcut(video, chunk))
 

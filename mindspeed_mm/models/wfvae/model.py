@@ -91,12 +91,12 @@ class WFVAE(nn.Module):
         return mean, logvar.clamp(*_LOGVAR_RANGE)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Video [B,3,T,H,W], about in [-1,1], of latents [B,C,t,h,w] as `encode` gives them; T = strides[0]*(t-1) + 1."""
+        """Video [B,3,T,H,W], about in [-1,1], for latents [B,C,t,h,w] from `encode`; T = strides[0]*(t-1) + 1."""
         _check_shape("latents", latents, self.config.latent_dim)
         return self.decode_unscaled(latents.to(self.dtype) / self.scale + self.shift)
 
     def decode_unscaled(self, z: Tensor, draws: Sequence[torch.Generator] | None = None) -> Tensor:
-        """Video of latents before shift and scale, such as the mean of `encode_moments`; draws: as there."""
+        """Video for latents before shift and scale, such as the mean of `encode_moments`; draws: as there."""
         _check_shape("z", z, self.config.latent_dim)
         z, spans = z.to(self.dtype), self._spans(streamed_spans, z.shape[2])
         frames = (z.shape[2] - 1) * self.strides[0] + 1
