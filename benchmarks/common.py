@@ -1,4 +1,4 @@
-"""What the benchmarks share: medians of interleaved runs, peak memory, and one table."""
+"""Shared parts of the benchmarks: medians of interleaved runs, peak memory, and one table."""
 
 import itertools
 import json
@@ -29,7 +29,7 @@ STAGES, SPARSITIES = (2, 4, 6, 8, 6, 4, 2), (1, 2, 4, 8, 4, 2, 1)
 def measure(
     variants: dict[str, Callable[[], float | None]], repeats: int, device: str = "cpu"
 ) -> dict[str, tuple[float, float]]:
-    """Of each variant: median seconds, and the median of what it returns, such as the seconds of a part (or nan).
+    """Median seconds of each variant, and the median of its returned value, such as the seconds of a part (or nan).
 
     They take turns, so that a disturbance of the machine meets all of them; the first round only warms up.
     """

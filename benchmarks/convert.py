@@ -26,9 +26,11 @@ _BLOCK_BYTES = 0.53e9  # of a block of v1.5 in bf16
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size-gb", type=float, default=4.0, help="of the checkpoint, GiB (default 4)")
+    parser.add_argument("--size-gb", type=float, default=4.0, help="size of the checkpoint, GiB (default 4)")
     parser.add_argument("--tensor-parallel", type=int, default=4, metavar="N", help="shards (default 4)")
-    parser.add_argument("--runs", type=int, default=3, metavar="N", help="of each way; the median counts")
+    parser.add_argument(
+        "--runs", type=int, default=3, metavar="N", help="runs of each way; the median counts (default 3)"
+    )
     parser.add_argument("--folder", help="where to write three times the size; default: a temporary folder")
     parser.add_argument("--only", choices=("make", "ours", "theirs"), help=argparse.SUPPRESS)  # a child process
     options = parser.parse_args()

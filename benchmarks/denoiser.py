@@ -51,7 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--stages", type=int, nargs="+", default=(2, 2, 2, 2, 2, 2, 2), help="blocks per stage")
     parser.add_argument("--sparsities", type=int, nargs="+", default=(1, 2, 4, 8, 4, 2, 1))
     parser.add_argument("--text", type=int, default=512, help="tokens of the padded caption (default: v1.5's 512)")
-    parser.add_argument("--real-text", type=int, default=128, help="of these, real ones")
+    parser.add_argument("--real-text", type=int, default=128, help="number of real text tokens")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))

@@ -76,7 +76,7 @@ def _start(group, force_sync: bool = False) -> None:
 
 
 def reads(config: SparseUMMDiTConfig, tensor: int, data: int, of_units: bool) -> tuple[Reads, int]:
-    """What one rank of the layout reads in its first forward pass, and the number of its buckets."""
+    """Reads of one rank of the layout in its first forward pass, and the number of its buckets."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=tensor * data)
     parallel = ParallelContext.start(backend="fake", tensor_size=tensor, sequence_parallel=True)
     settings = DistributedDataParallelConfig(

@@ -1,4 +1,4 @@
-"""What the rows of `faults.py` are made of: a small world, runs in it, and what is left of a run after its end."""
+"""Building blocks of `faults.py`: a small data set, runs on it, and checks of a run's files after its end."""
 
 import collections
 import contextlib

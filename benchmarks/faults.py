@@ -189,7 +189,7 @@ def interrupted(command: Callable[[Path], list], mark: str, number: int, world: 
 
 
 def sampling(world: Path) -> list:
-    """With weights of a run that is made for the first try."""
+    """Uses the weights of a run that the first try makes."""
     if not (world / "to_sample").exists():
         with start(world, "python", "to_sample", more=("--exit-interval", 1)) as run:
             expect(run.end()[0] == 0, "no weights to sample with")
@@ -365,7 +365,7 @@ ROWS: list[Callable[[], list[Row]]] = [signal_rows, kill_rows, functools.partial
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tries", type=int, default=20, metavar="N", help="of each fault (default 20)")
+    parser.add_argument("--tries", type=int, default=20, metavar="N", help="tries of each fault (default 20)")
     parser.add_argument("--only", default="", metavar="WORDS", help="rows whose fault has these words")
     parser.add_argument("--world", type=Path, metavar="DIR", help="keep the runs here, for another call to go on with")
     options = parser.parse_args()

@@ -34,7 +34,7 @@ _SAVE_WAIT_S = 60.0
 
 @dataclasses.dataclass(slots=True)
 class Kill:
-    """What was done to which rank, and what it cost."""
+    """A fault, its rank and its cost."""
 
     rank: int
     iteration: int
@@ -156,7 +156,7 @@ def different(one: Path, other: Path) -> list[str]:
 
 
 def _parts(run: Path) -> list[dict]:
-    """Of each TP rank: all tensors of its files by name."""
+    """All tensors of each TP rank's files, by name."""
     ranks = layout.rank_files(layout.find(run).directory)
     found = []
     for file in ranks:
@@ -213,8 +213,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--tensor", type=int, default=2, help="TP size")
-    parser.add_argument("--save-interval", type=int, default=5, help="of the disturbed run")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and the ranks")
+    parser.add_argument("--save-interval", type=int, default=5, help="save interval of the disturbed run, steps")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments and ranks of the faults")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak_") as folder:
         return 0 if soak(Path(folder), options) else 1

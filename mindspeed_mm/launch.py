@@ -55,7 +55,7 @@ def extract_features() -> None:
 
 
 def _extract_features() -> None:
-    signal.signal(signal.SIGTERM, stopping.unwind)  # what is encoded is written on the way out
+    signal.signal(signal.SIGTERM, stopping.unwind)  # features encoded so far are written before the exit
     config, only = resolve.extraction_config(sys.argv[1:])
     launch = dataclasses.replace(config.launch, tensor_size=1, context_size=1, sequence_parallel=False)
     platform, parallel = start(launch, config.model.allow_tf32, config.model.allow_internal_format)

@@ -17,7 +17,7 @@ SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 STOP_SIGNALS = (*SCHEDULERS, signal.SIGINT)
 INTERRUPTED = 128 + signal.SIGINT  # exit code, as in a shell
 _SAME_PRESS_S = 0.25  # a program and its launcher may both receive one Ctrl-C
-_PR_SET_PDEATHSIG = 1  # of prctl(2)
+_PR_SET_PDEATHSIG = 1  # constant of prctl(2)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What was sampled, at a glance: a contact sheet with what the judge saw of each prompt.
+"""Draws a contact sheet of the samples with the judge's answers for each prompt.
 
 Reads the report that `score.py --json` writes. A right answer is green, a wrong one red.
 """

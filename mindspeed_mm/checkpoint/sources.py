@@ -26,7 +26,7 @@ from mindspeed_mm.families.base import Dialect, Family
 
 MODEL, EMA = "model", "ema_model"  # Megatron's names for the live weights and their average
 _INDEX = ".safetensors.index.json"
-_STEMS = {"model": MODEL, "diffusion_pytorch_model": MODEL, "model_ema": EMA}  # of files in a folder
+_STEMS = {"model": MODEL, "diffusion_pytorch_model": MODEL, "model_ema": EMA}  # stems of files in a folder
 _SUFFIXES = (".safetensors", _INDEX, ".pt")
 # Flags that are equal on all ranks of a run and rarely equal in two runs.
 _OF_A_RUN = ("save", "seed", "lr", "train_iters", "global_batch_size", "mm_data", "mm_model")

@@ -34,11 +34,11 @@ class Facts:
     # flag -> the value it sets; None: the flag's argument
     flags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     help: str = ""
-    section: str = ""  # of --help
+    section: str = ""  # section of --help
     metavar: str = ""
     required: bool = False
     many: bool = False  # one or more values
-    may_be_empty: bool = False  # of strings
+    may_be_empty: bool = False  # applies to strings
 
     def fault(self, value: object) -> str | None:
         """The rule that a value breaks, or None. Items of a tuple are checked one by one."""

@@ -127,7 +127,7 @@ class AutoencoderTrainer:
         return per_sample_noise(like, self.config.seed, "posterior", batch.addresses)
 
     def _draws(self, batch: Batch) -> list[torch.Generator] | None:
-        """Of what dropout drops, each clip's own; None without dropout."""
+        """Generators of dropout, one seeded per clip; None without dropout."""
         if self.config.autoencoder.dropout == 0:
             return None
         return [generator(self.config.seed, "dropout", *place, device=self.device) for place in batch.addresses]
