@@ -29,9 +29,11 @@ def collate(
     samples, which must share one shape and fill the latent grid (else DataError). allocate: makes the fp32 tensor of
     the video if a copy is needed.
     """
-    if isinstance(samples[0].video, Posterior):
-        return _collate_stored(samples, target)
-    extents = [tuple(sample.video.shape[1:]) for sample in samples]
+    stored = [sample.video for sample in samples if isinstance(sample.video, Posterior)]
+    if stored:
+        return _collate_stored(samples, stored, target)
+    videos = [sample.video for sample in samples if isinstance(sample.video, Tensor)]
+    extents = [_extent(video) for video in videos]
     if target is None and len(set(extents)) > 1:
         shapes = ", ".join(f"{sample.path} {sample.key}" for sample in samples)
         raise DataError(f"one batch holds samples of different shapes: {shapes}; grouped samples must have one shape")
@@ -44,31 +46,30 @@ def collate(
             f"must be multiples of {multiples[0]} and {multiples[1]} (autoencoder stride x patch_size): see hw_stride"
         )
     return Batch(
-        video=_stack([sample.video for sample in samples], padded, allocate),
+        video=_stack(videos, padded, allocate),
         keep=keep,
         **_texts_and_names(samples),
     )
 
 
-def _collate_stored(samples: Sequence[Sample], target: Extent | None) -> Batch:
+def _collate_stored(samples: Sequence[Sample], stored: list[Posterior], target: Extent | None) -> Batch:
     """Joins stored samples. They are grouped: extraction has padded them and checked that they fill the latent grid."""
-    shapes = {tuple(sample.video.mean.shape) for sample in samples}
+    shapes = {tuple(posterior.mean.shape) for posterior in stored}
     if target is not None or len(shapes) > 1:
         names = ", ".join(f"{sample.path} {sample.key}" for sample in samples)
         raise DataError(f"one batch holds stored features of different shapes: {names}; use group_data true")
-    video = Posterior(
-        torch.stack([sample.video.mean for sample in samples]), torch.stack([sample.video.logvar for sample in samples])
-    )
+    video = Posterior(torch.stack([one.mean for one in stored]), torch.stack([one.logvar for one in stored]))
     batch, _, *extent = video.mean.shape
     return Batch(video=video, keep=torch.ones(batch, *extent, dtype=torch.bool), **_texts_and_names(samples))
 
 
 def _texts_and_names(samples: Sequence[Sample]) -> dict:
-    texts = [sample.text for sample in samples]
-    stored = isinstance(texts[0], TextFeatures)
+    tokens = [sample.text for sample in samples if isinstance(sample.text, TokenIds)]
+    stored = [sample.text for sample in samples if isinstance(sample.text, TextFeatures)]
+    pooled = [sample.pooled_text for sample in samples if sample.pooled_text is not None]
     return {
-        "text": TextFeatures.concatenate(texts) if stored else _join(texts),
-        "pooled_text": None if samples[0].pooled_text is None else _join([sample.pooled_text for sample in samples]),
+        "text": TextFeatures.concatenate(stored) if stored else _join(tokens),
+        "pooled_text": _join(pooled) if pooled else None,
         "paths": tuple(sample.path for sample in samples),
         "addresses": tuple(sample.address for sample in samples),
     }
@@ -95,6 +96,11 @@ def latent_mask(extent: Extent, padded: Extent, strides: Extent) -> Tensor:
         : math.ceil(width / stride_w),
     ] = True
     return mask
+
+
+def _extent(video: Tensor) -> Extent:
+    _, frames, height, width = video.shape
+    return frames, height, width
 
 
 def _up(value: int, multiple: int) -> int:

@@ -35,7 +35,8 @@ class RgbConverter:
 
 def split(pixels: np.ndarray) -> Planes:
     """Splits [H,W,3] into planes."""
-    return tuple(np.ascontiguousarray(pixels[:, :, channel]) for channel in range(3))
+    red, green, blue = (np.ascontiguousarray(pixels[:, :, channel]) for channel in range(3))
+    return red, green, blue
 
 
 def _gives_the_same(name: str, width: int, height: int, colorspace: int, color_range: int) -> bool:

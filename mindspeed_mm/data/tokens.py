@@ -1,5 +1,6 @@
 """Turns texts into token ids with the Hugging Face tokenizer of a local folder. Imports `transformers` on first use."""
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,8 +60,9 @@ def load_tokenizer(config: TokenizerConfig, key: str, max_length: int | None = N
         raise ConfigError(
             f"{key}.from_pretrained: folder {folder} does not exist; it must hold a Hugging Face tokenizer"
         )
-    import transformers  # imported here, because it takes seconds and most tests of this folder do not need it
-
+    # Imported here, because it takes seconds and most tests of this folder do not need it; by name, as its class is, so that
+    # a type checker does not read the 3,000 files of the package.
+    transformers = importlib.import_module("transformers")
     try:
         backend = getattr(transformers, config.autotokenizer_name).from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False

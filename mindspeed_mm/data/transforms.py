@@ -86,7 +86,7 @@ class Pipeline:
         """Transforms [T,C,H,W] to fp32 [T,C,h,w]; the memory is laid out as [C,T,h,w]."""
         if not len(video):
             raise ValueError("a video of no frames cannot be transformed")
-        plan = self.plan(tuple(video.shape[-2:]), rng)
+        plan = self.plan(_size(video), rng)
         out = torch.empty(video.shape[1], len(video), *plan.size)
         for number, frame in enumerate(video):
             plan(frame.unbind(0), out[:, number])
@@ -116,7 +116,7 @@ class ClipPlan:
             planes = _on_bytes(item, planes)
         done = False  # whether a resize's weights include the arithmetic
         for place, item in enumerate(self._geometry):
-            size = tuple(planes[0].shape)
+            size = _size(planes[0])
             if isinstance(item, Crop):
                 planes = _crop(item, planes)
             elif isinstance(item, Flip):
@@ -128,9 +128,9 @@ class ClipPlan:
                     return
                 planes, done = resizer(planes), self._is_last_resize(place) and self._plain is not None
         if done:
-            torch.stack(planes, out=out)
+            torch.stack(list(planes), out=out)
             return
-        frame = torch.stack(planes)
+        frame = torch.stack(list(planes))
         for item in self._arithmetic:
             frame = item(frame)
         out.copy_(frame)
@@ -174,6 +174,10 @@ def resize(video: Tensor, height: int, width: int, mode: str) -> Tensor:
     return F.interpolate(video, (height, width), mode=mode, align_corners=True, antialias=True)
 
 
+def _size(picture: Tensor) -> Size:
+    return picture.shape[-2], picture.shape[-1]
+
+
 def _not_bytes(found: torch.dtype) -> ConfigError:
     return ConfigError(f"train_pipeline: ToTensorVideo takes uint8 frames, found {found}; put it first")
 
@@ -188,7 +192,7 @@ def _on_bytes(item, planes: Sequence[Tensor]) -> Sequence[Tensor]:
         return _crop(item, planes)
     if isinstance(item, Flip):
         return [plane.flip(1) for plane in planes]
-    return resize(torch.stack(planes)[None], item.height, item.width, item.mode)[0].unbind(0)
+    return resize(torch.stack(list(planes))[None], item.height, item.width, item.mode)[0].unbind(0)
 
 
 # ------------------------------------------------------------ planners: (config, size, rng) -> (primitives, size after)

@@ -41,7 +41,7 @@ class VideoSource:
         plan: ClipPlan | None = None
         for places, planes in self._frames(clip, indices):
             planes = [_cropped(torch.from_numpy(plane), clip) for plane in planes]
-            shape = tuple(planes[0].shape)
+            shape = planes[0].shape[0], planes[0].shape[1]
             if plan is None:
                 size = shape
                 plan = self._pipelines[clip.row.kind].plan(size, rng)

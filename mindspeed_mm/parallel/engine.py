@@ -15,6 +15,7 @@ from mindspeed_mm.config.run import OptimizerSettings
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.gathering import Gathering
 from mindspeed_mm.parallel.megatron import (
+    ChainedOptimizer,
     DistributedDataParallel,
     DistributedDataParallelConfig,
     DistributedOptimizer,
@@ -73,11 +74,14 @@ class Engine:
                 Gathering(self.ddp, units)
             options = _optimizer_config(settings, dtype)
             chained = get_megatron_optimizer(options, [self.ddp], use_gloo_process_groups=False)
+            assert isinstance(chained, ChainedOptimizer), (
+                "megatron-core 0.16 chains the optimizer of a network, even if alone"
+            )
             self.optimizer = chained.chained_optimizers[0]
             if platform.fused_adamw:
                 self.replace_inner(_fused)
             self._create_optimizer_state()
-        self.scheduler: Schedule | None = None
+        self._scheduler: Schedule | None = None
 
     def replace_inner(self, make: Callable[[torch.optim.Optimizer], torch.optim.Optimizer]) -> None:
         """Replaces the AdamW inside Megatron's optimizer by make(AdamW), over the same parameter groups."""
@@ -85,7 +89,12 @@ class Engine:
 
     def schedule(self, global_batch_size: int) -> None:
         """Starts the learning-rate schedule."""
-        self.scheduler = Schedule(self.optimizer, self.settings, global_batch_size)
+        self._scheduler = Schedule(self.optimizer, self.settings, global_batch_size)
+
+    @property
+    def scheduler(self) -> Schedule:
+        assert self._scheduler is not None, "schedule() comes before the first step"
+        return self._scheduler
 
     # -------------------------------------------------------------------------------------------------------- one step
 
@@ -180,9 +189,10 @@ class Engine:
         """Restores a result of `counters`."""
         for parameter_state in self.optimizer.optimizer.state.values():
             parameter_state["step"].fill_(state["step"])
-        if state["grad_scaler"] is not None and getattr(self.optimizer, "grad_scaler", None) is not None:
+        scaler = getattr(self.optimizer, "grad_scaler", None)
+        if state["grad_scaler"] is not None and scaler is not None:
             with self.platform.engine_scope():
-                self.optimizer.grad_scaler.load_state_dict(state["grad_scaler"])
+                scaler.load_state_dict(state["grad_scaler"])
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -193,8 +203,9 @@ class Engine:
         """
         with self.platform.engine_scope():
             self._settle()
-            if hasattr(self.optimizer, "_copy_main_params_to_model_params"):  # absent if they are the same tensors
-                self.optimizer._copy_main_params_to_model_params()
+            copy = getattr(self.optimizer, "_copy_main_params_to_model_params", None)
+            if copy is not None:  # absent if they are the same tensors
+                copy()
             if isinstance(self.optimizer, DistributedOptimizer):
                 self.ddp.start_param_sync(force_sync=True)
 

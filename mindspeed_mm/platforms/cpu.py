@@ -64,13 +64,26 @@ class _CudaMeansCpu(TorchFunctionMode):
 
 
 def _stand_in_for_cuda() -> None:
-    cuda = torch.cuda
-    cuda.current_device = lambda: _CPU
-    cuda.set_device = lambda device: None
-    cuda.synchronize = lambda device=None: None
-    cuda.empty_cache = lambda: None
-    cuda.manual_seed = torch.default_generator.manual_seed
-    cuda.get_rng_state = cuda.random.get_rng_state = lambda device=None: torch.get_rng_state()
-    cuda.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
-    torch.Tensor.cuda = lambda self, *args, **kwargs: self
-    torch.nn.Module.cuda = lambda self, *args, **kwargs: self
+    def rng_state(device=None):
+        return torch.get_rng_state()
+
+    def itself(self, *args, **kwargs):
+        return self
+
+    stand_ins = {
+        "current_device": lambda: _CPU,
+        "set_device": lambda device: None,
+        "synchronize": lambda device=None: None,
+        "empty_cache": lambda: None,
+        "manual_seed": torch.default_generator.manual_seed,
+        "get_rng_state": rng_state,
+        "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
+    }
+    for name, stand_in in stand_ins.items():
+        setattr(torch.cuda, name, stand_in)
+    for owner, name, stand_in in (
+        (torch.cuda.random, "get_rng_state", rng_state),
+        (torch.Tensor, "cuda", itself),
+        (torch.nn.Module, "cuda", itself),
+    ):
+        setattr(owner, name, stand_in)

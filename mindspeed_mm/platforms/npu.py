@@ -45,12 +45,17 @@ class NpuPlatform(Platform):
                 f"--device npu: torch_npu cannot be imported ({error}); install the torch_npu that pairs with "
                 f"torch {torch.__version__} and source CANN's set_env.sh first"
             ) from None
-        if not torch.npu.is_available():
+        if not self._api.is_available():
             raise ConfigError("--device npu: no NPU is visible; source CANN's set_env.sh first and see npu-smi info")
         torch_npu.npu.config.allow_internal_format = allow_internal_format
-        torch.npu.matmul.allow_hf32 = allow_tf32
-        torch.npu.conv.allow_hf32 = allow_tf32
+        self._api.matmul.allow_hf32 = allow_tf32
+        self._api.conv.allow_hf32 = allow_tf32
         self._import_mindspeed()
+
+    @property
+    def _api(self):
+        """The module torch.npu, which is there once torch_npu is imported; torch itself does not declare it."""
+        return getattr(torch, self.name)
 
     def _import_mindspeed(self) -> None:
         if self.mindspeed == "off":
@@ -86,27 +91,27 @@ class NpuPlatform(Platform):
         return kernel
 
     def device(self, local_rank: int) -> torch.device:
-        if local_rank >= torch.npu.device_count():
+        if local_rank >= self._api.device_count():
             raise ConfigError(
-                f"--nproc_per_node: process {local_rank} has no NPU, this node has {torch.npu.device_count()}"
+                f"--nproc_per_node: process {local_rank} has no NPU, this node has {self._api.device_count()}"
             )
-        torch.npu.set_device(local_rank)
+        self._api.set_device(local_rank)
         return torch.device("npu", local_rank)
 
     def synchronize(self) -> None:
-        torch.npu.synchronize()
+        self._api.synchronize()
 
     def peak_memory(self) -> int:
-        return torch.npu.max_memory_allocated()
+        return self._api.max_memory_allocated()
 
     def reset_peak_memory(self) -> None:
-        torch.npu.reset_peak_memory_stats()
+        self._api.reset_peak_memory_stats()
 
     def total_memory(self) -> int:
-        return torch.npu.get_device_properties(torch.npu.current_device()).total_memory
+        return self._api.get_device_properties(self._api.current_device()).total_memory
 
     def release_memory(self) -> None:
-        torch.npu.empty_cache()
+        self._api.empty_cache()
 
     def profiler(self, settings):
         from torch_npu import profiler
@@ -134,11 +139,11 @@ class NpuPlatform(Platform):
         return _DynamicProfiler(dynamic_profile, config_path)
 
     def rng_state(self) -> torch.Tensor | None:
-        return torch.npu.get_rng_state()
+        return self._api.get_rng_state()
 
     def set_rng_state(self, state: torch.Tensor | None) -> None:
         if state is not None:
-            torch.npu.set_rng_state(state)
+            self._api.set_rng_state(state)
 
 
 class _DynamicProfiler:

@@ -132,7 +132,7 @@ def _denoiser(config: RunConfig, parallel: ParallelContext, device: torch.device
 
 def _optimizer_step(config: RunConfig, engine: Engine) -> OptimizerStep:
     settings = config.optimizer
-    adaptive = settings.clip_grad_ema_decay is not None
-    clip = AdaptiveClip(settings.clip_grad_ema_decay) if adaptive else FixedClip(settings.clip_grad)
+    decay = settings.clip_grad_ema_decay
+    clip = FixedClip(settings.clip_grad) if decay is None else AdaptiveClip(decay)
     ema = Ema(engine, settings.ema_decay, engine.platform.ema_adamw_kernel()) if settings.use_ema else None
     return OptimizerStep(engine, clip, ema, settings.max_skipped_steps)

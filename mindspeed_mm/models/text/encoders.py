@@ -1,6 +1,7 @@
 """The frozen text encoders, T5 and CLIP, from Hugging Face transformers."""
 
 import contextlib
+import importlib
 import math
 from pathlib import Path
 
@@ -54,8 +55,8 @@ class TextEncoders(nn.Module):
 
 
 def _load(config: TextEncoderConfig, dtype: torch.dtype) -> nn.Module:
-    import transformers
-
+    # by name, as the class is, so that a type checker does not read the 3,000 files behind the package
+    transformers = importlib.import_module("transformers")
     folder = Path(config.from_pretrained)
     if not (folder / "config.json").is_file():
         raise CheckpointError(
