@@ -86,7 +86,9 @@ def decay_iters(optimizer: OptimizerSettings, train_iters: int) -> int:
 
 def check_networks(ae: AutoencoderConfig, denoiser: DenoiserConfig, place: Callable[[str], Node]) -> None:
     """Checks the channels of the autoencoder's latents against the denoiser's."""
-    channels = families.of_config(denoiser).latent_channels(denoiser)
+    channels_of = families.of_config(denoiser).latent_channels
+    assert channels_of is not None, "the family of every denoiser gives it"
+    channels = channels_of(denoiser)
     if channels != ae.latent_dim:
         raise place("predictor.in_channels").error(f"{channels}, but ae.latent_dim is {ae.latent_dim}")
     if denoiser.velocity_channels != ae.latent_dim:

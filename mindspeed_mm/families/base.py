@@ -7,18 +7,20 @@ neither torch nor megatron-core, and a new network changes none of them.
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from mindspeed_mm.schema import Node
 
 Shape = tuple[int, ...]
 Grid = tuple[int, int, int]
+Config = TypeVar("Config")  # the dataclass of a family's block
 DTYPES = ("fp32", "bf16", "fp16")
 
 
 class DenoiserConfig(Protocol):
     """Fields of every denoiser's config, for code that does not know the network."""
 
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     model_id: str
     from_pretrained: str | None
     num_heads: int  # divided over TP x CP ranks
@@ -36,6 +38,7 @@ class DenoiserConfig(Protocol):
 class AutoencoderConfig(Protocol):
     """Fields of every autoencoder's config, for code that does not know the network."""
 
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     model_id: str
     from_pretrained: str | None
     latent_dim: int
@@ -99,20 +102,20 @@ class Unused:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Family:
+class Family(Generic[Config]):
     """Facts about a kind of network, without its tensors."""
 
     model_id: str  # name in the config
     title: str  # name in messages
-    config: type  # the dataclass of its block in a model JSON
+    config: type[Config]  # the dataclass of its block in a model JSON
     published: Callable[[Node], Node]  # such a block in any published spelling -> in ours
-    parameters: Callable[[object], dict[str, Parameter]]  # config -> every parameter, in the network's order
+    parameters: Callable[[Config], dict[str, Parameter]]  # config -> every parameter, in the network's order
     split: Callable[[str], int | None]  # name -> dimension that is split over TP; KeyError for an unknown name
     dialects: tuple[Dialect, ...]  # the first one is ours
     describe: Callable[[Iterable[str], Callable[[str], Shape]], dict[str, object]]  # weights -> keys of the config
-    latent_channels: Callable[[object], int] | None = None  # config -> channels of the latents that it denoises
-    extent: Callable[[object, Grid], Grid] | None = None  # config, latent (t, h, w) -> the grid of its video tokens
-    forward_flops: Callable[[object, Grid, int], int] | None = None  # config, grid of tokens, number of text tokens
+    latent_channels: Callable[[Config], int] | None = None  # config -> channels of the latents that it denoises
+    extent: Callable[[Config, Grid], Grid] | None = None  # config, latent (t, h, w) -> the grid of its video tokens
+    forward_flops: Callable[[Config, Grid, int], int] | None = None  # config, grid of tokens, number of text tokens
     unused: Callable[[Iterable[str]], dict[str, Unused]] = lambda names: {}  # by name, for the network with these names
     may_be_missing: Callable[[str], bool] = lambda name: False  # names that some files leave out
 
@@ -131,7 +134,7 @@ class Family:
             name = dialect.renaming.to_ours(name)
         return name
 
-    def differences(self, described: Mapping[str, object], config: object) -> str:
+    def differences(self, described: Mapping[str, object], config: Config) -> str:
         """Differences between a config and its weights: "num_layers is (2, 4, 2) by the weights, (2, 2, 2) in the
         config".
         """
@@ -151,7 +154,7 @@ class Family:
         wanted = self.parameters(self.config(**described))
         return [name for name in wanted if name not in names and not self.may_be_missing(name)]
 
-    def describe_config(self, config: object) -> dict[str, object]:
+    def describe_config(self, config: Config) -> dict[str, object]:
         """The description that weights of this config would give."""
         shapes = {name: parameter.shape for name, parameter in self.parameters(config).items()}
         return self.describe(shapes, shapes.__getitem__)

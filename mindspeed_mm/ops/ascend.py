@@ -135,7 +135,7 @@ class _Rotate(torch.autograd.Function):
         return _rotated(x, cos, sin, dims)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx, gradient: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch: *grad_outputs
         cos, sin = ctx.saved_tensors
         return _rotated(gradient, cos, -sin, ctx.dims), None, None, None
 

@@ -59,7 +59,7 @@ class _ModulatedLayerNorm(torch.autograd.Function):
         return y.to(x.dtype)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch: *grad_outputs
         x, weight, bias, scale, mean, rstd = ctx.saved_tensors
         wide, gradient, width = x.float(), gradient.float(), x.shape[-1:]
         gain = (weight * (1 + scale)).float()
@@ -92,7 +92,7 @@ class _Gated(torch.autograd.Function):
         return torch.addcmul(x.float(), gate, update.float()).to(x.dtype)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch: *grad_outputs
         gate, update = ctx.saved_tensors
         wide = gradient.float()
         return gradient, (wide * update.float()).sum(0), (wide * gate).to(update.dtype)
@@ -119,7 +119,7 @@ class _NormedRotated(torch.autograd.Function):
         return (normed if cos is None else _rotated(normed, cos, sin)).to(x.dtype)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch: *grad_outputs
         x, weight, scale, cos, sin = ctx.saved_tensors
         gradient = gradient.float() if cos is None else _rotated(gradient.float(), cos, -sin)
         normed = x.float() * scale

@@ -77,7 +77,7 @@ class _Join(torch.autograd.Function):
         return _joined(video, text, k, group)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch: *grad_outputs
         video, texts = _split(gradient, *ctx.arguments)
         return video, texts.sum(1), None, None
 
@@ -90,7 +90,7 @@ class _Split(torch.autograd.Function):
         return video, texts.mean(1)  # not the sum over k, which may be too large for fp16
 
     @staticmethod
-    def backward(ctx, video, text):
+    def backward(ctx, video, text):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch: *grad_outputs
         k, group = ctx.pattern
         return _joined(video, text / k, k, group), None, None, None
 

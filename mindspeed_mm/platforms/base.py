@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -66,7 +67,7 @@ class Platform:
             with_stack=settings.with_stack,
         )
 
-    def dynamic_profiler(self, config_path: str):
+    def dynamic_profiler(self, config_path: str) -> Any:
         """The profiler for `profile_type: dynamic`, which a file in this folder switches on and off."""
         raise ConfigError(f"profile.profile_type: 'dynamic' is there on NPUs only, not on {self.name}; use 'static'")
 
@@ -110,7 +111,7 @@ def cuda_type_names():
             return "torch.cuda." + result.rpartition(".")[2]
         return result
 
-    torch.Tensor.type = type_
+    torch.Tensor.type = type_  # pyright: ignore[reportAttributeAccessIssue]  # replaced for a while
     try:
         yield
     finally:

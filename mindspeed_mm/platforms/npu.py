@@ -114,7 +114,7 @@ class NpuPlatform(Platform):
         self._api.empty_cache()
 
     def profiler(self, settings):
-        from torch_npu import profiler
+        profiler = importlib.import_module("torch_npu.profiler")
 
         level = {"level0": "Level0", "level1": "Level1", "level2": "Level2"}[settings.level]
         experimental = profiler._ExperimentalConfig(
@@ -134,9 +134,7 @@ class NpuPlatform(Platform):
         )
 
     def dynamic_profiler(self, config_path: str):
-        from torch_npu.profiler import dynamic_profile
-
-        return _DynamicProfiler(dynamic_profile, config_path)
+        return _DynamicProfiler(importlib.import_module("torch_npu.profiler.dynamic_profile"), config_path)
 
     def rng_state(self) -> torch.Tensor | None:
         return self._api.get_rng_state()
