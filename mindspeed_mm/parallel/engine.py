@@ -15,7 +15,6 @@ from mindspeed_mm.config.run import OptimizerSettings
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.gathering import Gathering
 from mindspeed_mm.parallel.megatron import (
-    ChainedOptimizer,
     DistributedDataParallel,
     DistributedDataParallelConfig,
     DistributedOptimizer,
@@ -74,14 +73,11 @@ class Engine:
                 Gathering(self.ddp, units)
             options = _optimizer_config(settings, dtype)
             chained = get_megatron_optimizer(options, [self.ddp], use_gloo_process_groups=False)
-            assert isinstance(chained, ChainedOptimizer), (
-                "megatron-core 0.16 chains the optimizer of a network, even if alone"
-            )
             self.optimizer = chained.chained_optimizers[0]
             if platform.fused_adamw:
                 self.replace_inner(_fused)
             self._create_optimizer_state()
-        self._scheduler: Schedule | None = None
+        self.scheduler: Schedule | None = None
 
     def replace_inner(self, make: Callable[[torch.optim.Optimizer], torch.optim.Optimizer]) -> None:
         """Replaces the AdamW inside Megatron's optimizer by make(AdamW), over the same parameter groups."""
@@ -89,12 +85,7 @@ class Engine:
 
     def schedule(self, global_batch_size: int) -> None:
         """Starts the learning-rate schedule."""
-        self._scheduler = Schedule(self.optimizer, self.settings, global_batch_size)
-
-    @property
-    def scheduler(self) -> Schedule:
-        assert self._scheduler is not None, "schedule() comes before the first step"
-        return self._scheduler
+        self.scheduler = Schedule(self.optimizer, self.settings, global_batch_size)
 
     # -------------------------------------------------------------------------------------------------------- one step
 
@@ -189,10 +180,9 @@ class Engine:
         """Restores a result of `counters`."""
         for parameter_state in self.optimizer.optimizer.state.values():
             parameter_state["step"].fill_(state["step"])
-        scaler = getattr(self.optimizer, "grad_scaler", None)
-        if state["grad_scaler"] is not None and scaler is not None:
+        if state["grad_scaler"] is not None and getattr(self.optimizer, "grad_scaler", None) is not None:
             with self.platform.engine_scope():
-                scaler.load_state_dict(state["grad_scaler"])
+                self.optimizer.grad_scaler.load_state_dict(state["grad_scaler"])
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -203,9 +193,8 @@ class Engine:
         """
         with self.platform.engine_scope():
             self._settle()
-            copy = getattr(self.optimizer, "_copy_main_params_to_model_params", None)
-            if copy is not None:  # absent if they are the same tensors
-                copy()
+            if hasattr(self.optimizer, "_copy_main_params_to_model_params"):  # absent if they are the same tensors
+                self.optimizer._copy_main_params_to_model_params()
             if isinstance(self.optimizer, DistributedOptimizer):
                 self.ddp.start_param_sync(force_sync=True)
 

@@ -20,7 +20,6 @@ with warnings.catch_warnings():
     )
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-    from megatron.core.optimizer.optimizer import ChainedOptimizer
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
     from megatron.core.tensor_parallel.layers import (
         ColumnParallelLinear,
@@ -41,7 +40,6 @@ with warnings.catch_warnings():
 logging.getLogger("megatron.core").setLevel(logging.WARNING)
 
 __all__ = [
-    "ChainedOptimizer",
     "ColumnParallelLinear",
     "DistributedDataParallel",
     "DistributedDataParallelConfig",
