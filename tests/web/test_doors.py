@@ -196,7 +196,7 @@ def test_whatever_is_sent_for_a_value_is_refused_by_name_or_is_one(studio):
 
 def test_a_size_that_cannot_be_made_is_refused_before_any_work(studio):
     for size in ((9, 64, 64), (4089, 8192, 8192)):
-        with pytest.raises(ConfigError, match=r"pixels, more than --max-pixels 20,000; ask for less"):
+        with pytest.raises(ConfigError, match=r"pixels, more than --max-pixels 20,000; request less"):
             next(studio.make(limits.line_of(*GOOD[:5], *size)))
     assert not studio.archive.folder.exists() or not list(studio.archive.folder.glob("*.json"))
 
