@@ -136,11 +136,11 @@ def _encoder(config: WFVAEConfig) -> Iterator[tuple[str, Parameter]]:
     yield from _convolution("encoder.down1.0", VIDEO_CHANNELS * len(SUBBANDS_3D), width, 2)
     for index in range(blocks):
         yield from _block_2d(f"encoder.down1.{1 + index}", width, norm)
-    yield from _downsample(f"encoder.down1.{1 + blocks}", config.l1_downsample_block, width)
+    yield from _resample(f"encoder.down1.{1 + blocks}", config.l1_downsample_block == "Downsample", width)
     yield from _convolution("encoder.down2.0", width + flow, 2 * width, 2)
     for index in range(blocks):
         yield from _block_3d(f"encoder.down2.{1 + index}", 2 * width, 2 * width, norm)
-    yield from _downsample(f"encoder.down2.{1 + blocks}", config.l2_downsample_block, 2 * width)
+    yield from _resample(f"encoder.down2.{1 + blocks}", config.l2_downsample_block == "Downsample", 2 * width)
     for level, wavelet in (("l1", config.l1_downsample_wavelet), ("l2", config.l2_downsample_wavelet)):
         yield from _convolution(f"encoder.connect_{level}", VIDEO_CHANNELS * len(_subbands(wavelet)), flow, 2)
     yield from _middle("encoder.mid", 2 * width + flow, 4 * width, 4 * width, config)
@@ -158,11 +158,11 @@ def _decoder(config: WFVAEConfig) -> Iterator[tuple[str, Parameter]]:
     yield from _middle("decoder.mid", 4 * width, 4 * width, 4 * width + flow, config)
     for index in range(blocks):
         yield from _block_3d(f"decoder.up2.{index}", 4 * width, 4 * width, norm)
-    yield from _upsample(f"decoder.up2.{blocks}", config.l2_upsample_block, 4 * width)
+    yield from _resample(f"decoder.up2.{blocks}", config.l2_upsample_block == "Upsample", 4 * width)
     yield from _block_3d(f"decoder.up2.{blocks + 1}", 4 * width, 4 * width + flow, norm)
     for index in range(blocks):
         yield from _block_3d(f"decoder.up1.{index}", (2 if index else 4) * width, 2 * width, norm)
-    yield from _upsample(f"decoder.up1.{blocks}", config.l1_upsample_block, 2 * width)
+    yield from _resample(f"decoder.up1.{blocks}", config.l1_upsample_block == "Upsample", 2 * width)
     yield from _block_3d(f"decoder.up1.{blocks + 1}", 2 * width, 2 * width, norm)
     yield from _block_3d("decoder.layer.0", 2 * width, width, norm)
     yield from _block_3d("decoder.layer.1", width, width, norm)
@@ -201,15 +201,8 @@ def _block_3d(prefix: str, width_in: int, width_out: int, norm: str):
         yield from _convolution(f"{prefix}.nin_shortcut.conv", width_in, width_out, 3, kernel=1)
 
 
-def _downsample(prefix: str, block: str, width: int):
-    per_frame = block == "Downsample"
-    yield from _convolution(
-        f"{prefix}.conv" if per_frame else f"{prefix}.conv.conv", width, width, 2 if per_frame else 3
-    )
-
-
-def _upsample(prefix: str, block: str, width: int):
-    per_frame = block == "Upsample"
+def _resample(prefix: str, per_frame: bool, width: int):
+    """A down- or upsampler: a convolution of each frame, or a causal one over time too."""
     yield from _convolution(
         f"{prefix}.conv" if per_frame else f"{prefix}.conv.conv", width, width, 2 if per_frame else 3
     )
