@@ -1,9 +1,9 @@
-"""Skiparse attention by sparsity: time against its share of the arithmetic, both relative to dense attention.
+"""Skiparse attention by sparsity: its time beside its share of the arithmetic, both relative to dense attention.
 
     python benchmarks/attention.py [--extent T H W] [--width N] [--device cuda --dtype bf16]
 
-Measured from the rotated queries, keys and values to the attended tokens in their old order, forward and backward: the
-rearrangement into parts, the text beside each part, attention itself, and the way back.
+Times cover forward and backward, from rotated queries, keys and values to the attended tokens in their old order: they
+include the rearrangement into parts and back, and the copies of the text.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main() -> None:
         f"{tokens} video and {options.text} text tokens, {heads} heads of 128, {options.dtype} on {options.device}, "
         f"{torch.get_num_threads()} threads, medians of {options.repeats}\n"
     )
-    print(table(["", "seconds", "of dense", "share of dense's arithmetic", "time / share"], rows))
+    print(table(["", "seconds", "/ dense", "share of dense's arithmetic", "time / share"], rows))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Merging a sharded checkpoint: time against `cat`, and peak memory, beside the original's way of doing it.
+"""Merging a sharded checkpoint: time relative to `cat` and peak memory, for our way and the original's.
 
 python benchmarks/convert.py [--size-gb 4] [--tensor-parallel 4] [--runs 3] [--folder DIR]
 
-The checkpoint has the names and shapes of Open-Sora Plan v1.5 (as many of its blocks as fill the size) in bf16. Each way
-runs in a process of its own. Time is that of the work alone; starting Python and importing torch is printed beside it.
+The checkpoint is bf16 and has the names and shapes of Open-Sora Plan v1.5, with as many blocks as fill the size. Each way
+runs in a process of its own. The time is that of the work alone; the start of Python and torch is printed beside it.
 """
 
 import argparse

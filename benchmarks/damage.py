@@ -1,6 +1,6 @@
 #!/usr/bin/env python
-"""What the clip reader hands out of damaged files: mutated clips of six codecs, each accepted frame compared with the same
-frame of the undamaged file.
+"""What the clip reader hands out from damaged files: compares each accepted frame of mutated clips, in six codecs, with the
+same frame of the undamaged file.
 
     python benchmarks/damage.py [--clips 500] [--seed 0] [--output result.json]
 

@@ -4,8 +4,8 @@ decoding the same frames with plain decord and doing nothing with them. Then the
 
     python benchmarks/data_throughput.py [--source clip.mp4] [--repeats 15] [--memory-clips 1000] [--output result.json]
 
-Times are CPU seconds of the process, single-threaded, so that other load on the machine counts little; ours and decord's
-turns alternate, and the least disturbed turn of each counts. Without --source a clip is made: a moving textured picture with grain, x264.
+Times are CPU seconds of one thread, so that other load on the machine counts little. Ours and decord take turns, and the
+fastest turn of each counts. Without --source it makes a clip: a moving textured picture with grain, x264.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python benchmarks/early_reads.py
 
 One rank of each layout runs a forward pass on tensors without storage; its buckets have the sizes of a real run. Each
-operation's weights are looked up in their bucket. "of layers" are Megatron's hooks, one per layer, "of units" those of
+operation's weights are looked up in their bucket. "by layer" uses Megatron's hooks, "by unit" those of
 `parallel/gathering.py`.
 """
 
@@ -108,7 +108,7 @@ def main() -> None:
     config = build(TrainModelConfig, read_json(_MODEL)).predictor
     rows = []
     for tensor, data in LAYOUTS:
-        for name, of_units in (("of layers", False), ("of units", True)):
+        for name, of_units in (("by layer", False), ("by unit", True)):
             found, buckets = reads(config, tensor, data, of_units)
             early = sum(parameter.numel() for parameter in found.early)
             rows.append([f"TP {tensor} x DP {data}", name, buckets, len(found.read), len(found.early), f"{early:,}"])

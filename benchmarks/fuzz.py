@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What is made of whatever a stranger brings: mutated files and requests at every door, and what came of them.
+"""Feeds mutated files and requests to every door of the programs, and counts what happens to them.
 
     python benchmarks/fuzz.py [--minutes 10] [--seed 0] [--only DOOR ...]
 

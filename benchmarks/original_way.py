@@ -1,6 +1,6 @@
-"""The denoiser as the original runs it, for comparison: the same weights and numbers by other means.
+"""The denoiser as the original runs it, for comparison: the same weights and the same numbers.
 
-Written from the descriptions in the v1.5 report and of its behaviour: video padded to a multiple of k^2, the text repeated k
+Written from the v1.5 report and from the original's behaviour: video padded to a multiple of k^2, the text repeated k
 times in memory, a dense bool mask [k*B,1,S'/k+L,S'/k+L] per Skiparse pattern, all text tokens computed whether real or not,
 every elementwise step an operator of its own, in fp32, whatever the dtype of weights and tokens. On one rank, in training
 or evaluation.

@@ -1,4 +1,4 @@
-"""Recomputation: peak memory and time of a training step without it, of the feed-forwards, and of whole blocks.
+"""Recomputation: peak memory and time of a training step that recomputes nothing, feed-forwards, or whole blocks.
 
     python benchmarks/recompute.py [--extent T H W] [--width N] [--device cuda --dtype bf16]
 
@@ -60,7 +60,7 @@ def main() -> None:
         f"{math.prod(options.extent)} video and {options.text} text tokens, width {options.width}, {blocks} blocks, "
         f"{options.dtype} on {options.device}, {torch.get_num_threads()} threads, medians of {options.repeats}\n"
     )
-    print(table(["recompute", "peak MiB", "of none", "step s", "of none"], rows))
+    print(table(["recompute", "peak MiB", "/ none", "step s", "/ none"], rows))
 
 
 if __name__ == "__main__":

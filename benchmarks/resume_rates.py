@@ -2,7 +2,7 @@
 
 python benchmarks/resume_rates.py [--iters 20] [--stop 10]
 
-"samples" is Megatron's way, whose position and length are counted in samples of the batch of now; "ours" counts updates.
+"samples" is Megatron's way: it counts position and length in samples of the current batch. "ours" counts updates.
 """
 
 import argparse

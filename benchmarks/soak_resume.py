@@ -1,4 +1,4 @@
-"""Kill random ranks of a training run at random moments, saves among them, and see whether it matters.
+"""Kills random ranks of a training run at random moments, also during saves, and compares the result with an undisturbed run.
 
 python benchmarks/soak_resume.py [--steps 200] [--kills 10] [--ranks 2] [--tensor 2] [--seed 0]
 

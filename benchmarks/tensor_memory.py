@@ -1,4 +1,4 @@
-"""Peak memory of tensors that exist on paper only (the meta device), counted operation by operation."""
+"""Peak memory of tensors on the meta device, counted operation by operation without computing anything."""
 
 import weakref
 
