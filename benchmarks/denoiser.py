@@ -93,7 +93,7 @@ def step(network: torch.nn.Module, inputs: tuple, device: str) -> Callable[[], f
 
 
 def report(seconds: dict[str, tuple[float, float]], peaks: dict[str, int], flops: dict[str, int]) -> str:
-    header = ["", "forward s", "step s", "times as fast", "peak MiB", "memory / its", "GFLOP/s of useful arithmetic"]
+    header = ["", "forward s", "step s", "times as fast", "peak MiB", "memory ratio", "GFLOP/s of useful arithmetic"]
     lines = []
     for name, (total, forward) in seconds.items():
         faster, leaner = seconds[ORIGINAL][0] / total, peaks[name] / peaks[ORIGINAL]
