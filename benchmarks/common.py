@@ -22,7 +22,7 @@ from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.types import TORCH_DTYPES, TextFeatures
 
-# Of v1.5: 4 dense blocks, 8, 12 and 8 at sparsity 2, 4 and 8.
+# v1.5 has 4 dense blocks, and 8, 12 and 8 at sparsity 2, 4 and 8.
 STAGES, SPARSITIES = (2, 4, 6, 8, 6, 4, 2), (1, 2, 4, 8, 4, 2, 1)
 
 

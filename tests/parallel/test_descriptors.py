@@ -37,7 +37,7 @@ def test_groups_that_carry_nothing_open_no_connections():
 
 @pytest.fixture
 def limits(monkeypatch):
-    """Of this process, as the test sets them; what is asked for is noted."""
+    """This process's limits, as the test sets them; notes what is asked for."""
     now = {"limits": (1024, 4096)}
     monkeypatch.setattr(resource, "getrlimit", lambda kind: now["limits"])
     monkeypatch.setattr(resource, "setrlimit", lambda kind, new: now.update(limits=new))

@@ -31,7 +31,7 @@ FILES = ["video_000000.mp4", "video_000001.mp4", "video_000002.mp4", "image_0000
 
 
 def flags(small_model: Path, folder: Path, prompts=PROMPTS, *more) -> list[str]:
-    """Of inference.py, for these prompts; the prompts file lies beside the samples' folder."""
+    """Arguments of inference.py for these prompts; the prompts file lies beside the samples' folder."""
     file = folder.with_suffix(".jsonl")
     file.write_text("".join(json.dumps(line) + "\n" for line in prompts))
     return [*map(str, ["--mm-model", small_model / "sample.json", "--prompt", file, "--save-path", folder, *more])]

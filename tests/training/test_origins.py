@@ -93,7 +93,7 @@ def mm_of_4(root: Path, whole) -> Path:
 
 
 def by_our_tool(root: Path, whole) -> Path:
-    """Of a run at iteration 7, for another TP size, in MM's names."""
+    """A checkpoint at iteration 7, for another TP size, in MM's names."""
     source = originals.write_directory(root.with_name("source"), in_osp(whole, 2), in_osp(whole, 2), iteration=7)
     return split_checkpoint(source, root, 4, dialect="MM")
 

@@ -15,7 +15,7 @@ CASES = covering()
 
 
 def a_dozen() -> list[dict]:
-    """Of the runs without torch.compile: two of each layout on one or two ranks, one of each on four."""
+    """The runs without torch.compile: two per layout on one or two ranks, one per layout on four."""
     uncompiled = [case for case in CASES if not case["compile"]]
     return [
         case
