@@ -142,10 +142,10 @@ def make(root: Path, size: float, count: int) -> None:
     """Shards of random bf16 weights with the names and shapes of v1.5."""
     import torch
 
-    from mindspeed_mm.checkpoint import targets
-    from mindspeed_mm.checkpoint.reshard import Weights
     from mindspeed_mm.families import sparse_ummdit
     from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
+    from mindspeed_mm.files.reshard import Weights
+    from mindspeed_mm.weights import targets
 
     blocks = max(6, round(size / _BLOCK_BYTES / 2) * 2)
     width = min(1.0, math.sqrt(size / (blocks * _BLOCK_BYTES)))  # for sizes that six blocks exceed

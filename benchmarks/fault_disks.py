@@ -19,33 +19,33 @@ from mindspeed_mm.launch import {entry}
 {entry}()
 """
 _SLOW_SAVE = """
-from mindspeed_mm.checkpoint import files
-save = files.save
+from mindspeed_mm.files import torch_state
+save = torch_state.save
 def slowly(state, path, *beat):
     for _ in range(6):
         time.sleep(2)
         for tell in beat:
             tell("a part of a file")
     return save(state, path, *beat)
-files.save = slowly
+torch_state.save = slowly
 """
 _HANGING_SAVE = """
-from mindspeed_mm.checkpoint import files
-files.save = lambda *values: time.sleep(10_000)
+from mindspeed_mm.files import torch_state
+torch_state.save = lambda *values: time.sleep(10_000)
 """
 _NO_ROOM = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 """
 _FULL_IN_SECOND_SAVE = """
-from mindspeed_mm.checkpoint import files
-save, calls = files.save, []
+from mindspeed_mm.files import torch_state
+save, calls = torch_state.save, []
 def full(state, path, *beat):
     calls.append(path)
     if "iter_0000002" in str(path):
         raise OSError(28, "No space left on device")
     return save(state, path, *beat)
-files.save = full
+torch_state.save = full
 """
 _FULL_FOR_REPORTS = """
 from mindspeed_mm.training import reports

@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run from a checkout without installing it
 
-from mindspeed_mm.checkpoint import files, layout  # noqa: E402
+from mindspeed_mm.files import layout, torch_state  # noqa: E402
 
 _ITERATION = re.compile(r"iteration +(\d+)/\d+ ")
 _RESUMED = re.compile(r"resumed from .* at iteration (\d+)")
@@ -160,7 +160,7 @@ def _parts(run: Path) -> list[dict]:
     ranks = layout.rank_files(layout.find(run).directory)
     found = []
     for file in ranks:
-        state, optimizer = files.load(file), files.load(file.with_name(layout.OPTIMIZER_FILE))
+        state, optimizer = torch_state.load(file), torch_state.load(file.with_name(layout.OPTIMIZER_FILE))
         groups = {"model": state["model"], "ema_model": state["ema_model"], **optimizer}
         found.append({f"{group}.{name}": t for group, ts in groups.items() for name, t in ts.items() if t is not None})
     return found

@@ -18,6 +18,7 @@ FLOORS = {
     "version": 0,
     "schema": 1,  # how a file or a flag becomes a value
     "families": 2,  # networks without tensors
+    "files": 2,  # tensors in files
     "config": 3,
     "platforms": 3,
     "parallel": 4,
@@ -27,7 +28,7 @@ FLOORS = {
     "data": 5,
     "optim": 5,
     "checkpoint": 5,
-    "weights": 6,  # where checkpoint/ and models/ meet
+    "weights": 6,  # where files/ and models/ meet
     "training": 7,
     "sampling": 7,
     "api": 8,

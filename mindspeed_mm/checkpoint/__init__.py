@@ -1,1 +1,1 @@
-"""Files of weights and training state: their layout, safe writing, and conversion between layouts."""
+"""Saving and resuming a run: its directory of checkpoints, who may write there, and which one it continues from."""

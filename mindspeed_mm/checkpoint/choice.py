@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mindspeed_mm import logs
-from mindspeed_mm.checkpoint import files, integrity, layout
 from mindspeed_mm.checkpoint.store import bring_back
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files import integrity, layout, torch_state
 from mindspeed_mm.parallel.collectives import from_first_rank
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.meeting import meet
@@ -126,7 +126,7 @@ def _write_token(root: Path, flag: str) -> str:
     token = root / f".shared_{secrets.token_hex(8)}"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        files.write_text(flag, token)
+        torch_state.write_text(flag, token)
     except OSError as error:
         raise CheckpointError(f"{flag} {root}: cannot be written ({error.strerror or error})") from None
     return token.name
@@ -210,6 +210,6 @@ def _check_iteration(location: layout.Location, parallel: ParallelContext) -> No
     if location.iteration is None:
         return
     for path in layout.state_files(location.directory)[parallel.rank :: parallel.world_size]:
-        inside = files.open_mapped(path)[0].get("iteration")
+        inside = torch_state.open_mapped(path)[0].get("iteration")
         if inside is not None and inside != location.iteration:
             raise CheckpointError(f"{path}: is of iteration {inside}, its directory's name says {location.iteration}")

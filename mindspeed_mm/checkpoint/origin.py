@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from mindspeed_mm.checkpoint.layout import Location
+from mindspeed_mm.files.layout import Location
 
 # keys that Megatron saves beside the weights of a run
 _OF_A_RUN = ("optimizer", "opt_param_scheduler", "lr_scheduler", "rng_state")

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 
 from mindspeed_mm import logs
-from mindspeed_mm.checkpoint import files, integrity, layout
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files import integrity, layout, torch_state
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.meeting import meet
 from mindspeed_mm.parallel.shards import is_of_memory
@@ -188,8 +188,8 @@ class CheckpointStore:
         if final.exists():  # a run resumed from an earlier iteration writes this one again
             final.rename(replaced)
         building.rename(final)
-        files.flush_directory(self.root)
-        files.write_text(str(iteration), self.root / layout.TRACKER)
+        torch_state.flush_directory(self.root)
+        torch_state.write_text(str(iteration), self.root / layout.TRACKER)
         shutil.rmtree(replaced, ignore_errors=True)
         self._delete_old(iteration)
 

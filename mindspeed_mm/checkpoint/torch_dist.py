@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mindspeed_mm.checkpoint import files, integrity, torch_dist_reader
-from mindspeed_mm.checkpoint.layout import STATE_FILE
-from mindspeed_mm.checkpoint.mapped import MappedFiles
-from mindspeed_mm.checkpoint.reshard import Weights
 from mindspeed_mm.checkpoint.store import Writing
-from mindspeed_mm.checkpoint.write_behind import flushed_as_they_grow
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files import integrity, torch_dist_reader, torch_state
+from mindspeed_mm.files.layout import STATE_FILE
+from mindspeed_mm.files.mapped import MappedFiles
+from mindspeed_mm.files.reshard import Weights
+from mindspeed_mm.files.write_behind import flushed_as_they_grow
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.megatron import ShardedTensor, dist_checkpointing, write_in_this_process
 from mindspeed_mm.parallel.partition import full_shape
@@ -39,7 +39,7 @@ def prepare(
             with flushed_as_they_grow(directory, mine, beat):
                 request.async_fn(*request.async_fn_args)
         if parallel.is_first:
-            files.save(common, directory / STATE_FILE, beat)
+            torch_state.save(common, directory / STATE_FILE, beat)
         return integrity.measure(sorted(directory.glob(mine)), directory, beat)
 
     def finish() -> integrity.Checksums:
@@ -53,7 +53,7 @@ def prepare(
 
 
 def load_common(directory: Path) -> dict:
-    return files.load(directory / STATE_FILE, record_is_checked=True)
+    return torch_state.load(directory / STATE_FILE, record_is_checked=True)
 
 
 def load(wanted: dict[str, tuple[Tensor, int | None]], directory: Path, parallel: ParallelContext) -> dict[str, Tensor]:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mindspeed_mm.checkpoint.released import weights_of
 from mindspeed_mm.config import model_dialects
 from mindspeed_mm.config.sample import PromptConfig, SampleModelConfig, SamplingOptions
 from mindspeed_mm.diffusion import schedule
@@ -29,6 +28,7 @@ from mindspeed_mm.schema import build, check, node_from_python, read_json
 from mindspeed_mm.types import TORCH_DTYPES, TextFeatures
 from mindspeed_mm.weights import folder as pretrained_folder
 from mindspeed_mm.weights import load_autoencoder, load_denoiser
+from mindspeed_mm.weights.released import weights_of
 
 _TEXTS_KEPT = 256  # texts kept in a notebook and on the web page; one text of v1.5 takes 2 MiB
 

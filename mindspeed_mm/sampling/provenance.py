@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mindspeed_mm import logs
-from mindspeed_mm.checkpoint import layout, sources
 from mindspeed_mm.config.sample import SampleConfig
+from mindspeed_mm.files import layout
+from mindspeed_mm.weights import sources
 
 _log = logs.get(__name__)
 _BLOCK = 1 << 22

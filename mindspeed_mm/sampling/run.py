@@ -13,9 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mindspeed_mm import logs
-from mindspeed_mm.checkpoint import layout
 from mindspeed_mm.config.sample import SampleConfig
 from mindspeed_mm.errors import SamplingError
+from mindspeed_mm.files import layout
 from mindspeed_mm.parallel.collectives import from_first_rank
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.meeting import meet

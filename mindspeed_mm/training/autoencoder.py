@@ -11,11 +11,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mindspeed_mm import logs
-from mindspeed_mm.checkpoint import files
 from mindspeed_mm.config.autoencoder import AutoencoderRunConfig
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.data.loader import build_loader
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files import torch_state
 from mindspeed_mm.models.build import build_autoencoder
 from mindspeed_mm.optim.adaptive_clip import FixedClip
 from mindspeed_mm.optim.ema import Ema
@@ -180,7 +180,7 @@ class AutoencoderTrainer:
             weights = {name: value.to("cpu", dtype) for name, value in self.objective.autoencoder.state_dict().items()}
         if self.parallel.is_first:
             path.parent.mkdir(parents=True, exist_ok=True)
-            files.save(weights, path)
+            torch_state.save(weights, path)
             _log.info(f"wrote {path}: {len(weights)} tensors, {path.stat().st_size / 2**20:.2f} MiB")
 
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from mindspeed_mm import logs
-from mindspeed_mm.checkpoint import choice, files, integrity, layout, origin, reshard, torch_dist
+from mindspeed_mm.checkpoint import choice, origin, torch_dist
 from mindspeed_mm.checkpoint.store import CheckpointStore, Writing
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files import integrity, layout, reshard, torch_state
 from mindspeed_mm.parallel import schedule
 from mindspeed_mm.training.state import Named, Snapshot, TrainingState
 
@@ -61,7 +62,7 @@ class Saver:
         location = choice.choose(root, self.parallel)
         if location is None:
             return False
-        held, _ = files.open_mapped(layout.state_files(location.directory)[0])
+        held, _ = torch_state.open_mapped(layout.state_files(location.directory)[0])
         if self.state.settings.finetune or not origin.is_ours(held):
             self._adopt(location, held)
         else:
@@ -116,10 +117,10 @@ class Saver:
             ema = optimizer["ema_params"]  # untrained parameters, such as WFVAE's Haar kernels, are not in it
             averages = {name: ema.get(name, value).to(value.dtype) for name, value in snapshot.model.items()}
             model["ema_model"] = self._with_empty_states(averages)
-        files.save(model, directory / layout.MODEL_FILE, beat)
+        torch_state.save(model, directory / layout.MODEL_FILE, beat)
         if optimizer:
-            files.save(optimizer, directory / layout.OPTIMIZER_FILE, beat)
-        files.flush_directory(directory)
+            torch_state.save(optimizer, directory / layout.OPTIMIZER_FILE, beat)
+        torch_state.flush_directory(directory)
         return integrity.measure(sorted(directory.iterdir()), building, beat)
 
     def _with_empty_states(self, model: Named) -> dict:
@@ -133,11 +134,11 @@ class Saver:
             paths = [paths[self.parallel.tensor_rank]]
         else:
             _log.info(f"resharding from {len(paths)} to {self.parallel.tensor_size} TP ranks")
-        models = [files.load(path, record_is_checked=True) for path in paths]
+        models = [torch_state.load(path, record_is_checked=True) for path in paths]
         optimizer = None
         # Only ranks that scatter the optimizer's tensors need them.
         if self.parallel.data_and_context.rank() == 0 and paths[0].with_name(layout.OPTIMIZER_FILE).is_file():
-            groups = [files.load(path.with_name(layout.OPTIMIZER_FILE), record_is_checked=True) for path in paths]
+            groups = [torch_state.load(path.with_name(layout.OPTIMIZER_FILE), record_is_checked=True) for path in paths]
             optimizer = {key: [group[key] for group in groups] for key in groups[0]}
             optimizer = {key: parts[0] if same else self._resharded(parts) for key, parts in optimizer.items()}
         model = models[0]["model"] if same else self._resharded([model["model"] for model in models])

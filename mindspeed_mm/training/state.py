@@ -8,10 +8,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mindspeed_mm import logs
-from mindspeed_mm.checkpoint.trusted import Inert
 from mindspeed_mm.config.run import CheckpointConfig
 from mindspeed_mm.data.loader import Loader
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files.trusted import Inert
 from mindspeed_mm.optim.step import OptimizerStep
 from mindspeed_mm.parallel import schedule, shards
 from mindspeed_mm.parallel.engine import Engine

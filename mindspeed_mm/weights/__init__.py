@@ -1,4 +1,4 @@
-"""Joins `checkpoint/` and `models/`: loads weights into networks, and converts weight files to other layouts.
+"""Weights as files: opens any format and dialect, loads them into networks, converts and exports them.
 
 Names are loaded on first use: a converter needs no network, and a network imports megatron-core.
 """

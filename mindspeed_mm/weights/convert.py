@@ -3,11 +3,11 @@
 from pathlib import Path
 
 from mindspeed_mm import families, logs
-from mindspeed_mm.checkpoint import released, sources, targets
-from mindspeed_mm.checkpoint.plan import Plan, human
-from mindspeed_mm.checkpoint.reshard import Weights, some
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.families.base import Dialect
+from mindspeed_mm.files.plan import Plan, human
+from mindspeed_mm.files.reshard import Weights, some
+from mindspeed_mm.weights import released, sources, targets
 
 _log = logs.get(__name__)
 

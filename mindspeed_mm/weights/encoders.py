@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from mindspeed_mm.checkpoint import files, safetensors_file
 from mindspeed_mm.config.encoders import encoder_facts
 from mindspeed_mm.config.model import TextEncoderConfig, TrainModelConfig
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.data.tokens import Tokenizer
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files import safetensors_file, torch_state
 
 _ADAPTER = "adapter_config.json"
 
@@ -47,7 +47,7 @@ def _check_encoder(config: TextEncoderConfig, key: str, tokenizer: Tokenizer, to
     found = sorted(folder.glob("model*.safetensors"))
     read = safetensors_file.read
     if not found:
-        found, read = sorted(folder.glob("pytorch_model*.bin")), files.load
+        found, read = sorted(folder.glob("pytorch_model*.bin")), torch_state.load
     if not found:
         raise CheckpointError(f"{key}.from_pretrained: {folder}: holds no model.safetensors and no pytorch_model.bin")
     for path in found:

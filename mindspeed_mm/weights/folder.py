@@ -13,14 +13,15 @@ import shutil
 from pathlib import Path
 
 from mindspeed_mm import families, logs
-from mindspeed_mm.checkpoint import files, released, sources, targets
-from mindspeed_mm.checkpoint.plan import Plan
-from mindspeed_mm.checkpoint.reshard import Weights
 from mindspeed_mm.config import model_dialects
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.families.base import AutoencoderConfig, DenoiserConfig
+from mindspeed_mm.files import torch_state
+from mindspeed_mm.files.plan import Plan
+from mindspeed_mm.files.reshard import Weights
 from mindspeed_mm.schema import Node, build, read_json
+from mindspeed_mm.weights import released, sources, targets
 
 _log = logs.get(__name__)
 CONFIG, PIPELINE, VAE, STEM = "config.json", "model_index.json", "vae", "diffusion_pytorch_model"
@@ -63,10 +64,10 @@ def write(
     if copy_encoders:
         config = _with_copies(folder, config)
     # The configs come last: without them nothing can load the folder.
-    files.write_text(_text(config.ae), folder / VAE / CONFIG)
+    torch_state.write_text(_text(config.ae), folder / VAE / CONFIG)
     rest = {_CLASS: "T2VPipeline", **_plain(config, leave_out=("ae", "predictor"))}
-    files.write_text(json.dumps(rest, indent=2) + "\n", folder / PIPELINE)
-    files.write_text(_text(config.predictor), folder / CONFIG)
+    torch_state.write_text(json.dumps(rest, indent=2) + "\n", folder / PIPELINE)
+    torch_state.write_text(_text(config.predictor), folder / CONFIG)
     return folder
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from mindspeed_mm import families
-from mindspeed_mm.checkpoint import plan, released, sources
-from mindspeed_mm.checkpoint.progress import Progress
-from mindspeed_mm.checkpoint.reshard import Weights
 from mindspeed_mm.families.base import AutoencoderConfig, DenoiserConfig, Family
+from mindspeed_mm.files import plan
+from mindspeed_mm.files.reshard import Weights
+from mindspeed_mm.weights import released, sources
+from mindspeed_mm.weights.progress import Progress
 
 
 def describe(

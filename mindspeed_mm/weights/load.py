@@ -3,17 +3,17 @@
 from pathlib import Path
 
 from mindspeed_mm import families, logs
-from mindspeed_mm.checkpoint import released, sources
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
 from mindspeed_mm.models.wfvae.model import WFVAE
 from mindspeed_mm.parallel.partition import full_shape, partition_dims
+from mindspeed_mm.weights import released, sources
 
 _log = logs.get(__name__)
 
 
 def load_denoiser(network: SparseUMMDiT, source: str | Path, ema: bool = False) -> None:
-    """Loads this rank's part of the weights at `source`, in any format of `checkpoint/sources.py`.
+    """Loads this rank's part of the weights at `source`, in any format of `weights/sources.py`.
 
     ema: the average instead of the live weights. Reads only the rank's own slices. Every name and shape must fit; the
     text tail of the original's last block is dropped.

@@ -9,9 +9,10 @@ import pytest
 import torch
 from ranks import log_lines, run_ranks
 
-from mindspeed_mm.checkpoint import choice, files, integrity, layout
+from mindspeed_mm.checkpoint import choice
 from mindspeed_mm.checkpoint.store import CheckpointStore, Writing
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files import integrity, layout, torch_state
 from mindspeed_mm.parallel.context import ParallelContext
 
 
@@ -19,7 +20,7 @@ def write(parallel: ParallelContext, value: float, building: Path, size: int = 1
     """This rank's file, in Megatron's place."""
     directory = layout.rank_directory(building, parallel.rank)
     directory.mkdir()
-    files.save({"w": torch.full((size,), value)}, directory / layout.MODEL_FILE)
+    torch_state.save({"w": torch.full((size,), value)}, directory / layout.MODEL_FILE)
     return integrity.measure(sorted(directory.iterdir()), building)
 
 
@@ -49,7 +50,7 @@ def latest_with_log(root: Path) -> tuple[tuple[str, float] | str, list[str]]:
             return str(error), lines
     return (
         found.name,
-        files.load(layout.rank_directory(found, parallel.rank) / layout.MODEL_FILE)["w"][0].item(),
+        torch_state.load(layout.rank_directory(found, parallel.rank) / layout.MODEL_FILE)["w"][0].item(),
     ), lines
 
 

@@ -16,7 +16,7 @@ from programs import ROOT
 from ranks import run_ranks
 
 from mindspeed_mm import families
-from mindspeed_mm.checkpoint import files, layout
+from mindspeed_mm.files import layout, torch_state
 from mindspeed_mm.sampling.writer import write_video
 
 SCRIPT = ROOT / "examples" / "opensoraplan1.5" / "pretrain_opensoraplan1_5.sh"
@@ -89,7 +89,7 @@ def test_mms_script_starts_from_its_weights_and_resumes_from_its_own(folder):
     save = folder / "mm_run"
     (first,) = run_ranks(train, 1, given_by_mm(folder, folder / "weights", save, 2))
     assert sorted(first["losses"]) == [1, 2]
-    state = files.load(save / "iter_0000002" / "mp_rank_00" / layout.MODEL_FILE)
+    state = torch_state.load(save / "iter_0000002" / "mp_rank_00" / layout.MODEL_FILE)
     assert state["optimizer"] is None and state["rng_state"] is None
     (second,) = run_ranks(train, 1, given_by_mm(folder, save, save, 4))
     assert sorted(second["losses"]) == [1, 2, 3, 4]

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 import mindspeed_mm as mm
 from mindspeed_mm import logs
-from mindspeed_mm.checkpoint import layout
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files import layout
 from mindspeed_mm.weights import merge_checkpoint, split_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,9 +9,10 @@ import torch
 from rank_runs import Layout, Run
 from ranks import log_lines, run_ranks
 
-from mindspeed_mm.checkpoint import choice, layout
+from mindspeed_mm.checkpoint import choice
 from mindspeed_mm.config.run import CheckpointConfig
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files import layout
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.training import beginning
 

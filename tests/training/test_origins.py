@@ -10,9 +10,10 @@ import torch
 from rank_runs import DENOISER, Layout, Run
 from ranks import log_lines, run_ranks
 
-from mindspeed_mm.checkpoint import layout, origin
+from mindspeed_mm.checkpoint import origin
 from mindspeed_mm.config.run import CheckpointConfig
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files import layout
 from mindspeed_mm.weights import split_checkpoint
 
 

@@ -12,9 +12,9 @@ import torch
 from rank_runs import DENOISER, FakeEncoders, Layout, Run
 from ranks import run_ranks
 
-from mindspeed_mm.checkpoint import files
 from mindspeed_mm.config.model import DiffusionConfig
 from mindspeed_mm.config.run import CheckpointConfig
+from mindspeed_mm.files import torch_state
 from mindspeed_mm.training.evaluation import Evaluation
 from mindspeed_mm.training.task import FlowMatchingTask
 
@@ -215,7 +215,7 @@ def save_and_resume(checkpoint: CheckpointConfig) -> dict:
 def test_a_checkpoint_and_a_resumed_network_hold_the_main_weights(tmp_path):
     found = run_ranks(save_and_resume, 2, CheckpointConfig(save=str(tmp_path)))
     folder = tmp_path / "iter_0000002" / "mp_rank_00"
-    model, main = (files.load(folder / name) for name in ("model_optim_rng.pt", "distrib_optim.pt"))
+    model, main = (torch_state.load(folder / name) for name in ("model_optim_rng.pt", "distrib_optim.pt"))
     saved = {name: value for name, value in model["model"].items() if value is not None}
     assert differing(saved, {name: value.bfloat16() for name, value in main["param"].items()}) == 0
     for rank in found:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from mindspeed_mm import logs
-from mindspeed_mm.checkpoint.mapped import MappedFiles
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files.mapped import MappedFiles
 
 _log = logs.get(__name__)
 

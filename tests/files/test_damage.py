@@ -16,12 +16,13 @@ from checkpoint_files import SMALL, shards_of, whole_weights, write_directory
 from ranks import run_ranks
 from safetensors.torch import save_file
 
-from mindspeed_mm.checkpoint import files, integrity, layout, safetensors_file, sources, torch_dist
+from mindspeed_mm.checkpoint import torch_dist
 from mindspeed_mm.checkpoint.store import CheckpointStore
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files import integrity, layout, safetensors_file, torch_state
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.parallel.context import ParallelContext
-from mindspeed_mm.weights import load_denoiser, merge_checkpoint, split_checkpoint
+from mindspeed_mm.weights import load_denoiser, merge_checkpoint, sources, split_checkpoint
 from mindspeed_mm.weights.inspect import describe
 
 NAMES = ("w", "b", "n.deep")
@@ -101,7 +102,7 @@ def test_a_flipped_byte_of_a_value_names_the_tensor(flat, name):
     with pytest.raises(CheckpointError, match=f"w.pt: {name} is damaged, .* checksum"):
         values(flat)
     with pytest.raises(CheckpointError, match=f"w.pt: {name} is damaged, .* checksum"):
-        files.load(flat)
+        torch_state.load(flat)
 
 
 def test_a_file_that_was_compressed_again_is_refused_and_one_that_was_stored_again_is_read(flat):
@@ -202,7 +203,7 @@ def test_what_torch_saves_is_read_as_torch_reads_it(tmp_path):
     state |= {"parameter": torch.nn.Parameter(base), "view": base[1:3, ::2], "transposed": base.T, "scalar": base[1, 1]}
     state |= {"empty": torch.empty(0, 3), "nested": [1, "a", (None, {"x": base})], "bytes": b"\xff\x00", "set": {1, 2}}
     torch.save(state, tmp_path / "s.pt")
-    found = files.load(tmp_path / "s.pt")
+    found = torch_state.load(tmp_path / "s.pt")
     theirs = torch.load(tmp_path / "s.pt", weights_only=True)
     assert found.keys() == theirs.keys()
     for name, value in theirs.items():
@@ -372,7 +373,7 @@ def test_a_file_of_a_run_is_compared_with_the_runs_record_too(tmp_path):
     integrity.write(integrity.measure([shard], directory), directory)
     values(shard)
     change_a_value(shard)
-    for read in (values, files.load):
+    for read in (values, torch_state.load):
         with pytest.raises(CheckpointError, match="damaged, its checksum is not the one that was recorded"):
             read(shard)
 

@@ -14,12 +14,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from mindspeed_mm.checkpoint.checksum import crc32
-from mindspeed_mm.checkpoint.mapped import as_bytes
-from mindspeed_mm.checkpoint.plan import Piece
-from mindspeed_mm.checkpoint.torch_reader import STORAGES
-from mindspeed_mm.checkpoint.write_behind import WriteBehind
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files.checksum import crc32
+from mindspeed_mm.files.mapped import as_bytes
+from mindspeed_mm.files.plan import Piece
+from mindspeed_mm.files.torch_reader import STORAGES
+from mindspeed_mm.files.write_behind import WriteBehind
 
 _ROOT = "archive"
 _ALIGNMENT = 64  # torch's alignment; a mapped tensor then starts on a cache line

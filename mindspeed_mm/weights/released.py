@@ -9,9 +9,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from mindspeed_mm import families, logs
-from mindspeed_mm.checkpoint import sources
-from mindspeed_mm.checkpoint.progress import Progress
-from mindspeed_mm.checkpoint.reshard import Weights, some
+from mindspeed_mm.files.reshard import Weights, some
+from mindspeed_mm.weights import sources
+from mindspeed_mm.weights.progress import Progress
 
 _log = logs.get(__name__)
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 
 from mindspeed_mm import families, logs
-from mindspeed_mm.checkpoint import files, layout, plan, safetensors_file
-from mindspeed_mm.checkpoint.plan import OutputFile, Piece, Plan
-from mindspeed_mm.checkpoint.progress import Progress
-from mindspeed_mm.checkpoint.reshard import Weights
-from mindspeed_mm.checkpoint.safetensors_file import SafetensorsWriter
-from mindspeed_mm.checkpoint.staging import Staging
-from mindspeed_mm.checkpoint.torch_file import TorchFileWriter
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.families.base import Dialect, Unused
+from mindspeed_mm.files import layout, plan, safetensors_file, torch_state
+from mindspeed_mm.files.plan import OutputFile, Piece, Plan
+from mindspeed_mm.files.reshard import Weights
+from mindspeed_mm.files.safetensors_file import SafetensorsWriter
+from mindspeed_mm.files.staging import Staging
+from mindspeed_mm.files.torch_file import TorchFileWriter
+from mindspeed_mm.weights.progress import Progress
 
 _log = logs.get(__name__)
 _CHECKPOINT_VERSION = 3.0  # Megatron's version number for this layout
@@ -119,7 +119,7 @@ def execute(todo: Plan, groups: Mapping[str, Weights] | Weights, what: str, prog
         staging.commit()
     with _disk_errors(todo):
         for path, text in todo.texts:
-            files.write_text(text, path)
+            torch_state.write_text(text, path)
     for weights in groups.values():
         weights.report()
 

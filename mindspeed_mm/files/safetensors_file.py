@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mindspeed_mm.checkpoint.mapped import as_bytes
-from mindspeed_mm.checkpoint.plan import Piece
-from mindspeed_mm.checkpoint.write_behind import WriteBehind
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files.mapped import as_bytes
+from mindspeed_mm.files.plan import Piece
+from mindspeed_mm.files.write_behind import WriteBehind
 
 DTYPES = {
     "F64": torch.float64,

@@ -16,13 +16,13 @@ from pathlib import Path
 from torch import Tensor
 
 from mindspeed_mm import families
-from mindspeed_mm.checkpoint import files, layout, safetensors_file, torch_dist_reader
-from mindspeed_mm.checkpoint.integrity import Proof
-from mindspeed_mm.checkpoint.mapped import MappedFiles
-from mindspeed_mm.checkpoint.reshard import DimOf, Weights, some
-from mindspeed_mm.checkpoint.torch_reader import Record
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.families.base import Dialect, Family
+from mindspeed_mm.files import layout, safetensors_file, torch_dist_reader, torch_state
+from mindspeed_mm.files.integrity import Proof
+from mindspeed_mm.files.mapped import MappedFiles
+from mindspeed_mm.files.reshard import DimOf, Weights, some
+from mindspeed_mm.files.torch_reader import Record
 
 MODEL, EMA = "model", "ema_model"  # Megatron's names for the live weights and their average
 _INDEX = ".safetensors.index.json"
@@ -119,7 +119,7 @@ def _open_directory(path: Path) -> Checkpoint:
 
 def _open_megatron(location: layout.Location) -> Checkpoint:
     paths = layout.rank_files(location.directory)
-    opened = [files.open_mapped(path) for path in paths]
+    opened = [torch_state.open_mapped(path) for path in paths]
     states = [state for state, _ in opened]
     _check_one_run(paths, states, location)
     groups: dict[str, list[Mapping[str, Tensor]]] = {}
@@ -134,7 +134,7 @@ def _open_megatron(location: layout.Location) -> Checkpoint:
 
 def _open_torch(path: Path) -> Checkpoint:
     """Opens a `.pt` or `.ckpt` file: a flat dict, or a flat dict within a trainer's wrapper."""
-    state, records = files.open_mapped(path)
+    state, records = torch_state.open_mapped(path)
     world = _plain(getattr(state.get("args"), "tensor_model_parallel_size", None))
     if world not in (None, 1):
         raise CheckpointError(f"{path}: is one of {world} TP shards; give the directory of the run")

@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 from torch import Tensor
 
 from mindspeed_mm import atomic
-from mindspeed_mm.checkpoint import torch_reader
-from mindspeed_mm.checkpoint.checksum import crc32
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files import torch_reader
+from mindspeed_mm.files.checksum import crc32
 
 CHECKSUMS = "checksums.json"
 _BLOCK = 1 << 24

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mindspeed_mm.checkpoint.integrity import Proof
+from mindspeed_mm.files.integrity import Proof
 
 # Constants of madvise on Linux; Python's mmap module applies them to its own mappings only.
 _MADV_DONTNEED = 4

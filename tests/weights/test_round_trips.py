@@ -9,8 +9,8 @@ import torch
 from checkpoint_files import SMALL, files_below, last_block, mm_name, same, shards_of, whole_weights, write_directory
 from safetensors.torch import load_file
 
-from mindspeed_mm.checkpoint import layout
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files import layout
 from mindspeed_mm.weights import merge_checkpoint, split_checkpoint
 
 LAST = last_block(SMALL)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from mindspeed_mm.checkpoint import layout
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
+from mindspeed_mm.files import layout
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.parallel.context import ParallelContext
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from mindspeed_mm.checkpoint import layout
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
+from mindspeed_mm.files import layout
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.schema import build, node_from_python

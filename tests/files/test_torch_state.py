@@ -7,8 +7,8 @@ import pickle
 import pytest
 import torch
 
-from mindspeed_mm.checkpoint import files
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files import torch_state
 
 
 class Trap:
@@ -20,8 +20,8 @@ class Trap:
 
 def test_a_saved_state_comes_back(tmp_path):
     state = {"w": torch.arange(4.0), "args": argparse.Namespace(lr=1.0, save=None), "n": [1, "a", None]}
-    files.save(state, tmp_path / "s.pt")
-    found = files.load(tmp_path / "s.pt")
+    torch_state.save(state, tmp_path / "s.pt")
+    found = torch_state.load(tmp_path / "s.pt")
     assert torch.equal(found["w"], state["w"])
     assert found["args"] == state["args"] and found["n"] == state["n"]
     assert [path.name for path in tmp_path.iterdir()] == ["s.pt"]
@@ -32,41 +32,41 @@ def test_the_old_format_without_checksums_is_refused_with_the_fix(tmp_path):
     with pytest.raises(
         CheckpointError, match="old.pt: is in the format of torch before 1.6.*save it again: (python .*)"
     ) as error:
-        files.load(tmp_path / "old.pt")
+        torch_state.load(tmp_path / "old.pt")
     _, _, code = str(error.value).partition('-c "')
     exec(code.removesuffix('"'))
-    assert torch.equal(files.load(tmp_path / "old.pt.new")["w"], torch.ones(2))
+    assert torch.equal(torch_state.load(tmp_path / "old.pt.new")["w"], torch.ones(2))
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"w": Trap()}, "trap.pt")
     with pytest.raises(CheckpointError, match="trap.pt: refused, it holds more than tensors"):
-        files.load(tmp_path / "trap.pt")
+        torch_state.load(tmp_path / "trap.pt")
     with open("plain.pt", "wb") as file:
         pickle.dump(Trap(), file)
     with pytest.raises(CheckpointError, match="plain.pt: "):
-        files.load(tmp_path / "plain.pt")
+        torch_state.load(tmp_path / "plain.pt")
     assert not (tmp_path / "trapped").exists()
 
 
 @pytest.mark.parametrize("kept", [0, 10, 500])
 def test_a_truncated_file_is_named(tmp_path, kept):
-    files.save({"w": torch.ones(1000)}, tmp_path / "s.pt")
+    torch_state.save({"w": torch.ones(1000)}, tmp_path / "s.pt")
     data = (tmp_path / "s.pt").read_bytes()
     (tmp_path / "s.pt").write_bytes(data[:kept])
     with pytest.raises(CheckpointError, match="s.pt: (cannot be read|refused)") as error:
-        files.load(tmp_path / "s.pt")
+        torch_state.load(tmp_path / "s.pt")
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="none.pt: no such file"):
-        files.load(tmp_path / "none.pt")
+        torch_state.load(tmp_path / "none.pt")
 
 
 def test_a_failing_write_leaves_the_old_file(tmp_path):
-    files.save({"w": torch.ones(2)}, tmp_path / "s.pt")
+    torch_state.save({"w": torch.ones(2)}, tmp_path / "s.pt")
     with pytest.raises((AttributeError, pickle.PicklingError, TypeError)):
-        files.save({"w": lambda: None}, tmp_path / "s.pt")
-    assert torch.equal(files.load(tmp_path / "s.pt")["w"], torch.ones(2))
+        torch_state.save({"w": lambda: None}, tmp_path / "s.pt")
+    assert torch.equal(torch_state.load(tmp_path / "s.pt")["w"], torch.ones(2))

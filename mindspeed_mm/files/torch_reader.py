@@ -21,9 +21,9 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from mindspeed_mm.checkpoint import trusted
-from mindspeed_mm.checkpoint.checksum import crc32
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files import trusted
+from mindspeed_mm.files.checksum import crc32
 
 STORAGES = {  # names in the pickle; other dtypes are saved as bytes
     torch.float64: torch.DoubleStorage,

@@ -4,9 +4,9 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from mindspeed_mm.checkpoint.files import flush_directory
-from mindspeed_mm.checkpoint.write_behind import WriteBehind
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files.torch_state import flush_directory
+from mindspeed_mm.files.write_behind import WriteBehind
 
 _MARK = ".tmp"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from mindspeed_mm.checkpoint import integrity, torch_reader
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files import integrity, torch_reader
 
 _STRETCH = 2**28  # bytes
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 
-from mindspeed_mm.checkpoint import files, integrity, torch_reader, trusted
-from mindspeed_mm.checkpoint.layout import STATE_FILE
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files import integrity, torch_reader, torch_state, trusted
+from mindspeed_mm.files.layout import STATE_FILE
 
 INDEX = ".metadata"
 # Plain records; creating one runs no code.
@@ -63,7 +63,7 @@ def read(
     if not found:
         raise CheckpointError(f"{directory}: holds no tensors under {' or '.join(groups)}")
     shards = {group: _per_rank(tensors, directory) for group, tensors in found.items()}
-    return shards, sorted(reader.opened), reader.records, files.load(directory / STATE_FILE).get("iteration")
+    return shards, sorted(reader.opened), reader.records, torch_state.load(directory / STATE_FILE).get("iteration")
 
 
 class _Reader:

@@ -13,10 +13,10 @@ import torch
 from checkpoint_files import files_below, shards_of, whole_weights, write_directory
 from safetensors.torch import save_file
 
-from mindspeed_mm.checkpoint import layout, sources, torch_dist_reader
-from mindspeed_mm.checkpoint.torch_file import TorchFileWriter
 from mindspeed_mm.errors import CheckpointError
-from mindspeed_mm.weights import convert_autoencoder, merge_checkpoint, split_checkpoint
+from mindspeed_mm.files import layout, torch_dist_reader
+from mindspeed_mm.files.torch_file import TorchFileWriter
+from mindspeed_mm.weights import convert_autoencoder, merge_checkpoint, sources, split_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -188,7 +188,7 @@ def test_an_interrupted_conversion_leaves_nothing(run, tmp_path, monkeypatch, fa
 
 KILLED = """
 import os, sys
-from mindspeed_mm.checkpoint.torch_file import TorchFileWriter
+from mindspeed_mm.files.torch_file import TorchFileWriter
 from mindspeed_mm.weights import split_checkpoint
 write = TorchFileWriter.write
 def last(self, piece, chunks, count=[0]):

@@ -11,16 +11,17 @@ import torch
 from checkpoint_files import TINY, last_block, mm_name, same, shards_of, whole_weights, write_directory
 from ranks import run_ranks
 
-from mindspeed_mm.checkpoint import safetensors_file, sources, targets, torch_dist
-from mindspeed_mm.checkpoint.reshard import Weights
+from mindspeed_mm.checkpoint import torch_dist
 from mindspeed_mm.checkpoint.store import CheckpointStore
 from mindspeed_mm.config.run import RecomputeConfig
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files import safetensors_file
+from mindspeed_mm.files.reshard import Weights
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.partition import partition_dims
 from mindspeed_mm.training import build as training_build
-from mindspeed_mm.weights import load_denoiser, merge_checkpoint, split_checkpoint
+from mindspeed_mm.weights import load_denoiser, merge_checkpoint, sources, split_checkpoint, targets
 
 LAST = last_block(TINY)
 
