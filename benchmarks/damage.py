@@ -28,12 +28,12 @@ import av
 import numpy as np
 from made_clips import ordinary_priority
 
-from mindspeed_mm.data.readers import build_reader, read_clip
+from mindspeed_mm.data.decode.readers import build_reader, read_clip
 from mindspeed_mm.errors import DataError
 
 FRAMES, HEIGHT, WIDTH = 72, 96, 160
 # FFmpeg has no encoder of Theora: this file of 45 frames, a third of them repeats, was made with libtheora once.
-THEORA = Path(__file__).resolve().parents[1] / "tests" / "data" / "theora.ogv"
+THEORA = Path(__file__).resolve().parents[1] / "tests" / "data" / "decode" / "theora.ogv"
 CODECS = {
     "H.264": ("libx264", "mp4", {"x264-params": "keyint=24:bframes=3:open-gop=1:scenecut=0"}),
     "HEVC": ("libx265", "mkv", {"x265-params": "keyint=24:bframes=3:log-level=none"}),

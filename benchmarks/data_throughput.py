@@ -27,10 +27,10 @@ import torch
 from tiny_encoders import write_encoders
 
 from mindspeed_mm.config.data import DataConfig
-from mindspeed_mm.data.buffers import SharedBuffers
-from mindspeed_mm.data.dataset import build_dataset
-from mindspeed_mm.data.loader import Loader, joiner
-from mindspeed_mm.data.sampler import GroupedSampler
+from mindspeed_mm.data.feed.dataset import build_dataset
+from mindspeed_mm.data.feed.loader import Loader, joiner
+from mindspeed_mm.data.feed.sampler import GroupedSampler
+from mindspeed_mm.data.workers.buffers import SharedBuffers
 from mindspeed_mm.schema import build, node_from_python
 
 CAPTION = (

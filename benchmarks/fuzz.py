@@ -241,7 +241,7 @@ def clips_door(folder: Path) -> Try:
     import av
     import numpy as np
 
-    from mindspeed_mm.data.readers import build_reader, read_clip
+    from mindspeed_mm.data.decode.readers import build_reader, read_clip
 
     whole = {}
     for suffix, codec in (("mp4", "libx264"), ("avi", "mpeg4")):
@@ -269,7 +269,7 @@ def images_door(folder: Path) -> Try:
     import numpy as np
     from PIL import Image
 
-    from mindspeed_mm.data.images import read_image
+    from mindspeed_mm.data.decode.images import read_image
 
     pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "whole.png")

@@ -11,7 +11,7 @@ import torch
 from mindspeed_mm import families, weights
 from mindspeed_mm.config.geometry import as_grid
 from mindspeed_mm.config.model import DiffusionConfig
-from mindspeed_mm.data import images, readers
+from mindspeed_mm.data.decode import images, readers
 from mindspeed_mm.diffusion import schedule
 from mindspeed_mm.models import build as builders
 from mindspeed_mm.parallel.context import ParallelContext

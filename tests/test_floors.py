@@ -38,6 +38,16 @@ FLOORS = {
     "torchrun": 10,
     "__init__": 11,
 }
+# Rooms of data/, with floors of their own: a room imports lower rooms and its own files only.
+ROOMS = {
+    "workers": 0,  # processes with a time limit, shared memory
+    "decode": 0,  # a file, no list
+    "lists": 1,
+    "text": 2,
+    "stored": 3,
+    "feed": 3,
+    "check": 4,
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -65,6 +75,23 @@ def test_imports_go_down(path):
         if module.split(".")[0] == "mindspeed_mm":
             other = part(module)
             assert other == own or FLOORS[other] < FLOORS[own], f"{path.name}:{line} imports {module}"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "data").rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_rooms_of_data_import_down(path):
+    own = path.relative_to(PACKAGE / "data").parts[0]
+    for module, line in imports(path):
+        if module.startswith("mindspeed_mm.data."):
+            other = module.split(".")[2]
+            assert other == own or ROOMS[other] < ROOMS[own], f"{path.name}:{line} imports {module}"
+
+
+def test_every_room_of_data_has_a_floor():
+    """And no file of data/ lies outside the rooms."""
+    inside = {path.name for path in (PACKAGE / "data").iterdir() if path.name != "__pycache__"}
+    assert inside == {"__init__.py", *ROOMS}
 
 
 def test_every_part_has_a_floor():

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a check
 
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.data_dialects import data_node
-from mindspeed_mm.data import checksums
-from mindspeed_mm.data.check import check_list, draw_shapes
+from mindspeed_mm.data.check import checksums
+from mindspeed_mm.data.check.lists import check_list, draw_shapes
 from mindspeed_mm.data.lists.sources import read_list
 from mindspeed_mm.errors import said_in_one_line
 from mindspeed_mm.schema import build, read_json

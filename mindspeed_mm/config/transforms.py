@@ -1,4 +1,4 @@
-"""The transforms that `train_pipeline` of data.json may name, with their parameters (see `data/transforms.py`)."""
+"""The transforms that `train_pipeline` of data.json may name, with their parameters (see `data/decode/transforms.py`)."""
 
 import dataclasses
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from mindspeed_mm.config.sample import SampleModelConfig
-from mindspeed_mm.data.tokens import Tokenizer, load_tokenizer
+from mindspeed_mm.data.text.tokens import Tokenizer, load_tokenizer
 from mindspeed_mm.errors import SamplingError
 from mindspeed_mm.models.text.encoders import TextEncoders
 from mindspeed_mm.sampling.residence import Residence

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from mindspeed_mm import logs
 from mindspeed_mm.config.autoencoder import AutoencoderRunConfig
 from mindspeed_mm.config.geometry import LatentGrid
-from mindspeed_mm.data.loader import build_loader
+from mindspeed_mm.data.feed.loader import build_loader
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.files import torch_state
 from mindspeed_mm.models.build import build_autoencoder

@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mindspeed_mm.config.autoencoder import AutoencoderEvaluationConfig
-from mindspeed_mm.data.loader import build_loader
+from mindspeed_mm.data.feed.loader import build_loader
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.models.build import build_autoencoder
 from mindspeed_mm.models.wfvae.model import WFVAE

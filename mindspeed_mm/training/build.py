@@ -7,7 +7,7 @@ import torch
 
 from mindspeed_mm import logs
 from mindspeed_mm.config.run import RunConfig
-from mindspeed_mm.data.dataset import load_tokens
+from mindspeed_mm.data.feed.dataset import load_tokens
 from mindspeed_mm.families.base import AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.models.build import build_autoencoder, build_denoiser
 from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT

@@ -8,16 +8,16 @@ from pathlib import Path
 from mindspeed_mm import atomic, logs
 from mindspeed_mm.config.data import DataConfig, DatasetConfig
 from mindspeed_mm.config.run import RunConfig
-from mindspeed_mm.data import probe
-from mindspeed_mm.data.dataset import ClipDataset, filtered_list, load_tokens
-from mindspeed_mm.data.features import TEXT, VIDEO, check_settings, summary
-from mindspeed_mm.data.ledger import Ledger
+from mindspeed_mm.data.feed.dataset import ClipDataset, filtered_list, load_tokens
+from mindspeed_mm.data.feed.ledger import Ledger
+from mindspeed_mm.data.feed.loader import Loader, build_loader
+from mindspeed_mm.data.feed.video import VideoSource
+from mindspeed_mm.data.lists import probe
 from mindspeed_mm.data.lists.filters import Clip
 from mindspeed_mm.data.lists.rows import Row
-from mindspeed_mm.data.loader import Loader, build_loader
-from mindspeed_mm.data.stored import StoredTexts, StoredVideos, check_texts, check_videos
+from mindspeed_mm.data.stored.features import TEXT, VIDEO, check_settings, summary
+from mindspeed_mm.data.stored.sources import StoredTexts, StoredVideos, check_texts, check_videos
 from mindspeed_mm.data.text.emptied import Emptied, emptied
-from mindspeed_mm.data.video import VideoSource
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.hosts import Hosts

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from mindspeed_mm.data.loader import Loader
+from mindspeed_mm.data.feed.loader import Loader
 from mindspeed_mm.diffusion import flow
 from mindspeed_mm.optim.ema import Ema
 from mindspeed_mm.parallel.engine import Engine

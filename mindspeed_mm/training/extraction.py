@@ -15,15 +15,15 @@ from tqdm import tqdm
 from mindspeed_mm import logs
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.run import RunConfig
-from mindspeed_mm.data import features, stored
-from mindspeed_mm.data.buffers import SharedBuffers
-from mindspeed_mm.data.dataset import Sample, Tokens, filtered_list, fixed_draws, load_tokens
-from mindspeed_mm.data.features import TEXT, VIDEO, Entry, PartWriter, Stamp, digest
-from mindspeed_mm.data.ledger import unforeseen
+from mindspeed_mm.data.feed.dataset import Sample, Tokens, filtered_list, fixed_draws, load_tokens
+from mindspeed_mm.data.feed.loader import joiner
+from mindspeed_mm.data.feed.video import VideoSource
 from mindspeed_mm.data.lists.filters import Clip
-from mindspeed_mm.data.loader import joiner
-from mindspeed_mm.data.video import VideoSource
-from mindspeed_mm.data.workers import Announce, Lent, WorkerPool
+from mindspeed_mm.data.stored import features, sources
+from mindspeed_mm.data.stored.features import TEXT, VIDEO, Entry, PartWriter, Stamp, digest
+from mindspeed_mm.data.workers.buffers import SharedBuffers
+from mindspeed_mm.data.workers.faults import unforeseen
+from mindspeed_mm.data.workers.pool import Announce, Lent, WorkerPool
 from mindspeed_mm.errors import ConfigError, DataError
 from mindspeed_mm.training.data import RunData, held_out_data
 from mindspeed_mm.training.encoders import FrozenEncoders
@@ -96,12 +96,12 @@ class Extraction:
         return self._total(counts)
 
     def _missing_videos(self, crops: int) -> list[Task]:
-        known = stored.done_videos(self.folder)
+        known = sources.done_videos(self.folder)
         stamps = {path: Stamp.of(path) for path in {clip.row.path for clip in self.clips}}
         tasks = {}
         for clip in self.clips:
             for crop in range(crops):
-                key = stored.video_key(clip, crop)
+                key = sources.video_key(clip, crop)
                 if key not in known or stamps[clip.row.path] not in (known[key].stamp, Stamp(0, 0)):
                     tasks[key] = Task(clip, crop)
         _log.info(f"{VIDEO}: {len(tasks)} crops of clips to encode, {len(self.clips) * crops - len(tasks)} are stored")
@@ -110,7 +110,7 @@ class Extraction:
     def _video_entry(self, task: Task, made: Batch | str) -> tuple[Entry, dict]:
         path = task.clip.row.path
         entry = Entry(
-            stored.video_key(task.clip, task.crop), path, Stamp.of(path), made if isinstance(made, str) else None
+            sources.video_key(task.clip, task.crop), path, Stamp.of(path), made if isinstance(made, str) else None
         )
         if entry.fault is not None:
             _log.warning(f"data: bad sample, not stored: {entry.fault}")
@@ -128,7 +128,7 @@ class Extraction:
         rank, ranks = self.parallel.rank, self.parallel.world_size
         texts = {"": digest("")} if self._is_first else {}
         for clip in self.clips[rank::ranks]:
-            texts |= {text: digest(text) for text in stored.possible_texts(clip.row, self.data.data.dataset_param)}
+            texts |= {text: digest(text) for text in sources.possible_texts(clip.row, self.data.data.dataset_param)}
         mine = self._unstored(texts)
         tokens = load_tokens(self.data.data.dataset_param)
         writer = PartWriter(self.folder, TEXT, series, rank)
@@ -150,7 +150,7 @@ class Extraction:
         device = self.encoders.device
         found: TextFeatures = self.encoders.text(first.to(device), second.to(device))
         return {
-            "sequence": stored.real_tokens(found.sequence[0], found.keep[0]).cpu(),
+            "sequence": sources.real_tokens(found.sequence[0], found.keep[0]).cpu(),
             "pooled": found.pooled[0].cpu(),
         }
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mindspeed_mm import logs
 from mindspeed_mm.config.run import CheckpointConfig
-from mindspeed_mm.data.loader import Loader
+from mindspeed_mm.data.feed.loader import Loader
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.files.trusted import Inert
 from mindspeed_mm.optim.step import OptimizerStep

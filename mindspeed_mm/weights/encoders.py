@@ -5,7 +5,7 @@ from pathlib import Path
 from mindspeed_mm.config.encoders import encoder_facts
 from mindspeed_mm.config.model import TextEncoderConfig, TrainModelConfig
 from mindspeed_mm.config.sample import SampleModelConfig
-from mindspeed_mm.data.tokens import Tokenizer
+from mindspeed_mm.data.text.tokens import Tokenizer
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.files import safetensors_file, torch_state
 

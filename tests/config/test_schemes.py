@@ -9,8 +9,8 @@ from mindspeed_mm.config import data, model, noise, optimizer, run, sample, tran
 from mindspeed_mm.config.autoencoder import DISTANCES, AutoencoderLossConfig
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.launch import LaunchConfig
-from mindspeed_mm.data import readers
-from mindspeed_mm.data import transforms as planners
+from mindspeed_mm.data.decode import readers
+from mindspeed_mm.data.decode import transforms as planners
 from mindspeed_mm.diffusion import flow, schedule
 from mindspeed_mm.families import AUTOENCODERS, DENOISERS
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig

@@ -19,8 +19,8 @@ from data_runs import extract, train
 from ranks import log_lines, run_ranks
 
 from mindspeed_mm.config import resolve
-from mindspeed_mm.data.dataset import build_dataset
-from mindspeed_mm.data.sampler import GroupedSampler, Position
+from mindspeed_mm.data.feed.dataset import build_dataset
+from mindspeed_mm.data.feed.sampler import GroupedSampler, Position
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.training.data import RunData

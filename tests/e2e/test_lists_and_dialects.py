@@ -19,7 +19,7 @@ from mindspeed_mm import families
 from mindspeed_mm.config import resolve
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.data_dialects import data_node
-from mindspeed_mm.data.check import check_list
+from mindspeed_mm.data.check.lists import check_list
 from mindspeed_mm.schema import build, read_json
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "data"))

@@ -15,7 +15,7 @@ from mindspeed_mm.config.run import (
     ReportConfig,
     RunConfig,
 )
-from mindspeed_mm.data.ledger import Ledger
+from mindspeed_mm.data.feed.ledger import Ledger
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.optim.adaptive_clip import AdaptiveClip, FixedClip

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 
 from mindspeed_mm.config.data import PreprocessConfig
-from mindspeed_mm.data import frames, suffixes
+from mindspeed_mm.data.decode import frames, suffixes
+from mindspeed_mm.data.decode.resolution import fit_pixels, stride_crop
 from mindspeed_mm.data.lists.rows import Row
-from mindspeed_mm.data.resolution import fit_pixels, stride_crop
 from mindspeed_mm.errors import DataError
 
 DEFAULT_FPS = 24.0  # for rows without a rate, as in the original

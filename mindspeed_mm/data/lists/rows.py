@@ -5,7 +5,7 @@ Facts missing in a file stay missing here; `data/lists/filters.py` decides wheth
 
 import dataclasses
 
-from mindspeed_mm.data import suffixes
+from mindspeed_mm.data.decode import suffixes
 
 CAPTION_SUFFIXES = (".txt", ".caption", ".cap")  # suffixes of a caption file beside a clip, with the clip's stem
 
@@ -35,7 +35,7 @@ class Row:
 
     @property
     def lacks_facts(self) -> bool:
-        """True if size, rate or length are missing, which the file itself can give (`data/probe.py`)."""
+        """True if size, rate or length are missing, which the file itself can give (`data/lists/probe.py`)."""
         return self.unusable or (self.kind == "video" and self.fps is None)
 
     @property

@@ -1,7 +1,7 @@
 """Tar shards in webdataset's layout: members with the same stem form one sample. Only headers are read here.
 
 `000.mp4`, `000.txt` and `000.json` are a clip, its caption and its other facts. Clips stay in the tar (see
-`data/media.py`), so shuffling, resuming and one-shape batches work as for any other list.
+`data/decode/media.py`), so shuffling, resuming and one-shape batches work as for any other list.
 """
 
 import json
@@ -9,8 +9,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from mindspeed_mm.data.decode.media import member_path
 from mindspeed_mm.data.lists.rows import CAPTION_SUFFIXES, Row
-from mindspeed_mm.data.media import member_path
 from mindspeed_mm.errors import DataError
 
 _MOST_TEXT = 2**24  # bytes of a caption or a .json

@@ -1,0 +1,1 @@
+"""What `tools/check_dataset.py` looks at before a run."""

@@ -1,0 +1,1 @@
+"""From clips to batches: samples, their order, the loader."""

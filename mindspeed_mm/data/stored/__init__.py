@@ -1,0 +1,1 @@
+"""Features of clips and captions that were computed once and stored."""
