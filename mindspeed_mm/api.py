@@ -22,7 +22,7 @@ from mindspeed_mm.weights import folder
 def build_denoiser(config, *, device=None, dtype: str = "fp32", seed: int = 0, parallel: ParallelContext | None = None):
     """The denoiser of a `predictor` block, or of a folder with config.json and weights.
 
-    net(latents, sigma, text, keep) -> velocity (see SparseUMMDiT.forward).
+    net(latents, sigma, text, keep) -> velocity (see `Denoiser.forward`).
     """
     if isinstance(config, (str, Path)):
         config = folder.read_denoiser(config)
@@ -32,7 +32,7 @@ def build_denoiser(config, *, device=None, dtype: str = "fp32", seed: int = 0, p
     network = builders.build_denoiser(
         config, parallel or ParallelContext.current(), device=device, dtype=dtype, seed=fresh
     )
-    if source and not network.proj_out.weight.is_meta:
+    if source and network.device.type != "meta":
         weights.load_denoiser(network, source)
     return network
 

@@ -1,6 +1,8 @@
 """Records of tensors that pass between the layers of the package, and names of dtypes."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -9,8 +11,54 @@ from torch import Tensor
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+class Tensors:
+    """Base of frozen dataclasses that hold tensors, other such records and plain values.
+
+    Its methods go through the fields, so a new field needs no line in them, nor in the code that calls them.
+    """
+
+    __slots__ = ()
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The record with `function` applied to each tensor, in the order of the fields, records inside included."""
+        changed: dict[str, Any] = {}
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                changed[name] = function(value)
+            elif isinstance(value, Tensors):
+                changed[name] = value.map(function)
+        return dataclasses.replace(self, **changed)
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor, in the order of `map`."""
+        found: list[Tensor] = []
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                found.append(value)
+            elif isinstance(value, Tensors):
+                found += value.tensors()
+        return found
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """The record on another device; `dtype` converts its floating-point tensors."""
+        return self.map(lambda value: value.to(device=device, dtype=dtype if value.is_floating_point() else None))
+
+    def chunk(self, count: int) -> list[Self]:
+        """`count` equal parts along the batch axis: the inverse of `concatenate`."""
+        return [self.map(lambda value, part=part: value.chunk(count)[part]) for part in range(count)]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Joins parts along the batch axis."""
+        joined = iter([torch.cat(column) for column in zip(*(part.tensors() for part in parts), strict=True)])
+        return parts[0].map(lambda _: next(joined))
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
-class TextFeatures:
+class TextFeatures(Tensors):
     """Outputs of the frozen text encoders for a batch of captions.
 
     sequence: [B,L,D] features of T5. keep: [B,L] bool, True at real tokens. pooled: [B,P] features of CLIP.
@@ -35,53 +83,41 @@ class TextFeatures:
                 f"text features: {self.sequence.shape[0]} sequences but {self.pooled.shape[0]} pooled vectors"
             )
 
-    def to(self, device=None, dtype=None) -> "TextFeatures":
-        """The features on another device; `dtype` converts the two float tensors."""
-        return TextFeatures(
-            self.sequence.to(device=device, dtype=dtype),
-            self.keep.to(device=device),
-            self.pooled.to(device=device, dtype=dtype),
-        )
 
-    def chunk(self, count: int) -> "list[TextFeatures]":
-        """`count` equal parts along the batch axis: the inverse of `concatenate`."""
-        parts = zip(self.sequence.chunk(count), self.keep.chunk(count), self.pooled.chunk(count), strict=True)
-        return [TextFeatures(*part) for part in parts]
+@dataclasses.dataclass(frozen=True, slots=True)
+class Conditions(Tensors):
+    """All that the denoiser is conditioned on beside the noise level, for a batch of samples.
 
-    @staticmethod
-    def concatenate(parts: "list[TextFeatures]") -> "TextFeatures":
-        """Joins parts along the batch axis."""
-        return TextFeatures(
-            torch.cat([part.sequence for part in parts]),
-            torch.cat([part.keep for part in parts]),
-            torch.cat([part.pooled for part in parts]),
-        )
+    Training, evaluation, encoder sharing, guidance and sampling pass it whole. A new condition is a field here, made
+    where the samples are encoded and read by the network.
+    """
+
+    text: TextFeatures
+
+    @property
+    def batch(self) -> int:
+        """Number of samples."""
+        return self.text.sequence.shape[0]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class TokenIds:
+class TokenIds(Tensors):
     """Tokenized captions: ids [B,L] int64, keep [B,L] bool, True at real tokens."""
 
     ids: Tensor
     keep: Tensor
 
-    def to(self, device=None) -> "TokenIds":
-        return TokenIds(self.ids.to(device=device), self.keep.to(device=device))
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Posterior:
+class Posterior(Tensors):
     """Posterior of the autoencoder for a batch of clips: mean and logvar [B,C,t,h,w], before shift and scale."""
 
     mean: Tensor
     logvar: Tensor
 
-    def to(self, device=None) -> "Posterior":
-        return Posterior(self.mean.to(device=device), self.logvar.to(device=device))
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(Tensors):
     """One micro-batch of clips of one shape, as the loader yields it.
 
     video: [B,3,T,H,W] float32 in [-1,1] (bicubic resizing may overshoot a little), or its stored features. keep:
@@ -96,13 +132,3 @@ class Batch:
     pooled_text: TokenIds | None
     paths: tuple[str, ...]
     addresses: tuple[tuple[int, int], ...]
-
-    def to(self, device=None) -> "Batch":
-        return Batch(
-            self.video.to(device=device),
-            self.keep.to(device=device),
-            self.text.to(device),
-            None if self.pooled_text is None else self.pooled_text.to(device),
-            self.paths,
-            self.addresses,
-        )

@@ -85,16 +85,9 @@ def decay_iters(optimizer: OptimizerSettings, train_iters: int) -> int:
 
 
 def check_networks(ae: AutoencoderConfig, denoiser: DenoiserConfig, place: Callable[[str], Node]) -> None:
-    """Checks the channels of the autoencoder's latents against the denoiser's."""
-    channels_of = families.of_config(denoiser).latent_channels
-    assert channels_of is not None, "the family of every denoiser gives it"
-    channels = channels_of(denoiser)
-    if channels != ae.latent_dim:
-        raise place("predictor.in_channels").error(f"{channels}, but ae.latent_dim is {ae.latent_dim}")
-    if denoiser.velocity_channels != ae.latent_dim:
-        raise place("predictor.out_channels").error(
-            f"{denoiser.velocity_channels}, but ae.latent_dim is {ae.latent_dim}"
-        )
+    """Checks the channels of the autoencoder's latents by the rules of the denoiser's family."""
+    for key, problem in families.of_denoiser(denoiser).channel_problems(denoiser, ae.latent_dim):
+        raise place(f"predictor.{key}").error(problem)
 
 
 def check_clips(data: DataConfig, data_node: Node, model: TrainModelConfig, launch: LaunchConfig) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mindspeed_mm.families import sparse_ummdit, wfvae
-from mindspeed_mm.families.base import AutoencoderConfig, DenoiserConfig, Dialect, Family
+from mindspeed_mm.families.base import AutoencoderConfig, DenoiserConfig, DenoiserFamily, Dialect, Family
 from mindspeed_mm.schema import Node, build, did_you_mean, read_json
 
-DENOISERS = {family.model_id: family for family in (sparse_ummdit.FAMILY,)}
-AUTOENCODERS = {family.model_id: family for family in (wfvae.FAMILY,)}
+DENOISERS: dict[str, DenoiserFamily] = {family.model_id: family for family in (sparse_ummdit.FAMILY,)}
+AUTOENCODERS: dict[str, Family] = {family.model_id: family for family in (wfvae.FAMILY,)}
 
 
 def known() -> tuple[Family, ...]:
@@ -32,6 +32,11 @@ def of_names(names: Iterable[str]) -> tuple[Family, Dialect] | None:
 def of_config(config: object) -> Family:
     """The family of a config object."""
     return next(family for family in known() if isinstance(config, family.config))
+
+
+def of_denoiser(config: DenoiserConfig) -> DenoiserFamily:
+    """The family of a denoiser's config."""
+    return DENOISERS[config.model_id]
 
 
 def read_denoiser(node: Node, notes: list[str] | None = None) -> DenoiserConfig:

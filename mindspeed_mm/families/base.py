@@ -24,14 +24,11 @@ class DenoiserConfig(Protocol):
     model_id: str
     from_pretrained: str | None
     num_heads: int  # divided over TP x CP ranks
-    in_channels: int
     patch_size: int  # latent pixels per side of a token
-    caption_channels: int  # width of the text features
-    pooled_projection_dim: int  # width of the pooled text features
 
     @property
     def velocity_channels(self) -> int:
-        """Channels of the denoiser's output."""
+        """Channels of the denoiser's output, those of the latent."""
         ...
 
 
@@ -49,6 +46,19 @@ class AutoencoderConfig(Protocol):
     @property
     def strides(self) -> Grid:
         """(t, h, w) compression."""
+        ...
+
+
+# Text encoder ("text_encoder", "text_encoder_2") -> the key of the config that gives its features' width, and the width.
+# A network without pooled text leaves "text_encoder_2" out.
+TextWidths = Mapping[str, tuple[str, int]]
+
+
+class ActivationBytes(Protocol):
+    """Estimates the activation memory of one sample at the peak of a forward pass, in bytes, rather too high."""
+
+    def __call__(self, config: Any, extent: Grid, text_tokens: int, *, itemsize: int, ranks: int) -> int:
+        """extent: grid of video tokens. itemsize: bytes of one activation. ranks: that share a sample's tokens."""
         ...
 
 
@@ -113,9 +123,6 @@ class Family(Generic[Config]):
     split: Callable[[str], int | None]  # name -> dimension that is split over TP; KeyError for an unknown name
     dialects: tuple[Dialect, ...]  # the first one is ours
     describe: Callable[[Iterable[str], Callable[[str], Shape]], dict[str, object]]  # weights -> keys of the config
-    latent_channels: Callable[[Config], int] | None = None  # config -> channels of the latents that it denoises
-    extent: Callable[[Config, Grid], Grid] | None = None  # config, latent (t, h, w) -> the grid of its video tokens
-    forward_flops: Callable[[Config, Grid, int], int] | None = None  # config, grid of tokens, number of text tokens
     unused: Callable[[Iterable[str]], dict[str, Unused]] = lambda names: {}  # by name, for the network with these names
     may_be_missing: Callable[[str], bool] = lambda name: False  # names that some files leave out
 
@@ -158,6 +165,18 @@ class Family(Generic[Config]):
         """The description that weights of this config would give."""
         shapes = {name: parameter.shape for name, parameter in self.parameters(config).items()}
         return self.describe(shapes, shapes.__getitem__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DenoiserFamily(Family[Config]):
+    """Facts about a kind of denoiser."""
+
+    # config, channels of the latent -> rules that are broken: (key of the config, what is wrong)
+    channel_problems: Callable[[Config, int], Iterable[tuple[str, str]]]
+    text_widths: Callable[[Config], TextWidths]
+    extent: Callable[[Config, Grid], Grid]  # config, latent (t, h, w) -> the grid of its video tokens
+    forward_flops: Callable[[Config, Grid, int], int]  # config, grid of tokens, number of text tokens
+    activation_bytes: ActivationBytes
 
 
 def _renamed(name: str, rules: list[tuple[re.Pattern, str]]) -> str:

@@ -9,7 +9,16 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar
 
-from mindspeed_mm.families.base import Dialect, Family, Parameter, Renaming, Shape, Unused, with_values
+from mindspeed_mm.families.base import (
+    DenoiserFamily,
+    Dialect,
+    Parameter,
+    Renaming,
+    Shape,
+    TextWidths,
+    Unused,
+    with_values,
+)
 from mindspeed_mm.schema import Node, option
 
 
@@ -325,6 +334,36 @@ def attention_flops(video_tokens: int, text_tokens: int, width: int, sparsity: i
     return 4 * sparsity * part**2 * width
 
 
+def activation_bytes(
+    config: SparseUMMDiTConfig, extent: tuple[int, int, int], text_tokens: int, *, itemsize: int, ranks: int
+) -> int:
+    """See `ActivationBytes`.
+
+    The peak is either in the feed-forward, whose activations are four times as wide and fp32 in GELU, or in the
+    sparsest attention, where each part of the video has its own copy of the text. The U's skip connections are held
+    meanwhile.
+    """
+    tokens = math.prod(extent) + max(config.sparsities) * text_tokens
+    skips = len(config.num_layers) // 2
+    return tokens // ranks * config.hidden_size * (60 + (4 + skips) * itemsize)
+
+
+def channel_problems(config: SparseUMMDiTConfig, latent: int) -> Iterator[tuple[str, str]]:
+    """Input and output have the channels of the latent."""
+    if config.in_channels != latent:
+        yield "in_channels", f"{config.in_channels}, but ae.latent_dim is {latent}"
+    if config.velocity_channels != latent:
+        yield "out_channels", f"{config.velocity_channels}, but ae.latent_dim is {latent}"
+
+
+def text_widths(config: SparseUMMDiTConfig) -> TextWidths:
+    """T5's sequence and CLIP's pooled vector."""
+    return {
+        "text_encoder": ("caption_channels", config.caption_channels),
+        "text_encoder_2": ("pooled_projection_dim", config.pooled_projection_dim),
+    }
+
+
 def published(node: Node) -> Node:
     """Rewrites a `predictor` block of either published dialect in Open-Sora Plan's, which is ours."""
     return _patch_sizes(with_values(node, {"norm_cls": {"fp32_layer_norm": "layer_norm"}}))
@@ -348,7 +387,7 @@ def _patch_sizes(node: Node) -> Node:
     return dataclasses.replace(node, value=value)
 
 
-FAMILY = Family(
+FAMILY = DenoiserFamily(
     model_id="SparseUMMDiT",
     title="SparseUMMDiT",
     config=SparseUMMDiTConfig,
@@ -372,8 +411,10 @@ FAMILY = Family(
         ),
     ),
     describe=describe,
-    latent_channels=lambda config: config.in_channels,
+    channel_problems=channel_problems,
+    text_widths=text_widths,
     extent=extent,
     forward_flops=forward_flops,
+    activation_bytes=activation_bytes,
     unused=text_tail,
 )

@@ -3,13 +3,14 @@
 import torch
 
 from mindspeed_mm.families.base import AutoencoderConfig, DenoiserConfig
+from mindspeed_mm.models.denoiser import Denoiser
 from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
 from mindspeed_mm.models.wfvae.model import WFVAE
 from mindspeed_mm.parallel import partition
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.types import TORCH_DTYPES
 
-DENOISERS = {"SparseUMMDiT": SparseUMMDiT}
+DENOISERS: dict[str, type[Denoiser]] = {"SparseUMMDiT": SparseUMMDiT}
 AUTOENCODERS = {"wfvae": WFVAE}
 
 
@@ -22,7 +23,7 @@ def build_denoiser(
     seed: int | None = 0,
     recompute_blocks: int = 0,
     recompute_feed_forwards: int = 0,
-) -> SparseUMMDiT:
+) -> Denoiser:
     """Builds this rank's part of the denoiser. With `seed` its weights are fresh; with None they are uninitialised, to
     be loaded.
 

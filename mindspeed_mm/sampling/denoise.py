@@ -13,12 +13,10 @@ from mindspeed_mm.config.model import DiffusionConfig
 from mindspeed_mm.config.sample import SamplingOptions
 from mindspeed_mm.diffusion import euler, guidance
 from mindspeed_mm.errors import SamplingError
-from mindspeed_mm.families.base import DenoiserConfig
-from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
-from mindspeed_mm.models.sparse_ummdit.step_cache import StepCache, reuses
+from mindspeed_mm.models.denoiser import Denoiser
+from mindspeed_mm.models.step_cache import StepCache
 from mindspeed_mm.parallel.collectives import exchange_halves
-from mindspeed_mm.parallel.context import ParallelContext
-from mindspeed_mm.types import TextFeatures
+from mindspeed_mm.types import Conditions
 
 _MEMORY_SHARE = 0.85  # share of the device's memory; the estimate omits workspaces, fragmentation and NCCL
 
@@ -38,9 +36,9 @@ class Step:
 
 
 def steps(
-    denoiser: SparseUMMDiT,
+    denoiser: Denoiser,
     latents: Tensor,
-    text: TextFeatures,
+    conditions: Conditions,
     sigmas: Tensor,
     diffusion: DiffusionConfig,
     options: SamplingOptions,
@@ -48,19 +46,31 @@ def steps(
 ) -> Iterator[Step]:
     """Takes latents [B,C,T,H,W] from noise level sigmas[0] to sigmas[-1], one step per iteration.
 
-    text: [B,...], or with guidance [2B,...] with the negative prompts first. options.guidance_mode must not be "auto".
+    conditions: [B,...], or with guidance [2B,...] with the negative prompts first. options.guidance_mode must not be "auto".
     before_block: called before each block of the denoiser; an exception from it ends the sampling. Raises
     SamplingError at the first step whose velocity is not finite.
     """
-    velocities = _Velocities(denoiser, text, diffusion, options.guidance_mode, options.step_cache > 1, before_block)
+    velocities = _Velocities(
+        denoiser, conditions, diffusion, options.guidance_mode, options.step_cache > 1, before_block
+    )
     total = len(sigmas) - 1
     for index, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         velocity = velocities(latents, sigma, reuse=reuses(index, total, options.step_cache))
-        _check_finite(velocity, index + 1, total, sigma, denoiser.proj_out.weight.dtype)
+        _check_finite(velocity, index + 1, total, sigma, denoiser.dtype)
         clean = euler.clean_estimate(latents, velocity, sigma)
         latents = euler.step(latents, velocity, sigma, following)
         denoiser.parallel.pulse.beat(f"denoising step {index + 1} of {total}")
         yield Step(index + 1, total, following.item(), latents, clean)
+
+
+def reuses(number: int, total: int, every: int) -> bool:
+    """True if step `number` (from 0) of `total` reuses an earlier step's residuals; every `every`-th step runs whole.
+
+    The first fifth of the steps, which fixes the layout of the video, and the last step run whole. The number alone
+    decides, so that every rank of every layout decides alike.
+    """
+    first = -(-total // 5)
+    return every > 1 and first <= number < total - 1 and (number - first + 1) % every != 0
 
 
 # Forward passes of one guided step, per `--cfg-mode`.
@@ -72,8 +82,8 @@ class _Velocities:
 
     def __init__(
         self,
-        denoiser: SparseUMMDiT,
-        text: TextFeatures,
+        denoiser: Denoiser,
+        conditions: Conditions,
         diffusion: DiffusionConfig,
         mode: str,
         with_cache: bool,
@@ -85,9 +95,9 @@ class _Velocities:
         guided = diffusion.guidance_scale > 1
         self.paired = guided and denoiser.parallel.guidance_size > 1
         if self.paired:
-            self.parts = [text.chunk(2)[denoiser.parallel.guidance_rank]]
+            self.parts = [conditions.chunk(2)[denoiser.parallel.guidance_rank]]
         else:
-            self.parts = text.chunk(PARTS[mode]) if guided else [text]
+            self.parts = conditions.chunk(PARTS[mode]) if guided else [conditions]
         self.guided = guided
         self.caches = [StepCache() if with_cache else None for _ in self.parts]
 
@@ -101,12 +111,16 @@ class _Velocities:
             without, with_prompt = torch.cat(found).chunk(2)
         return guidance.combine(without, with_prompt, self.diffusion.guidance_scale, self.diffusion.guidance_rescale)
 
-    def _part(self, latents: Tensor, sigma: Tensor, text: TextFeatures, cache: StepCache | None, reuse: bool) -> Tensor:
-        batch = text.sequence.shape[0]
+    def _part(
+        self, latents: Tensor, sigma: Tensor, conditions: Conditions, cache: StepCache | None, reuse: bool
+    ) -> Tensor:
+        batch = conditions.batch
         if cache is not None:
             cache.reuse = reuse
         repeated = latents.repeat(batch // latents.shape[0], 1, 1, 1, 1)
-        return self.denoiser(repeated, sigma.expand(batch), text, step_cache=cache, before_block=self.before_block)
+        return self.denoiser(
+            repeated, sigma.expand(batch), conditions, step_cache=cache, before_block=self.before_block
+        )
 
 
 def _check_finite(velocity: Tensor, number: int, total: int, sigma: Tensor, dtype: torch.dtype) -> None:
@@ -119,21 +133,6 @@ def _check_finite(velocity: Tensor, number: int, total: int, sigma: Tensor, dtyp
         raise SamplingError(
             f"step {number} of {total} (sigma {sigma.item():.4f}): the velocity{of_batch} is not finite; {advice}"
         )
-
-
-def activation_bytes(
-    config: DenoiserConfig, video_tokens: int, text_tokens: int, dtype: torch.dtype, parallel: ParallelContext
-) -> int:
-    """Estimate of the activation memory of one sample at the peak of a forward pass, in bytes, rather too high.
-
-    The peak is either in the feed-forward, whose activations are four times as wide and fp32 in GELU, or in the
-    sparsest attention, where each part of the video has its own copy of the text. The U's skip connections are held
-    meanwhile.
-    """
-    tokens = video_tokens + max(config.sparsities) * text_tokens
-    ranks = parallel.context_size * (parallel.tensor_size if parallel.sequence_parallel else 1)
-    skips = len(config.num_layers) // 2
-    return tokens // ranks * config.hidden_size * (60 + (4 + skips) * dtype.itemsize)
 
 
 def decide_mode(mode: str, resident_bytes: int, activations: int, batch: int, memory_bytes: int) -> str:

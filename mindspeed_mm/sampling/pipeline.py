@@ -10,22 +10,24 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mindspeed_mm import families
 from mindspeed_mm.config import model_dialects
 from mindspeed_mm.config.sample import PromptConfig, SampleModelConfig, SamplingOptions
 from mindspeed_mm.diffusion import schedule
 from mindspeed_mm.errors import ConfigError, SamplingError
 from mindspeed_mm.models.build import build_autoencoder, build_denoiser
-from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
+from mindspeed_mm.models.denoiser import Denoiser
 from mindspeed_mm.models.wfvae.model import WFVAE
+from mindspeed_mm.parallel.collectives import token_parts
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.seeds import generator
 from mindspeed_mm.platforms.select import select
-from mindspeed_mm.sampling.denoise import Step, activation_bytes, decide_mode, steps
+from mindspeed_mm.sampling.denoise import Step, decide_mode, steps
 from mindspeed_mm.sampling.requests import Request
 from mindspeed_mm.sampling.residence import Residence
 from mindspeed_mm.sampling.text import PromptEncoder
 from mindspeed_mm.schema import build, check, node_from_python, read_json
-from mindspeed_mm.types import TORCH_DTYPES, TextFeatures
+from mindspeed_mm.types import TORCH_DTYPES, Conditions
 from mindspeed_mm.weights import folder as pretrained_folder
 from mindspeed_mm.weights import load_autoencoder, load_denoiser
 from mindspeed_mm.weights.released import weights_of
@@ -39,7 +41,7 @@ class T2VPipeline:
     def __init__(
         self,
         config: SampleModelConfig,
-        denoiser: SparseUMMDiT,
+        denoiser: Denoiser,
         autoencoder: WFVAE,
         text: PromptEncoder,
         residence: Residence,
@@ -55,6 +57,10 @@ class T2VPipeline:
         self.options = options or SamplingOptions()
         self.memory_bytes = memory_bytes or select(residence.device.type).total_memory()
         check(self.options)
+        if self.options.step_cache > 1 and not denoiser.has_step_cache:
+            raise ConfigError(
+                f"--step-cache {self.options.step_cache}: {config.predictor.model_id} keeps nothing between steps; use 1"
+            )
         if self.options.compile:
             denoiser.compile_blocks()
 
@@ -183,24 +189,24 @@ class T2VPipeline:
         first = requests[0]
         if not all(first.alike(request) for request in requests):
             raise ValueError("requests of a batch must have one size and one diffusion block")
-        text, noise = self.encode(requests), self.noise(requests)
+        conditions, noise = self.encode(requests), self.noise(requests)
         diffusion, grid = first.model.diffusion, first.model.latent_grid
         sigmas = schedule.grid(diffusion, grid).to(self.residence.device)
         options = dataclasses.replace(self.options, guidance_mode=self.guidance_mode(first, len(requests)))
         with self.residence.using(self.denoiser):
-            yield from steps(self.denoiser, noise, text, sigmas, diffusion, options, before_block)
+            yield from steps(self.denoiser, noise, conditions, sigmas, diffusion, options, before_block)
 
-    def encode(self, requests: Sequence[Request]) -> TextFeatures:
-        """Text features [B,...]; with guidance [2B,...], negative prompts first."""
+    def encode(self, requests: Sequence[Request]) -> Conditions:
+        """Conditions [B,...]; with guidance [2B,...], negative prompts first."""
         prompts = [request.texts for request in requests]
         negative = [prompt.negative for prompt in prompts] if requests[0].guided else []
-        return self.text(negative + [prompt.positive for prompt in prompts])
+        return Conditions(self.text(negative + [prompt.positive for prompt in prompts]))
 
     def noise(self, requests: Sequence[Request]) -> Tensor:
         """Starting latents [B,C,T,H,W] in the encoders' precision; each depends on its request's seed and address
         alone.
         """
-        shape = requests[0].model.latent_grid.shape(1, self.config.predictor.in_channels)
+        shape = requests[0].model.latent_grid.shape(1, self.config.predictor.velocity_channels)
         draws = [
             torch.randn(shape, generator=generator(request.seed, "sample", *request.address)) for request in requests
         ]
@@ -229,10 +235,15 @@ class T2VPipeline:
             return "none"
         if self.denoiser.parallel.guidance_size > 1:
             return "paired"
-        dtype = self.denoiser.proj_out.weight.dtype
-        tokens = request.model.latent_grid.tokens(self.config.predictor.patch_size)
-        text_tokens = self.text.tokenizers[0].max_length
-        activations = activation_bytes(self.config.predictor, tokens, text_tokens, dtype, self.denoiser.parallel)
+        config, grid = self.config.predictor, request.model.latent_grid
+        family = families.of_denoiser(config)
+        activations = family.activation_bytes(
+            config,
+            family.extent(config, (grid.frames, grid.height, grid.width)),
+            self.text.tokenizers[0].max_length,
+            itemsize=self.denoiser.dtype.itemsize,
+            ranks=token_parts(self.denoiser.parallel),
+        )
         resident: list[nn.Module] = [self.denoiser]
         if not self.residence.offload:
             resident += [self.autoencoder] + ([self.text.encoders] if self.text.encoders else [])

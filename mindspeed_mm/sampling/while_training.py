@@ -12,7 +12,7 @@ from mindspeed_mm import logs
 from mindspeed_mm.config.run import LaunchConfig
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.errors import SamplingError
-from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
+from mindspeed_mm.models.denoiser import Denoiser
 from mindspeed_mm.models.text.encoders import TextEncoders
 from mindspeed_mm.models.wfvae.model import WFVAE
 from mindspeed_mm.parallel.meeting import meet
@@ -39,7 +39,7 @@ class TrainingSamples:
     def __init__(
         self,
         model: SampleModelConfig,
-        denoiser: SparseUMMDiT,
+        denoiser: Denoiser,
         autoencoder: WFVAE,
         encoders: TextEncoders,
         device: torch.device,

@@ -10,7 +10,7 @@ from mindspeed_mm.config.run import RunConfig
 from mindspeed_mm.data.feed.dataset import load_tokens
 from mindspeed_mm.families.base import AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.models.build import build_autoencoder, build_denoiser
-from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
+from mindspeed_mm.models.denoiser import Denoiser
 from mindspeed_mm.models.text.encoders import TextEncoders
 from mindspeed_mm.optim.adaptive_clip import AdaptiveClip, FixedClip
 from mindspeed_mm.optim.ema import Ema
@@ -110,7 +110,7 @@ def frozen_autoencoder(config: AutoencoderConfig, device: torch.device, dtype: s
     return autoencoder
 
 
-def _denoiser(config: RunConfig, parallel: ParallelContext, device: torch.device) -> SparseUMMDiT:
+def _denoiser(config: RunConfig, parallel: ParallelContext, device: torch.device) -> Denoiser:
     predictor: DenoiserConfig = config.model.predictor
     network = build_denoiser(
         predictor,

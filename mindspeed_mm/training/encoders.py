@@ -8,15 +8,15 @@ from torch import Tensor
 from mindspeed_mm.models.text.encoders import TextEncoders
 from mindspeed_mm.models.wfvae.model import WFVAE
 from mindspeed_mm.parallel.seeds import generator
-from mindspeed_mm.types import Batch, Posterior, TextFeatures
+from mindspeed_mm.types import Batch, Conditions, Posterior, Tensors, TextFeatures
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Encoded:
-    """A micro-batch as the denoiser takes it: z0 [B,C,T,H,W] fp32, text features, keep [B,T,H,W] bool."""
+class Encoded(Tensors):
+    """A micro-batch as the denoiser takes it: z0 [B,C,T,H,W] fp32, conditions, keep [B,T,H,W] bool."""
 
     latents: Tensor
-    text: TextFeatures
+    conditions: Conditions
     keep: Tensor
     addresses: tuple[tuple[int, int], ...]  # (epoch, place in the list) per sample; addresses its random numbers
     paths: tuple[str, ...]
@@ -42,7 +42,7 @@ class FrozenEncoders:
         noise = per_sample_noise(posterior.mean, self.seed, "posterior", batch.addresses)
         latents = self.autoencoder.latents(posterior.mean, posterior.logvar, noise).float()
         text = batch.text if isinstance(batch.text, TextFeatures) else self.text(batch.text, batch.pooled_text)
-        return Encoded(latents, text, batch.keep, batch.addresses, batch.paths)
+        return Encoded(latents, Conditions(text), batch.keep, batch.addresses, batch.paths)
 
     @torch.no_grad()
     def posterior(self, batch: Batch) -> Posterior:

@@ -89,6 +89,6 @@ class Evaluation:
         levels = [torch.rand(1, generator=generator(seed, "eval sigma", band, *address)) for address in addresses]
         sigma = ((torch.cat(levels) + band) / BANDS).to(z0.device)
         noise = per_sample_noise(z0, seed, "eval noise", addresses)
-        prediction = network(flow.interpolate(z0, noise, sigma), sigma, sample.text, sample.keep)
+        prediction = network(flow.interpolate(z0, noise, sigma), sigma, sample.conditions, sample.keep)
         plain = self.task.unweighted
         return flow.loss(prediction, flow.velocity(z0, noise), sigma, plain, sample.keep)

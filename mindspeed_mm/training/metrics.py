@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 
-from mindspeed_mm.families.base import Family
+from mindspeed_mm.families.base import DenoiserFamily
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Work:
     tokens: int = 0
     flops: int = 0
 
-    def add(self, latent_shape, text_tokens: int, config: object, family: Family) -> None:
+    def add(self, latent_shape, text_tokens: int, config: object, family: DenoiserFamily) -> None:
         """Count a micro-batch with latents of this shape [B,C,T,H,W], for a denoiser of the family with this config."""
         batch, _, *latent = latent_shape
         extent = family.extent(config, tuple(latent))

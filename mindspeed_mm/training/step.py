@@ -46,7 +46,7 @@ class TrainStep:
         self.task = task
         self.optimizer = optimizer
         self.micro_batches = micro_batches
-        self.family = families.of_config(task.denoiser)
+        self.family = families.of_denoiser(task.denoiser)
 
     def __call__(self, batches: Iterator[Batch]) -> StepResult:
         began = time.perf_counter()
@@ -59,7 +59,7 @@ class TrainStep:
             data_seconds += time.perf_counter() - start
             sample = self.encoders(batch)
             # Tokens that are padding in all samples are not computed; counting them would raise the MFU.
-            text_tokens = int(sample.text.keep.any(0).sum())
+            text_tokens = int(sample.conditions.text.keep.any(0).sum())
             work.add(sample.latents.shape, text_tokens, self.task.denoiser, self.family)
             with self.engine.micro_batch(last=index == self.micro_batches - 1):
                 losses.append((self._forward_backward(sample), sample.paths))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mindspeed_mm import families
 from mindspeed_mm.config.encoders import encoder_facts
 from mindspeed_mm.config.model import TextEncoderConfig, TrainModelConfig
 from mindspeed_mm.config.sample import SampleModelConfig
@@ -14,9 +15,8 @@ _ADAPTER = "adapter_config.json"
 
 def check_widths(model: TrainModelConfig | SampleModelConfig) -> None:
     """Raises ConfigError unless the folders hold the right kinds of encoders, with the widths that the denoiser needs."""
-    widths = {"text_encoder": "caption_channels", "text_encoder_2": "pooled_projection_dim"}
-    for key, width in widths.items():
-        encoder_facts(getattr(model, key), key).check_width(getattr(model.predictor, width), width)
+    for key, (name, width) in families.of_denoiser(model.predictor).text_widths(model.predictor).items():
+        encoder_facts(getattr(model, key), key).check_width(width, name)
 
 
 def check_encoders(

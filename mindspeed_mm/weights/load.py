@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mindspeed_mm import families, logs
 from mindspeed_mm.errors import CheckpointError
-from mindspeed_mm.models.sparse_ummdit.model import SparseUMMDiT
+from mindspeed_mm.models.denoiser import Denoiser
 from mindspeed_mm.models.wfvae.model import WFVAE
 from mindspeed_mm.parallel.partition import full_shape, partition_dims
 from mindspeed_mm.weights import released, sources
@@ -54,7 +54,7 @@ def load_autoencoder(autoencoder: WFVAE, source: str | Path) -> None:
     _log.info(f"loaded the autoencoder from {source}")
 
 
-def _explain(weights, network: SparseUMMDiT) -> str:
+def _explain(weights, network: Denoiser) -> str:
     """Describes what the weights seem to be."""
     family = families.of_config(network.config)
     differences = family.differences(family.describe(weights, weights.shape), network.config)

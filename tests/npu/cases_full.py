@@ -28,7 +28,7 @@ from mindspeed_mm.schema import build, read_json
 from mindspeed_mm.training.encoders import Encoded
 from mindspeed_mm.training.step import TrainStep
 from mindspeed_mm.training.task import FlowMatchingTask
-from mindspeed_mm.types import TextFeatures
+from mindspeed_mm.types import Conditions, TextFeatures
 
 MODEL = Path(__file__).resolve().parents[2] / "examples" / "opensoraplan1.5" / "model_opensoraplan1_5.json"
 TENSOR_PARALLEL = 8
@@ -50,7 +50,9 @@ class Features:
             torch.zeros(1, config.pooled_projection_dim),
         )
         keep = torch.ones(1, *LATENTS[2:], dtype=torch.bool)
-        self.sample = Encoded(torch.zeros(LATENTS).to(device), text.to(device), keep.to(device), ((0, 0),), ("clip",))
+        self.sample = Encoded(
+            torch.zeros(LATENTS).to(device), Conditions(text.to(device)), keep.to(device), ((0, 0),), ("clip",)
+        )
 
     def __call__(self, batch: None) -> Encoded:
         return self.sample

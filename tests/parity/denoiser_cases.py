@@ -72,9 +72,21 @@ class Case:
         return {name: value.clone().requires_grad_(requires_grad) for name, value in floats.items()} | masks
 
 
-def run(network, inputs: dict[str, Tensor], rope_offset=(0, 0, 0)) -> Tensor:
+@dataclasses.dataclass(frozen=True)
+class Offset:
+    """Stands in for a micro-batch's draws, with the offset of RoPE that the original drew."""
+
+    offset: tuple[int, ...]
+
+    def integers(self, purpose: str, limits) -> tuple[int, ...]:
+        assert purpose == "rope" and all(drawn <= limit for drawn, limit in zip(self.offset, limits, strict=True))
+        return self.offset
+
+
+def run(network, inputs: dict[str, Tensor], rope_offset=None) -> Tensor:
     text = TextFeatures(inputs["sequence"], inputs["text_keep"], inputs["pooled"])
-    return network(inputs["latents"], inputs["sigma"], text, inputs["keep"], rope_offset)
+    draws = None if rope_offset is None else Offset(rope_offset)
+    return network(inputs["latents"], inputs["sigma"], text, inputs["keep"], draws=draws)
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:
@@ -82,7 +94,7 @@ def relative(found: Tensor, wanted: Tensor) -> float:
     return ((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-9)).item()
 
 
-def train_gradients(case: Case, network, rope_offset=(0, 0, 0)) -> tuple[Tensor, Tensor, dict, dict]:
+def train_gradients(case: Case, network, rope_offset=None) -> tuple[Tensor, Tensor, dict, dict]:
     """Training output, loss, gradients of the parameters and of the inputs (in the golden names)."""
     inputs = case.inputs(requires_grad=True)
     network.train()

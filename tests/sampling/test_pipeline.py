@@ -83,7 +83,7 @@ def test_without_guidance_one_half_is_enough():
     pipe = pipeline()
     wanted = request(pipe, guidance_scale=1.0)
     assert not wanted.guided
-    assert pipe.encode([wanted]).sequence.shape[0] == 1
+    assert pipe.encode([wanted]).batch == 1
     assert pipe.denoise([wanted], progress=False).shape == (1, 4, 2, 8, 8)
 
 

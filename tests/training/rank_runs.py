@@ -32,7 +32,7 @@ from mindspeed_mm.training.state import TrainingState
 from mindspeed_mm.training.step import StepResult, TrainStep
 from mindspeed_mm.training.task import FlowMatchingTask
 from mindspeed_mm.training.trainer import Trainer
-from mindspeed_mm.types import TextFeatures
+from mindspeed_mm.types import Conditions, TextFeatures
 from mindspeed_mm.weights import load_denoiser
 
 DENOISER = SparseUMMDiTConfig(
@@ -132,7 +132,7 @@ class FakeEncoders:
             torch.stack([draw(n, "p", 6) for n in batch.numbers]),
         )
         keep = torch.ones(len(batch.numbers), 2, 8, 8, dtype=torch.bool)
-        return Encoded(latents, text, keep, tuple((0, n) for n in batch.numbers), batch.paths)
+        return Encoded(latents, Conditions(text), keep, tuple((0, n) for n in batch.numbers), batch.paths)
 
 
 class Run:

@@ -41,7 +41,7 @@ def shared(tensor: int, context: int):
 
 
 def as_values(sample):
-    tensors = (sample.latents, sample.text.sequence, sample.text.keep, sample.text.pooled, sample.keep)
+    tensors = sample.tensors()
     return [t.tolist() for t in tensors], [str(t.dtype) for t in tensors], sample.addresses, sample.paths
 
 

@@ -14,37 +14,28 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
+from mindspeed_mm.models.denoiser import Denoiser
 from mindspeed_mm.models.sparse_ummdit.block import Block
 from mindspeed_mm.models.sparse_ummdit.dropout import Places
 from mindspeed_mm.models.sparse_ummdit.embeddings import PatchEmbed, TimeTextEmbed, unpatchify
 from mindspeed_mm.models.sparse_ummdit.masks import key_masks, patch_keep, used_columns, without_padding
 from mindspeed_mm.models.sparse_ummdit.modulation import FinalNorm
-from mindspeed_mm.models.sparse_ummdit.norms import NORMS, LayerNorm, RMSNorm
-from mindspeed_mm.models.sparse_ummdit.step_cache import StepCache
+from mindspeed_mm.models.sparse_ummdit.norms import NORMS
+from mindspeed_mm.models.step_cache import StepCache
 from mindspeed_mm.ops import rope3d
-from mindspeed_mm.parallel import partition
 from mindspeed_mm.parallel.collectives import check_divisible, join_tokens, split_tokens, token_parts
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.recompute import maybe_recompute
-from mindspeed_mm.types import TextFeatures
-
-# Blocks are compiled once per Skiparse pattern, and again when a number of tokens changes; torch's default limit is
-# 8.
-_RECOMPILE_LIMIT = 64
+from mindspeed_mm.parallel.seeds import SampleDraws
+from mindspeed_mm.types import Conditions, TextFeatures
 
 
-def _nothing() -> None:
-    pass
+class SparseUMMDiT(Denoiser):
+    """See the module; `Denoiser` says how it is called."""
 
-
-class SparseUMMDiT(nn.Module):
-    """Predicts the velocity noise - z0 of a noisy latent video.
-
-    recompute_blocks: number of first blocks that are recomputed as a whole in the backward pass.
-    recompute_feed_forwards: number of first blocks whose feed-forwards alone are recomputed.
-    """
+    config: SparseUMMDiTConfig
+    has_step_cache = True
 
     def __init__(
         self,
@@ -54,17 +45,9 @@ class SparseUMMDiT(nn.Module):
         recompute_blocks: int = 0,
         recompute_feed_forwards: int = 0,
     ):
-        super().__init__()
-        heads_split = parallel.tensor_size * parallel.context_size
-        if config.num_heads % heads_split:
-            raise ValueError(
-                f"num_heads {config.num_heads} does not divide by tensor parallel {parallel.tensor_size} "
-                f"x context parallel {parallel.context_size}"
-            )
-        self.config = config
-        self.parallel = parallel
-        self.recompute_blocks = recompute_blocks
-        self.recompute_feed_forwards = recompute_feed_forwards
+        super().__init__(
+            config, parallel, recompute_blocks=recompute_blocks, recompute_feed_forwards=recompute_feed_forwards
+        )
         width = config.hidden_size
         self.patch_embed = PatchEmbed(config.in_channels, width, config.patch_size)
         self.time_text_embed = TimeTextEmbed(config.timestep_embed_dim, config.pooled_projection_dim)
@@ -80,36 +63,28 @@ class SparseUMMDiT(nn.Module):
         self.norm_out = FinalNorm(width, config.timestep_embed_dim, config.norm_cls, config.norm_eps, parallel)
         self.proj_out = nn.Linear(width, config.patch_size**2 * config.velocity_channels)
 
-    def forward(
+    def velocity(
         self,
         latents: Tensor,
         sigma: Tensor,
-        text: TextFeatures,
-        keep: Tensor | None = None,
-        rope_offset: tuple[int, int, int] = (0, 0, 0),
-        step_cache: StepCache | None = None,
-        dropout_seeds: Tensor | None = None,
-        before_block: Callable[[], None] = _nothing,
+        conditions: Conditions,
+        keep: Tensor | None,
+        draws: SampleDraws | None,
+        step_cache: StepCache | None,
+        before_block: Callable[[], None],
     ) -> Tensor:
-        """Velocity [B,C,T,H,W] at `latents` [B,C,T,H,W] and noise level `sigma` [B] in [0,1]; 1 is pure noise.
-
-        keep: [B,T,H,W] bool, True at video (None: everywhere). rope_offset: first position per axis, in tokens; drawn
-        in training with explicit_uniform_rope. step_cache: lets sampling skip the inner stages. dropout_seeds: [B]
-        int64, not negative, one per sample; a network with dropout needs them in training. before_block: called before
-        each block; an exception from it ends the pass.
-        """
+        text = conditions.text
         extent = self._check(latents, sigma, text, keep)
         tokens = math.prod(extent)
-        dtype = self.proj_out.weight.dtype
         columns = used_columns(text.keep, token_parts(self.parallel))
-        text = without_padding(text.to(dtype=dtype), columns)
-        places = self._dropout_places(dropout_seeds, tokens, columns)
+        text = without_padding(text.to(dtype=self.dtype), columns)
+        places = self._dropout_places(draws, tokens, columns)
 
         condition = self.time_text_embed(sigma, text.pooled)
-        video = split_tokens(self.patch_embed(latents.to(dtype)), self.parallel)
+        video = split_tokens(self.patch_embed(latents.to(self.dtype)), self.parallel)
         words = split_tokens(self.caption_projection(text.sequence).transpose(0, 1).contiguous(), self.parallel)
         scale = self.config.interpolation_scale
-        rope = rope3d.tables(extent, self.config.head_dim, scale, rope_offset, latents.device)
+        rope = rope3d.tables(extent, self.config.head_dim, scale, self._rope_offset(draws, extent), latents.device)
         patches = None if keep is None else patch_keep(keep, self.config.patch_size)
         masks = key_masks({block.pattern for block in self.blocks()}, patches, text.keep, tokens)
 
@@ -157,39 +132,35 @@ class SparseUMMDiT(nn.Module):
             skips.append((video, text))
         return video, text
 
-    def _dropout_places(self, seeds: Tensor | None, tokens: int, columns: Tensor) -> Places | None:
+    def _rope_offset(self, draws: SampleDraws | None, extent: tuple[int, int, int]) -> tuple[int, ...]:
+        """First position per axis, in tokens: with explicit_uniform_rope, in training, anywhere within sample_size_*."""
+        if draws is None or not self.config.explicit_uniform_rope:
+            return 0, 0, 0
+        config = self.config
+        limits = [
+            limit - size
+            for limit, size in zip(
+                (config.sample_size_t, config.sample_size_h, config.sample_size_w), extent, strict=True
+            )
+        ]
+        if min(limits) < 0:
+            raise ValueError(
+                f"a latent of {extent[0]}x{extent[1]}x{extent[2]} tokens is larger than sample_size_t, _h, _w of the predictor"
+            )
+        return draws.integers("rope", limits)
+
+    def _dropout_places(self, draws: SampleDraws | None, tokens: int, columns: Tensor) -> Places | None:
         """Places of this forward pass; None without dropout."""
         if not self.training or self.config.dropout == 0:
             return None
-        if seeds is None:
+        if draws is None:
             raise ValueError(
-                f"dropout {self.config.dropout} in training needs dropout_seeds, one per sample; without dropout call eval()"
+                f"dropout {self.config.dropout} in training needs draws, its seeds of each sample; without dropout call eval()"
             )
+        seeds = torch.tensor(draws.seeds("dropout"), device=columns.device)
         return Places.of(seeds, tokens, columns, self.parallel)
 
-    def compile_blocks(self, backend: str = "inductor") -> None:
-        """torch.compile each block, in place: names of parameters stay. On one TP x CP rank each is a single graph.
-
-        Raises ConfigError on an NPU, where torch.compile is not supported here.
-        """
-        device = self.proj_out.weight.device
-        if device.type == "npu":
-            raise ConfigError("--compile: torch.compile does not support npu here; leave it out")
-        whole = self.parallel.tensor_size * self.parallel.context_size == 1  # collectives break the graph
-        # On a CPU, RoPE's halves and the parts beside the text are written in place, not selected by masks.
-        options = {"max_pointwise_cat_inputs": 1} if device.type == "cpu" and backend == "inductor" else None
-        for block in self.blocks():
-            # Compiles the forward, not the call: the engine waits for weights in hooks of a block, which must not be
-            # traced.
-            block.forward = torch.compile(
-                block.forward, backend=backend, fullgraph=whole, recompile_limit=_RECOMPILE_LIMIT, options=options
-            )
-
     def units(self) -> list[nn.Module]:
-        """Modules in call order; each reads its weights only within its own call.
-
-        `Gathering` gathers their weights one by one. It gathers the small embeddings before the first of them.
-        """
         units: list[nn.Module] = []
         middle = len(self.transformer_blocks) // 2
         for index, stage in enumerate(self.transformer_blocks):
@@ -198,9 +169,8 @@ class SparseUMMDiT(nn.Module):
             units += stage
         return [*units, self.norm_final, self.norm_out, self.proj_out]
 
-    def blocks(self):
-        """All blocks, first to last."""
-        return (block for stage in self.transformer_blocks for block in stage)
+    def blocks(self) -> list[Block]:
+        return [block for stage in self.transformer_blocks for block in stage]
 
     def _check(self, latents: Tensor, sigma: Tensor, text: TextFeatures, keep: Tensor | None) -> tuple[int, int, int]:
         """Checks that shapes match; ValueError names them. Returns the grid of patches (t, h, w)."""
@@ -245,27 +215,15 @@ class SparseUMMDiT(nn.Module):
         for module in modules:
             yield from module.parameters()
 
-    def initialize(self, seed: int) -> None:
-        """Sets fresh weights, the same at every layout."""
-        partition.fill(self, self._draw, seed, self.parallel)
-
-    def _draw(self, name: str, full: Tensor, generator: torch.Generator) -> None:
+    def draw_weight(self, name: str, full: Tensor, generator: torch.Generator) -> None:
         """The original's initial values of one whole parameter."""
         module_name, _, kind = name.rpartition(".")
-        module = self.get_submodule(module_name)
-        if isinstance(module, (LayerNorm, RMSNorm)):
-            full.fill_(1.0 if kind == "weight" else 0.0)
-        elif name.startswith("skip_norm_linear") and self.config.skip_connection_zero_init:
+        if name.startswith("skip_norm_linear") and self.config.skip_connection_zero_init:
             full.zero_()  # [identity | 0]: initially a skip changes nothing
             if kind == "weight":
                 full[:, : full.shape[0]].fill_diagonal_(1.0)
-        elif isinstance(module, (nn.Linear, nn.Conv2d)):
-            bound = 1 / math.sqrt(math.prod(module.weight.shape[1:]))
-            full.uniform_(-bound, bound, generator=generator)
-        elif kind == "weight":
-            full.normal_(0.0, 0.02, generator=generator)
         else:
-            full.zero_()
+            super().draw_weight(name, full, generator)
 
 
 def _stage(config: SparseUMMDiTConfig, parallel: ParallelContext, stage: int) -> nn.ModuleList:
