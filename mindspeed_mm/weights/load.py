@@ -12,7 +12,7 @@ from mindspeed_mm.weights import released, sources
 _log = logs.get(__name__)
 
 
-def load_denoiser(network: SparseUMMDiT, source: str | Path, ema: bool = False) -> None:
+def load_denoiser(network: Denoiser, source: str | Path, ema: bool = False) -> None:
     """Loads this rank's part of the weights at `source`, in any format of `weights/sources.py`.
 
     ema: the average instead of the live weights. Reads only the rank's own slices. Every name and shape must fit; the
