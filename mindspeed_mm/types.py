@@ -61,26 +61,25 @@ class Tensors:
 class TextFeatures(Tensors):
     """Outputs of the frozen text encoders for a batch of captions.
 
-    sequence: [B,L,D] features of T5. keep: [B,L] bool, True at real tokens. pooled: [B,P] features of CLIP.
+    sequence: [B,L,D] features of T5. keep: [B,L] bool, True at real tokens. pooled: [B,P] features of CLIP; None for a
+    network that takes none.
     """
 
     sequence: Tensor
     keep: Tensor
-    pooled: Tensor
+    pooled: Tensor | None = None
 
     def __post_init__(self):
-        if self.sequence.ndim != 3 or self.pooled.ndim != 2:
-            raise ValueError(
-                f"text features: sequence {list(self.sequence.shape)} must be [B,L,D] and pooled {list(self.pooled.shape)} [B,P]"
-            )
+        if self.sequence.ndim != 3:
+            raise ValueError(f"text features: sequence {list(self.sequence.shape)} must be [B,L,D]")
         if self.keep.dtype != torch.bool or self.keep.shape != self.sequence.shape[:2]:
             raise ValueError(
                 f"text features: keep is {self.keep.dtype} {list(self.keep.shape)}, "
                 f"must be torch.bool {list(self.sequence.shape[:2])} with True at real tokens"
             )
-        if self.pooled.shape[0] != self.sequence.shape[0]:
+        if self.pooled is not None and (self.pooled.ndim != 2 or self.pooled.shape[0] != self.sequence.shape[0]):
             raise ValueError(
-                f"text features: {self.sequence.shape[0]} sequences but {self.pooled.shape[0]} pooled vectors"
+                f"text features: pooled {list(self.pooled.shape)} must be [B,P] with B {self.sequence.shape[0]}, as sequence has"
             )
 
 

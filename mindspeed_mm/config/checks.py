@@ -177,8 +177,10 @@ def check_train_files(model: TrainModelConfig, model_node: Node, data: DataConfi
         raise find(model_node, "ae.from_pretrained").error("is missing; training needs the weights of the autoencoder")
     if (model.text_encoder_2 is None) != (dataset.tokenizer_config_2 is None):
         raise find(model_node, "text_encoder_2").error("and tokenizer_config_2 of the data JSON: give both or neither")
-    if model.text_encoder_2 is None:
-        raise find(model_node, "text_encoder_2").error("is missing; v1.5 needs pooled CLIP features")
+    if model.text_encoder_2 is None and families.needs_pooled_text(model.predictor):
+        raise find(model_node, "text_encoder_2").error(
+            f"is missing; {model.predictor.model_id} needs pooled CLIP features"
+        )
 
 
 def _check_features(model: TrainModelConfig, data: DataConfig, data_node: Node) -> None:

@@ -95,8 +95,13 @@ class SampleModelConfig:
     def problems(self):
         if self.fps < self.frame_interval:
             yield "fps", f"{self.fps} with frame_interval {self.frame_interval}: less than one frame a second"
-        if self.text_encoder_2 is None or self.tokenizer_2 is None:
-            yield "text_encoder_2", "is missing (with tokenizer_2); v1.5 needs pooled CLIP features"
+        if (self.text_encoder_2 is None) != (self.tokenizer_2 is None):
+            yield "text_encoder_2", "and tokenizer_2: give both or neither"
+        if self.text_encoder_2 is None and families.needs_pooled_text(self.predictor):
+            yield (
+                "text_encoder_2",
+                f"is missing (with tokenizer_2); {self.predictor.model_id} needs pooled CLIP features",
+            )
         if self.diffusion.num_inference_steps is None:
             yield "diffusion", "num_inference_steps is missing, for example 50"
 

@@ -39,6 +39,11 @@ def of_denoiser(config: DenoiserConfig) -> DenoiserFamily:
     return DENOISERS[config.model_id]
 
 
+def needs_pooled_text(config: DenoiserConfig) -> bool:
+    """True if a denoiser takes the features of a second text encoder."""
+    return "text_encoder_2" in of_denoiser(config).text_widths(config)
+
+
 def read_denoiser(node: Node, notes: list[str] | None = None) -> DenoiserConfig:
     """Config of a `predictor` block in any published spelling; its `model_id` selects the family."""
     return _read(DENOISERS, node, notes)

@@ -125,6 +125,7 @@ class Family(Generic[Config]):
     describe: Callable[[Iterable[str], Callable[[str], Shape]], dict[str, object]]  # weights -> keys of the config
     unused: Callable[[Iterable[str]], dict[str, Unused]] = lambda names: {}  # by name, for the network with these names
     may_be_missing: Callable[[str], bool] = lambda name: False  # names that some files leave out
+    part_of: Callable[[str], str] = lambda name: name.partition(".")[0]  # name -> part of the network, for reports
 
     def speaks(self, names: Iterable[str]) -> Dialect | None:
         """The dialect of these names, or None if they belong to another network."""

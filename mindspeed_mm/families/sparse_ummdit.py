@@ -251,6 +251,12 @@ def text_tail(names: Iterable[str]) -> dict[str, Unused]:
 # ----------------------------------------------------------------------------------------------- what weights say of it
 
 
+def part_of(name: str) -> str:
+    """A stage of blocks, or the top module."""
+    match = re.match(r"transformer_blocks\.\d+", name)
+    return match[0] if match else name.partition(".")[0]
+
+
 def describe(names: Iterable[str], shape_of: Callable[[str], Shape]) -> dict[str, object]:
     """Keys of the `predictor` block that follow from names and shapes, with their values.
 
@@ -411,6 +417,7 @@ FAMILY = DenoiserFamily(
         ),
     ),
     describe=describe,
+    part_of=part_of,
     channel_problems=channel_problems,
     text_widths=text_widths,
     extent=extent,

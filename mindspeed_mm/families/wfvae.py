@@ -253,6 +253,12 @@ def describe(names: Iterable[str], shape_of: Callable[[str], Shape]) -> dict[str
     }
 
 
+def _part_of(name: str) -> str:
+    """A child of encoder or decoder, or the top module."""
+    match = re.match(r"(?:encoder|decoder)\.[^.]+", name)
+    return match[0] if match else name.partition(".")[0]
+
+
 def _split(name: str) -> None:
     return None
 
@@ -302,5 +308,6 @@ FAMILY = Family(
         ),
     ),
     describe=describe,
+    part_of=_part_of,
     may_be_missing=is_constant,
 )

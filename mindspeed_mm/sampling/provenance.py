@@ -21,8 +21,9 @@ def weights_of(config: SampleConfig) -> dict[str, dict[str, str]]:
         "predictor": config.load or model.predictor.from_pretrained,
         "ae": model.ae.from_pretrained,
         "text_encoder": model.text_encoder.from_pretrained,
-        "text_encoder_2": model.text_encoder_2.from_pretrained,
     }
+    if model.text_encoder_2 is not None:
+        places["text_encoder_2"] = model.text_encoder_2.from_pretrained
     started = time.monotonic()
     files = {name: weight_files(Path(source)) for name, source in places.items()}
     with ThreadPoolExecutor(4) as pool:  # hashlib releases the interpreter lock

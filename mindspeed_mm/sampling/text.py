@@ -27,7 +27,7 @@ class PromptEncoder:
     def __init__(
         self,
         encoders: TextEncoders,
-        tokenizers: tuple[Tokenizer, Tokenizer],
+        tokenizers: tuple[Tokenizer, Tokenizer | None],
         residence: Residence,
         capacity: int | None = None,
     ):
@@ -68,22 +68,22 @@ class PromptEncoder:
             raise ValueError(f"the text encoders have left, and {texts[0][:60]!r} was not encoded before")
         with self.residence.using(self.encoders):
             for text in texts:
-                first, second = (tokenizer([text]).to(self.residence.device) for tokenizer in self.tokenizers)
-                features = self.encoders(first, second)
+                tokens = (None if tokenizer is None else tokenizer([text]) for tokenizer in self.tokenizers)
+                features = self.encoders(*(ids and ids.to(self.residence.device) for ids in tokens))
                 _check_finite(text, features)
                 self._features[text] = features.to("cpu")
                 self.misses += 1
 
 
-def tokenizers_of(config: SampleModelConfig) -> tuple[Tokenizer, Tokenizer]:
-    """Tokenizers of T5 and CLIP of an inference JSON."""
+def tokenizers_of(config: SampleModelConfig) -> tuple[Tokenizer, Tokenizer | None]:
+    """Tokenizers of T5 and CLIP (None without) of an inference JSON."""
     first = load_tokenizer(config.tokenizer, "tokenizer", _T5_LENGTH)
-    return first, load_tokenizer(config.tokenizer_2, "tokenizer_2")
+    return first, load_tokenizer(config.tokenizer_2, "tokenizer_2") if config.tokenizer_2 else None
 
 
 def _check_finite(text: str, features: TextFeatures) -> None:
     for key, values in {"text_encoder": features.sequence, "text_encoder_2": features.pooled}.items():
-        if not torch.isfinite(values).all():
+        if values is not None and not torch.isfinite(values).all():
             raise SamplingError(
                 f"{key}: its features of {text[:60]!r} are not finite; {values.dtype} may be too narrow for its "
                 f"weights, try bf16 or fp32 ({key}.dtype)"

@@ -132,7 +132,11 @@ class RunData:
             listed = self.hosts.from_first(summary(folder) if self.parallel.is_first else None)
             self._must_agree(listed.items() <= summary(folder).items(), folder, "folder of stored features")
             videos = StoredVideos(folder) if model.load_video_features else None
-            texts = StoredTexts(folder, config.model_max_length) if model.load_text_features else None
+            texts = (
+                StoredTexts(folder, config.model_max_length, model.text_encoder_2 is not None)
+                if model.load_text_features
+                else None
+            )
         return videos or VideoSource(config.preprocess_parameters), texts or load_tokens(config)
 
     def _stored_fault(self, folder: Path, config: DatasetConfig, clips: tuple[Clip, ...]) -> str | None:

@@ -148,11 +148,9 @@ class Extraction:
     def _text_tensors(self, tokens: Tokens, text: str) -> dict:
         first, second = tokens.load(text)
         device = self.encoders.device
-        found: TextFeatures = self.encoders.text(first.to(device), second.to(device))
-        return {
-            "sequence": sources.real_tokens(found.sequence[0], found.keep[0]).cpu(),
-            "pooled": found.pooled[0].cpu(),
-        }
+        found: TextFeatures = self.encoders.text(first.to(device), None if second is None else second.to(device))
+        tensors = {"sequence": sources.real_tokens(found.sequence[0], found.keep[0]).cpu()}
+        return tensors if found.pooled is None else {**tensors, "pooled": found.pooled[0].cpu()}
 
     # -------------------------------------------------------------------------------------------------------------- common
 

@@ -50,6 +50,8 @@ def text_settings(config: RunConfig) -> dict:
     }
     settings: dict = {"model_max_length": dataset.model_max_length}
     for name, (encoder, tokenizer) in pairs.items():
+        if encoder is None or tokenizer is None:
+            continue
         settings[name] = {
             "encoder": encoder.model_id,
             "use_attention_mask": encoder.use_attention_mask,

@@ -20,14 +20,15 @@ def check_widths(model: TrainModelConfig | SampleModelConfig) -> None:
 
 
 def check_encoders(
-    model: TrainModelConfig | SampleModelConfig, tokenizers: tuple[Tokenizer, Tokenizer], keys: tuple[str, str]
+    model: TrainModelConfig | SampleModelConfig, tokenizers: tuple[Tokenizer, Tokenizer | None], keys: tuple[str, str]
 ) -> None:
-    """Raises ConfigError or CheckpointError unless both encoders are complete and fit the tokenizers.
+    """Raises ConfigError or CheckpointError unless the encoders are complete and fit the tokenizers.
 
     keys: of the tokenizers in their JSON.
     """
     _check_encoder(model.text_encoder, "text_encoder", tokenizers[0], keys[0])
-    _check_encoder(model.text_encoder_2, "text_encoder_2", tokenizers[1], keys[1])
+    if model.text_encoder_2 is not None and tokenizers[1] is not None:
+        _check_encoder(model.text_encoder_2, "text_encoder_2", tokenizers[1], keys[1])
 
 
 def _check_encoder(config: TextEncoderConfig, key: str, tokenizer: Tokenizer, tokenizer_key: str) -> None:

@@ -1,7 +1,6 @@
 """Describes a checkpoint for people: kind, dialect, layout, sizes, norms, and its fit to a config."""
 
 import math
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def _describe_group(group: str, weights: Weights, family: Family | None, norms: 
         yield "  config by the shapes: " + ", ".join(f"{key} {_plain(value)}" for key, value in shape.items())
     groups: dict[str, list[str]] = {}
     for name in weights:
-        groups.setdefault(_group_of(name), []).append(name)
+        groups.setdefault(family.part_of(name) if family else name.partition(".")[0], []).append(name)
     width = max(map(len, groups))
     with Progress(nbytes if norms else 0, "reading") as bar:
         for part, names in groups.items():
@@ -82,12 +81,6 @@ def _norm(weights: Weights, names: list[str], bar: Progress) -> float:
                 total += torch.linalg.vector_norm(chunk, dtype=torch.float64).item() ** 2
             bar.add(chunk.numel() * chunk.element_size())
     return math.sqrt(total)
-
-
-def _group_of(name: str) -> str:
-    """Part of the network that a parameter belongs to: its top module, and the stage of a block."""
-    match = re.match(r"transformer_blocks\.\d+|(?:encoder|decoder)\.[^.]+|[^.]+", name)
-    return match[0] if match else name
 
 
 def _plain(value: object) -> object:

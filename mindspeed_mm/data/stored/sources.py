@@ -56,19 +56,21 @@ class StoredVideos:
 class StoredTexts:
     """Text features, found by text."""
 
-    def __init__(self, folder: Path, max_length: int):
+    def __init__(self, folder: Path, max_length: int, pooled: bool = True):
+        """pooled: False if the texts were encoded without a second encoder."""
         self._part = PartReader(folder, TEXT)
         self._max_length = max_length
+        self._names = ("sequence", "pooled") if pooled else ("sequence",)
 
     def load(self, text: str) -> tuple[TextFeatures, None]:
         """Features [1,L,D] of one text; zeros at padding, which the denoiser ignores."""
-        sequence, pooled = self._part.load(digest(text), ("sequence", "pooled"), repr(text[:80]))
+        sequence, *pooled = self._part.load(digest(text), self._names, repr(text[:80]))
         length, width = sequence.shape
         whole = sequence.new_zeros(1, self._max_length, width)
         whole[0, :length] = sequence
         keep = torch.zeros(1, self._max_length, dtype=torch.bool)
         keep[0, :length] = True
-        return TextFeatures(whole, keep, pooled[None]), None
+        return TextFeatures(whole, keep, *(vector[None] for vector in pooled)), None
 
 
 def real_tokens(sequence: Tensor, keep: Tensor) -> Tensor:

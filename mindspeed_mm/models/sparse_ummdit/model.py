@@ -183,9 +183,10 @@ class SparseUMMDiT(Denoiser):
         if list(sigma.shape) != [batch]:
             raise ValueError(f"sigma {list(sigma.shape)}: need [{batch}], one noise level per sample")
         widths = (config.caption_channels, config.pooled_projection_dim)
-        if text.sequence.shape[0] != batch or (text.sequence.shape[2], text.pooled.shape[1]) != widths:
+        pooled = None if text.pooled is None else list(text.pooled.shape)
+        if text.sequence.shape[0] != batch or text.sequence.shape[2] != widths[0] or pooled != [batch, widths[1]]:
             raise ValueError(
-                f"text features {list(text.sequence.shape)} and {list(text.pooled.shape)}: "
+                f"text features {list(text.sequence.shape)} and {pooled}: "
                 f"need [{batch}, L, {widths[0]}] and [{batch}, {widths[1]}]"
             )
         if keep is not None and (keep.dtype != torch.bool or list(keep.shape) != [batch, t, h, w]):

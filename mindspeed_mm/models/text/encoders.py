@@ -43,15 +43,17 @@ class TextEncoder(nn.Module):
 
 
 class TextEncoders(nn.Module):
-    """T5 for the sequence, CLIP for the pooled vector: encodes captions for the denoiser."""
+    """T5 for the sequence, CLIP for the pooled vector (None without): encodes captions for the denoiser."""
 
-    def __init__(self, sequence: TextEncoderConfig, pooled: TextEncoderConfig, dtype: torch.dtype):
+    def __init__(self, sequence: TextEncoderConfig, pooled: TextEncoderConfig | None, dtype: torch.dtype):
         super().__init__()
         self.sequence = TextEncoder(sequence, dtype)
-        self.pooled = TextEncoder(pooled, dtype)
+        self.pooled = None if pooled is None else TextEncoder(pooled, dtype)
 
-    def forward(self, text: TokenIds, pooled_text: TokenIds) -> TextFeatures:
-        return TextFeatures(self.sequence(text), text.keep, self.pooled(pooled_text))
+    def forward(self, text: TokenIds, pooled_text: TokenIds | None) -> TextFeatures:
+        """pooled_text: the same texts as tokens of the second encoder."""
+        pooled = None if self.pooled is None else self.pooled(pooled_text)
+        return TextFeatures(self.sequence(text), text.keep, pooled)
 
 
 def _load(config: TextEncoderConfig, dtype: torch.dtype) -> nn.Module:
