@@ -10,9 +10,8 @@ import os
 
 from mindspeed_mm.config.model import TextEncoderConfig
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.families.text_encoders import TEXT_ENCODERS
 
-_T5, _CLIP = ("t5", "mt5"), ("clip", "clip_text_model")
-_MODEL_TYPES = {"T5": _T5, "MT5": _T5, "CLIP": _CLIP, "CLIPWithProjection": _CLIP}
 _LARGEST = 2**24  # bytes of a config.json
 _OLD_END = 2  # value for the last token in early CLIP files; its id is then the largest of all
 
@@ -60,13 +59,14 @@ def encoder_facts(config: TextEncoderConfig, key: str) -> EncoderFacts:
     """
     folder = config.from_pretrained
     said = _read(os.path.join(folder, "config.json"), key, config.model_id)
-    wanted = _MODEL_TYPES[config.model_id]
+    kind = TEXT_ENCODERS[config.model_id]
+    wanted = kind.model_types
     found = said.get("model_type", wanted[0])
     if found not in wanted:
         raise ConfigError(
             f"{key}.from_pretrained: {folder} is an encoder of type {found!r}; model_id {config.model_id} needs {wanted[0]!r}"
         )
-    if wanted is _T5:
+    if not kind.is_clip:
         return EncoderFacts(
             key,
             folder,
@@ -78,12 +78,11 @@ def encoder_facts(config: TextEncoderConfig, key: str) -> EncoderFacts:
         )
     text = said.get("text_config") if found == "clip" else said
     text = text if isinstance(text, dict) else {}
-    projects = config.model_id == "CLIPWithProjection"
     return EncoderFacts(
         key,
         folder,
         vocabulary=_number(text, "vocab_size", 49408, key, folder),
-        width=_number(text, "projection_dim" if projects else "hidden_size", 512, key, folder),
+        width=_number(text, "projection_dim" if kind.pooled else "hidden_size", 512, key, folder),
         max_length=_number(text, "max_position_embeddings", 77, key, folder),
         end=_number(text, "eos_token_id", 49407, key, folder),
         padding=None,

@@ -10,6 +10,7 @@ from typing import ClassVar
 from mindspeed_mm import families
 from mindspeed_mm.config.noise import WEIGHTINGS
 from mindspeed_mm.families.base import DTYPES, AutoencoderConfig, DenoiserConfig
+from mindspeed_mm.families.text_encoders import TEXT_ENCODERS
 from mindspeed_mm.schema import option
 
 _OBSOLETE_LOADER = {
@@ -22,7 +23,7 @@ _OBSOLETE_LOADER = {
 class TextEncoderConfig:
     """`text_encoder`, `text_encoder_2`: a frozen encoder, loaded by Hugging Face transformers from a local folder."""
 
-    model_id: str = option(choices=("T5", "MT5", "CLIP", "CLIPWithProjection"))
+    model_id: str = option(choices=TEXT_ENCODERS)
     from_pretrained: str
     use_attention_mask: bool = True  # CLIPWithProjection never uses one, as in the original
     dtype: str | None = option(None, choices=DTYPES)  # None: weight_dtype

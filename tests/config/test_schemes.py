@@ -14,10 +14,10 @@ from mindspeed_mm.data.decode import transforms as planners
 from mindspeed_mm.diffusion import flow, schedule
 from mindspeed_mm.families import AUTOENCODERS, DENOISERS
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
+from mindspeed_mm.families.text_encoders import TEXT_ENCODERS
 from mindspeed_mm.families.wfvae import WFVAEConfig
 from mindspeed_mm.models.sparse_ummdit.block import GELUS
 from mindspeed_mm.models.sparse_ummdit.modulation import NORMS
-from mindspeed_mm.models.text.encoders import CLASSES
 from mindspeed_mm.models.wfvae import layers
 from mindspeed_mm.models.wfvae.decoder import UPSAMPLES
 from mindspeed_mm.models.wfvae.encoder import DOWNSAMPLES
@@ -43,7 +43,7 @@ def choices(cls, name: str) -> set:
         (WFVAEConfig, "l1_downsample_block", DOWNSAMPLES),
         (WFVAEConfig, "l1_upsample_block", UPSAMPLES),
         (WFVAEConfig, "dtype", TORCH_DTYPES),
-        (model.TextEncoderConfig, "model_id", CLASSES),
+        (model.TextEncoderConfig, "model_id", TEXT_ENCODERS),
         (model.TrainModelConfig, "weight_dtype", TORCH_DTYPES),
         (sample.SampleModelConfig, "weight_dtype", TORCH_DTYPES),
         (optimizer.OptimizerSettings, "selection", optimizer.OPTIMIZERS),

@@ -10,14 +10,8 @@ from torch import Tensor, nn
 
 from mindspeed_mm.config.model import TextEncoderConfig
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.families.text_encoders import TEXT_ENCODERS
 from mindspeed_mm.types import TORCH_DTYPES, TextFeatures, TokenIds
-
-CLASSES = {
-    "T5": "T5EncoderModel",
-    "MT5": "MT5EncoderModel",
-    "CLIP": "CLIPTextModel",
-    "CLIPWithProjection": "CLIPTextModelWithProjection",
-}
 
 
 class TextEncoder(nn.Module):
@@ -30,9 +24,8 @@ class TextEncoder(nn.Module):
         """
         super().__init__()
         dtype = TORCH_DTYPES[config.dtype] if config.dtype else dtype
-        self.pooled = config.model_id == "CLIPWithProjection"
+        self.pooled = TEXT_ENCODERS[config.model_id].pooled
         self.use_attention_mask = config.use_attention_mask and not self.pooled
-        dtype = TORCH_DTYPES[config.dtype] if config.dtype else dtype
         self.model = _load(config, dtype).requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -64,7 +57,7 @@ def _load(config: TextEncoderConfig, dtype: torch.dtype) -> nn.Module:
         raise CheckpointError(
             f"{folder}: no config.json; expected a Hugging Face folder with a {config.model_id} encoder"
         )
-    cls = getattr(transformers, CLASSES[config.model_id])
+    cls = getattr(transformers, TEXT_ENCODERS[config.model_id].transformers_class)
     with _quiet(transformers.utils.logging):
         try:
             # torch_dtype, not dtype: transformers 4.51 to 5.x all accept this name
