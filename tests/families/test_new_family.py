@@ -37,12 +37,13 @@ def toy():
 def world(tmp_path_factory) -> Path:
     """Configs of the toy without a second text encoder, two clips, T5 and the autoencoder."""
     folder = write_world(tmp_path_factory.mktemp("toy"))
-    write_list(folder, [row(write_clip(folder / f"{n}.mp4", 9, fps=8).name, fps=8) for n in range(2)])
+    clips = write_list(folder, [row(write_clip(folder / f"{n}.mp4", 9, fps=8).name, fps=8) for n in range(2)], "clips")
     for name, block in (("model", config_files.model_block), ("data", config_files.data_block)):
         (folder / f"{name}.json").write_text(json.dumps(block(folder)))
     for name in ("model", "sample"):
         change(folder / f"{name}.json", "text_encoder_2", KeyError)
         change(folder / f"{name}.json", "predictor", PREDICTOR)
+    change(folder / "data.json", "dataset_param.basic_parameters.data_path", str(clips))
     change(folder / "data.json", "dataset_param.tokenizer_config_2", KeyError)
     change(folder / "sample.json", "tokenizer_2", KeyError)
     return folder
