@@ -2,11 +2,11 @@
 
 import itertools
 import json
-import re
 import threading
 from pathlib import Path
 
 import pytest
+from web_routes import filled, routes_of
 
 from mindspeed_mm.config import resolve
 from mindspeed_mm.errors import ConfigError
@@ -48,27 +48,6 @@ def client(studio, config):
 
     with TestClient(build_app(studio, config), base_url="http://127.0.0.1", raise_server_exceptions=True) as client:
         yield client
-
-
-def routes_of(routes, prefix="") -> set[tuple[str, str]]:
-    """(method, path pattern) of all routes, those of mounted applications and included routers as well."""
-    found = set()
-    for route in routes:
-        path = getattr(route, "path", "")
-        if hasattr(route, "effective_candidates"):  # an included router; its routes know their whole path
-            found |= routes_of(route.effective_candidates(), prefix)
-            continue
-        methods = getattr(route, "methods", None)
-        if methods is not None:
-            found |= {(method, prefix + path) for method in methods}
-        below = getattr(getattr(route, "app", None), "routes", None)
-        if below is not None and methods is None:
-            found |= routes_of(below, prefix + path)
-    return found
-
-
-def filled(pattern: str) -> str:
-    return re.sub(r"\{[^}]*\}", "x", pattern) or "/"
 
 
 def test_every_route_of_the_installed_gradio_is_open_by_name_or_shut(client):
