@@ -20,7 +20,7 @@ def weights_door(
 ) -> Try:
     """save: writes `tensors` to a path that is read as weights; changing: the files that are mutated; strict: the format
     has checksums, so that other values are silent damage."""
-    from mindspeed_mm.checkpoint.sources import open_checkpoint
+    from mindspeed_mm.weights.sources import open_checkpoint
 
     place = save(folder)
     whole = {path: path.read_bytes() for path in changing(place)}

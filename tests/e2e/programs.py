@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 from ranks import forked_from_server
@@ -48,11 +50,16 @@ def environment() -> dict[str, str]:
     return {**mine, "OMP_NUM_THREADS": "1"}
 
 
-def run(program: str, flags: list, ranks: int = 1, timeout_s: float = 180) -> subprocess.CompletedProcess:
-    """Wait for a program on `ranks` processes; as with torchrun, the first that fails ends the others."""
+def run(
+    program: str, flags: list, ranks: int = 1, timeout_s: float = 180, device: str | None = "cpu"
+) -> subprocess.CompletedProcess:
+    """Wait for a program on `ranks` processes; as with torchrun, the first that fails ends the others.
+
+    device: None for a program that has no --device.
+    """
     shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
     shared |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())} if ranks > 1 else {}
-    arguments = [str(ROOT / program), "--device", "cpu", *map(str, flags)]
+    arguments = [str(ROOT / program), *(["--device", device] if device else []), *map(str, flags)]
     with tempfile.TemporaryDirectory() as folder:
         printed = [Path(folder, name) for name in ("stdout", "stderr")]
         processes = [
@@ -63,13 +70,40 @@ def run(program: str, flags: list, ranks: int = 1, timeout_s: float = 180) -> su
         return subprocess.CompletedProcess(arguments, code, *(file.read_text() for file in printed))
 
 
+def page_of(flags: list, timeout_s: float = 120) -> str:
+    """The page that `mindspeed_mm.serve` answers with, once; the server is ended then."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        printed = [Path(folder, name) for name in ("stdout", "stderr")]
+        arguments = ["mindspeed_mm.serve", "--device", "cpu", "--port", str(port), *map(str, flags)]
+        process = forked_from_server(_main, arguments, {"OMP_NUM_THREADS": "1"}, printed)
+        try:
+            return _page(f"http://127.0.0.1:{port}/", process, time.monotonic() + timeout_s)
+        except (OSError, TimeoutError) as error:
+            raise AssertionError("".join(file.read_text() for file in printed if file.exists())) from error
+        finally:
+            process.kill()
+            process.join()
+
+
+def _page(address: str, process, until: float) -> str:
+    while process.exitcode is None and time.monotonic() < until:
+        with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(address, timeout=30) as answer:
+            return answer.read().decode()
+        time.sleep(0.2)
+    raise TimeoutError
+
+
 def _main(arguments: list[str], variables: dict[str, str], printed: list[Path]) -> None:
     for descriptor, file in enumerate(printed, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     os.environ.update(variables)
     os.chdir(ROOT)
     sys.argv = arguments
-    runpy.run_path(arguments[0], run_name="__main__")
+    if Path(arguments[0]).is_file():
+        runpy.run_path(arguments[0], run_name="__main__")
+    else:
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
 
 
 def _exit_code(processes: list, timeout_s: float) -> int:

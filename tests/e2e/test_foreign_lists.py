@@ -1,4 +1,4 @@
-"""Lists as other tools write them are trained at the first try; MindSpeed-MM's own files go through every program."""
+"""Lists as other tools write them are trained at the first try."""
 
 import csv
 import gzip
@@ -8,19 +8,10 @@ import sys
 import tarfile
 from pathlib import Path
 
-import mm_files
 import pytest
 from config_files import change
-from data_runs import extract, train
+from data_runs import train
 from ranks import run_ranks
-
-import mindspeed_mm as mm
-from mindspeed_mm import families
-from mindspeed_mm.config import resolve
-from mindspeed_mm.config.data import DataConfig
-from mindspeed_mm.config.data_dialects import data_node
-from mindspeed_mm.data.check.lists import check_list
-from mindspeed_mm.schema import build, read_json
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "data"))
 from data_helpers import write_clip
@@ -132,61 +123,3 @@ def test_a_run_on_shards_goes_on_where_it_stopped(world, pair, tmp_path):
     wanted = run_ranks(train, 1, _flags(tmp_path, "whole", 5))[0]
     run_ranks(train, 1, _flags(tmp_path, "parts", 3))
     assert run_ranks(train, 1, _flags(tmp_path, "parts", 5, "--load", tmp_path / "parts"))[0] == wanted
-
-
-# ----------------------------------------------------------------------------------------------- MindSpeed-MM's own files
-
-
-@pytest.fixture
-def theirs(world, pair, tmp_path) -> Path:
-    """A folder as a user of MindSpeed-MM has it, with the small networks of `world`."""
-    for name in ("t5", "clip"):
-        (tmp_path / name).symlink_to(world / name)
-    shutil.copy(world / "vae.pt", tmp_path / "vae.pt")
-    mm_files.write_configs(tmp_path)
-    entries = [
-        {
-            "path": f"{number}.mp4",
-            "cap": f"a red circle {number}",
-            "num_frames": 12,
-            "fps": 24,
-            "resolution": {"height": 64, "width": 128},
-        }
-        for number in range(2)
-    ]
-    (tmp_path / "rows.json").write_text(json.dumps(entries))
-    (tmp_path / "data.txt").write_text(f"{pair},{tmp_path / 'rows.json'}")
-    for key, value in {"train_fps": 24, "max_hxw": 8192}.items():
-        change(tmp_path / "data.json", f"dataset_param.preprocess_parameters.{key}", value)
-    return tmp_path
-
-
-def _of_theirs(folder: Path, *more) -> list:
-    files = ["--mm-data", folder / "data.json", "--mm-model", folder / "pretrain_model.json", "--save", folder / "save"]
-    flags = [flag for flag in mm_files.TRAIN_FLAGS if flag != "32"]
-    flags.insert(flags.index("--recompute-num-layers") + 1, "6")
-    flags[flags.index("--num-workers") + 1] = "0"
-    return [*files, *flags, *more]
-
-
-def test_their_files_are_checked_trained_and_extracted(theirs):
-    data = build(DataConfig, data_node(read_json(theirs / "data.json")))
-    found = check_list(data, global_batch_size=1, samples=2)
-    assert not found.faults and found.result.report()["shapes"] == {"9x32x64": 2}
-    result = run_ranks(train, 1, _of_theirs(theirs))[0]
-    assert isinstance(result, dict) and len(result["losses"]) == 2, result
-    change(theirs / "data.json", "dataset_param.basic_parameters.feature_folder", str(theirs / "features"))
-    change(theirs / "data.json", "dataset_param.preprocess_parameters.fixed_crops", 1)
-    assert run_ranks(extract, 1, _of_theirs(theirs))[0][:2] == (2, 0)
-
-
-def test_their_inference_json_samples_and_serves(theirs):
-    import torch
-
-    config = families.read_file(theirs / "inference_model.json")
-    torch.save(mm.build_denoiser(config).state_dict(), theirs / "model.pt")
-    change(theirs / "inference_model.json", "predictor.from_pretrained", str(theirs / "model.pt"))
-    flags = ["--mm-model", theirs / "inference_model.json", "--bf16"]
-    assert resolve.serve_config([str(flag) for flag in flags], world_size=1).sample.model.micro_batch_size == 1
-    pipe = mm.T2VPipeline.from_config(str(theirs / "inference_model.json"))
-    assert pipe("a red circle", seed=0).shape == (9, 32, 32, 3)
