@@ -103,7 +103,7 @@ def indexes_door(folder: Path) -> Try:
     _write_long(clip)
     wanted = read_clip(build_reader("decoder"), str(clip), range(80, 90))
     read_clip(build_reader("decoder", str(indexes)), str(clip), range(80, 120))  # to the end, so that it is stored
-    (path,) = indexes.rglob("*.npy")
+    (path,) = indexes.rglob("*.index")
     whole = path.read_bytes()
 
     def attempt(chance: random.Random) -> str:

@@ -33,4 +33,5 @@ def test_files_and_flags(fuzz, tmp_path):
     doors = [door for door in fuzz.DOORS if door not in ("encoders", "web")]
     counts, examples = fuzz.run(tmp_path, 7, doors, tries=40)
     assert examples == [], examples[0]
+    assert counts.pop("indexes")["refused"] == 0  # a damaged index is built again
     assert all(found["refused"] > 10 for found in counts.values()), counts

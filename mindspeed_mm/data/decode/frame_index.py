@@ -16,6 +16,7 @@ import numpy as np
 from mindspeed_mm import atomic, logs
 from mindspeed_mm.data.decode import media
 from mindspeed_mm.data.decode.damage import listening, notice
+from mindspeed_mm.files.checksum import crc32
 
 _log = logs.get(__name__)
 
@@ -24,6 +25,7 @@ _TIMED = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
 # codecs with one shown frame per packet (not VP8), so that frames can be counted without decoding.
 _COUNTABLE = frozenset({"h264", "hevc", "vp9", "av1", "libdav1d", "mpeg4", "mpeg2video", "mjpeg", "prores"})
 _REORDER = 32  # largest distance of a packet from its place in display order; H.264 and H.265 allow 16
+_NUMBER = np.dtype("<i8")  # a stored index is the CRC-32 of what follows, the number of frames, stamps, keys, seeks
 _KEPT_STAMPS = 4_000_000  # in memory: 32 MB, some 30,000 clips of 5 s or 23 hours of film
 
 
@@ -86,26 +88,30 @@ class FrameIndexes:
 
     def _file(self, key: tuple) -> Path:
         name = hashlib.sha256("\n".join(map(str, key)).encode()).hexdigest()[:32]
-        return self._folder / name[:2] / f"{name}.npy"
+        return self._folder / name[:2] / f"{name}.index"
 
     def _load(self, key: tuple) -> FrameIndex | None:
         if self._folder is None:
             return None
         try:
-            table = np.load(self._file(key), allow_pickle=False)
-            frames = int(table[0])
-            stamps, rest = table[1 : 1 + frames], table[1 + frames :]
-            return FrameIndex(stamps, *rest.reshape(2, -1), sure=frames, whole=True)
-        except (OSError, ValueError, EOFError, IndexError):
-            return None  # missing, or of another version: it is built again
+            found = np.fromfile(self._file(key), _NUMBER)
+        except OSError:
+            return None
+        checksum, table = found[:1], found[1:]
+        if not len(table) or crc32(table) != checksum:  # damaged: it is built again
+            return None
+        frames = int(table[0])
+        stamps, rest = table[1 : 1 + frames], table[1 + frames :]
+        return FrameIndex(stamps, *rest.reshape(2, -1), sure=frames, whole=True)
 
     def _store(self, key: tuple, index: FrameIndex) -> None:
         if self._folder is None or not index.whole:
             return
         file = self._file(key)
         file.parent.mkdir(parents=True, exist_ok=True)
+        table = np.concatenate([[len(index.stamps)], index.stamps, index.keys, index.seeks]).astype(_NUMBER)
         with atomic.replacing(file) as target:
-            np.save(target, np.concatenate([[len(index.stamps)], index.stamps, index.keys, index.seeks]))
+            target.write(np.array([crc32(table)], _NUMBER).tobytes() + table.tobytes())
 
 
 def build_index(container: av.container.InputContainer, stream, limit: int | None) -> FrameIndex:

@@ -8,10 +8,12 @@ import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
 
+import av
 import numpy as np
 from PIL import Image
 
 from mindspeed_mm.data.decode import media, suffixes
+from mindspeed_mm.data.decode.damage import listening, notice
 from mindspeed_mm.errors import DataError
 
 WHITE = 255  # colour behind transparent pixels, in images and videos
@@ -36,7 +38,10 @@ def read_image(path: str) -> np.ndarray:
     """
     with _opened(path) as image:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION), lambda pixels: pixels)
-        return np.ascontiguousarray(turn(_pixels(image, path)))[None]
+        pixels = turn(_pixels(image, path))
+        if image.format in ("JPEG", "MPO"):
+            _check_jpeg(path)
+        return np.ascontiguousarray(pixels)[None]
 
 
 def read_moving(path: str, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
@@ -116,6 +121,25 @@ def _pixels(image: Image.Image, path: str) -> np.ndarray:
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         return composite(np.asarray(_with_alpha(image)))
     return np.array(image.convert("RGB"))
+
+
+def _check_jpeg(path: str) -> None:
+    """Raises DataError for damage in a JPEG, which Pillow fills with grey or another picture's colours in silence.
+
+    FFmpeg decodes it again, with its log open; it takes less time than Pillow. What FFmpeg does not read, such as
+    arithmetic coding, is not judged.
+    """
+    with media.open_bytes(path) as file, listening() as messages:
+        decoder = av.VideoCodecContext.create("mjpeg", "r")
+        decoder.thread_count = 1
+        decoder.options = {"max_pixels": str(MAX_PIXELS)}
+        try:
+            decoder.decode(av.Packet(file.read()))
+            fault = notice(messages)
+        except av.error.FFmpegError as error:
+            fault = notice(messages) or reason(error)
+    if fault is not None and not any("unsupported" in text or "not supported" in text for _, _, text in messages):
+        raise DataError(f"{path}: is damaged: {fault}")
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:

@@ -2,32 +2,36 @@
 
 A folder holds two parts, "video" (posteriors of the autoencoder) and "text". `<part>.json` holds the settings of the
 features. Each shard has an index beside it that lists its entries and is written after it; a shard without index is
-ignored. So an interrupted extraction loses one shard, and any number of processes can write at the same time. If
-several entries share a key, the shard with the last name wins.
+ignored. So an interrupted extraction loses one shard, and any number of processes can write at the same time. Both
+have checksums, which are compared whenever something is read. If several entries share a key, the shard with the last
+name wins.
 """
 
 import collections
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import safetensors
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from mindspeed_mm import atomic
 from mindspeed_mm.data.decode import media
 from mindspeed_mm.errors import DataError
+from mindspeed_mm.files.checksum import crc32
 
 VIDEO, TEXT = "video", "text"
 
 _SHARD_BYTES = 512 * 2**20
 _SHARD_SECONDS = 600.0  # work that an interruption may lose
 _OPEN_SHARDS = 16
+_UNKNOWN = -1  # instead of a checksum
 
 
 class Stamp(NamedTuple):
@@ -47,13 +51,14 @@ class Stamp(NamedTuple):
 
 class Entry(NamedTuple):
     """A line of an index. source: file or text. stamp: of the file at that time. fault: why there are no features, or
-    None.
+    None. checksum: of the tensors, see `_checksum`; None in indexes of the first releases.
     """
 
     key: str
     source: str
     stamp: Stamp | None = None
     fault: str | None = None
+    checksum: int | None = None
 
 
 def digest(text: str) -> str:
@@ -126,7 +131,7 @@ class PartWriter:
 
     def add(self, entry: Entry, tensors: Mapping[str, Tensor]) -> None:
         """Adds an entry. tensors: name within the entry -> CPU tensor; none for an entry with a fault."""
-        self._entries.append(entry)
+        self._entries.append(entry._replace(checksum=_checksum(tensors)))
         for name, tensor in tensors.items():
             self._tensors[f"{entry.key}.{name}"] = tensor.contiguous()
             self._bytes += tensor.numel() * tensor.element_size()
@@ -140,7 +145,8 @@ class PartWriter:
         name = f"{self._name}-{self._shards:05d}"
         with atomic.replacing(self._folder / f"{name}.safetensors") as file:
             file.write(save(self._tensors))
-        atomic.write_text(self._folder / f"{name}.json", json.dumps({"entries": self._entries}))
+        content = {"entries": self._entries, "checksum": _checksum_of_entries(self._entries)}
+        atomic.write_text(self._folder / f"{name}.json", json.dumps(content))
         self._shards += 1
         self._clear()
 
@@ -164,25 +170,53 @@ def read_index(folder: Path, part: str) -> Iterator[tuple[str, Entry]]:
     """(shard, entry) of a part; later entries take precedence."""
     for file in sorted(folder.glob(f"{part}-*.json")):
         try:
-            entries = json.loads(file.read_text(encoding="utf-8"))["entries"]
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(
-                f"{file}: not a readable index of stored features ({error}); delete it and its shard"
-            ) from None
-        for key, source, stamp, fault in entries:
-            yield file.stem, Entry(key, source, None if stamp is None else Stamp(*stamp), fault)
+            content = json.loads(file.read_text(encoding="utf-8"))
+            entries = [_entry(*values) for values in content["entries"]]
+            fault = None if _is_whole(content, entries) else "its checksum is not the one that was recorded"
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            fault = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if fault is not None:
+            raise DataError(f"{file}: not a readable index of stored features ({fault}); delete it and its shard")
+        for entry in entries:
+            yield file.stem, entry
+
+
+def _entry(key: str, source: str, stamp: list[int] | None, fault: str | None, checksum: int | None = None) -> Entry:
+    _number(key)
+    return Entry(key, source, None if stamp is None else Stamp(*stamp), fault, checksum)
+
+
+def _is_whole(content: Mapping, entries: Sequence[Entry]) -> bool:
+    """True if an index is as it was written; indexes of the first releases have no checksums."""
+    if "checksum" not in content:
+        return all(entry.checksum is None for entry in entries)
+    return content["checksum"] == _checksum_of_entries(entries)
+
+
+def _checksum_of_entries(entries: Sequence[Entry]) -> int:
+    return crc32(json.dumps(entries).encode())
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of the tensors of an entry, with their names, types and shapes."""
+    value = 0
+    for name, tensor in sorted(tensors.items()):
+        value = crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
+        value = crc32(tensor.contiguous().flatten().view(torch.uint8).numpy(), value)
+    return value
 
 
 class PartReader:
-    """Finds entries of a part by key. Needs 12 bytes per entry, so every worker process can have a copy."""
+    """Finds entries of a part by key. Needs 20 bytes per entry, so every worker process can have a copy."""
 
     def __init__(self, folder: Path, part: str):
         self._folder, self._part = folder, part
-        places: dict[str, int] = {}
+        places: dict[str, tuple[int, int]] = {}
         shards: dict[str, int] = {}
         self.faults: dict[str, str] = {}
         for shard, entry in read_index(folder, part):
-            places[entry.key] = shards.setdefault(shard, len(shards))
+            checksum = _UNKNOWN if entry.checksum is None else entry.checksum
+            places[entry.key] = shards.setdefault(shard, len(shards)), checksum
             self.faults.pop(entry.key, None)
             if entry.fault is not None:
                 self.faults[entry.key] = entry.fault
@@ -190,32 +224,42 @@ class PartReader:
         numbers = np.array([_number(key) for key in places], dtype=np.uint64)
         order = np.argsort(numbers)
         self._numbers = numbers[order]
-        self._places = np.array(list(places.values()), dtype=np.int32)[order]
+        self._places = np.array([place for place, _ in places.values()], dtype=np.int32)[order]
+        self._checksums = np.array([checksum for _, checksum in places.values()], dtype=np.int64)[order]
         self._open: collections.OrderedDict[str, object] = collections.OrderedDict()
 
     def __len__(self) -> int:
         return len(self._numbers)
 
     def __contains__(self, key: str) -> bool:
-        return self._shard(key) is not None
+        return self._place(key) is not None
 
     def load(self, key: str, names: tuple[str, ...], what: str) -> list[Tensor]:
-        """Tensors of an entry. Raises DataError if there are none. what: the clip or text, for the message."""
+        """All tensors of an entry, by their names. Raises DataError if there are none, or if they have changed since
+        they were written. what: the clip or text, for the message.
+        """
         if key in self.faults:
             raise DataError(self.faults[key])
-        shard = self._shard(key)
-        if shard is None:
+        place = self._place(key)
+        if place is None:
             raise DataError(f"{what}: has no stored {self._part} features in {self._folder}")
+        shard, checksum = self._shards[self._places[place]], int(self._checksums[place])
         try:
             file = self._file(shard)
-            return [file.get_tensor(f"{key}.{name}") for name in names]
+            found = {name: file.get_tensor(f"{key}.{name}") for name in names}
         except (OSError, safetensors.SafetensorError) as error:
             raise DataError(f"{what}: stored features in {self._folder / shard}.safetensors: {error}") from None
+        if checksum not in (_UNKNOWN, _checksum(found)):
+            raise DataError(
+                f"{what}: stored features in {self._folder / shard}.safetensors are damaged, their checksum is not the one "
+                "that was recorded; delete the shard and its .json, and run tools/extract_features.py"
+            )
+        return list(found.values())
 
-    def _shard(self, key: str) -> str | None:
+    def _place(self, key: str) -> int | None:
         place = int(np.searchsorted(self._numbers, _number(key)))
         found = place < len(self._numbers) and self._numbers[place] == _number(key)
-        return self._shards[self._places[place]] if found else None
+        return place if found else None
 
     def _file(self, shard: str):
         if shard not in self._open:

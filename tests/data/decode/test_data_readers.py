@@ -127,10 +127,13 @@ def test_a_folder_keeps_frame_indexes_from_run_to_run(tmp_path, monkeypatch):
     another = build_reader("decoder", str(tmp_path / "indexes"))
     assert frame_number(read_clip(another, str(path), [101])[0]) == 101
     assert limits == []
-    (file,) = (tmp_path / "indexes").rglob("*.npy")
-    file.write_bytes(b"cut")
-    assert frame_number(read_clip(build_reader("pyav", str(tmp_path / "indexes")), str(path), [105])[0]) == 105
-    assert len(limits) == 1
+    (file,) = (tmp_path / "indexes").rglob("*.index")
+    whole = file.read_bytes()
+    # cut; nothing; a time stamp twice, so that later frames would have other numbers
+    for number, damaged in enumerate((b"cut", b"", whole[:80] + whole[72:]), start=1):
+        file.write_bytes(damaged)
+        assert frame_number(read_clip(build_reader("pyav", str(tmp_path / "indexes")), str(path), [105])[0]) == 105
+        assert len(limits) == number and file.read_bytes() == whole  # it is built again
 
 
 def test_kept_indexes_are_bounded(tmp_path):

@@ -1,5 +1,6 @@
 """The files of stored features, and what is looked up in them."""
 
+import contextlib
 import json
 import random
 
@@ -55,6 +56,35 @@ def test_shards_without_an_index_do_not_count_and_those_that_are_gone_are_bad_sa
         value_of(reader, "b")
 
 
+def test_a_changed_value_and_a_changed_index_are_refused(tmp_path):
+    write(tmp_path, 0, {"a": 1.0, "b": 2.0})
+    (shard,) = tmp_path.glob("*.safetensors")
+    (index,) = tmp_path.glob("text-*.json")
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    refused = 0
+    for name in "ab":
+        with contextlib.suppress(DataError):
+            value_of(PartReader(tmp_path, "text"), name)
+            continue
+        refused += 1
+    assert refused == 1  # of the two, the one whose value it is
+    text = index.read_text()
+    for old, new in (('"a"', '"c"'), ("[1, 2]", "[1, 3]"), ("null", "{}"), (digest("a"), "no number"), ("[[", "[[[")):
+        index.write_text(text.replace(old, new, 1))
+        with pytest.raises(DataError, match="not a readable index of stored features .*; delete it and its shard"):
+            PartReader(tmp_path, "text")
+
+
+def test_indexes_of_the_first_releases_are_read(tmp_path):
+    write(tmp_path, 0, {"a": 1.0})
+    (index,) = tmp_path.glob("text-*.json")
+    entries = [entry[:4] for entry in json.loads(index.read_text())["entries"]]
+    index.write_text(json.dumps({"entries": entries}))
+    assert value_of(PartReader(tmp_path, "text"), "a") == 1.0
+
+
 def test_a_full_shard_is_written_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "_SHARD_BYTES", 16)
     writer = PartWriter(tmp_path, "text", 0, 3)
@@ -106,4 +136,7 @@ def test_crops_of_a_clip_have_keys_of_their_own_whatever_the_list(tmp_path):
 def test_the_index_can_be_read_by_others(tmp_path):
     write(tmp_path, 0, {"a": 1.0, "b": None})
     content = json.loads((tmp_path / "text-0000-00000-00000.json").read_text())
-    assert content["entries"] == [[digest("a"), "a", [1, 2], None], [digest("b"), "b", [1, 2], "it is broken"]]
+    assert [entry[:4] for entry in content["entries"]] == [
+        [digest("a"), "a", [1, 2], None],
+        [digest("b"), "b", [1, 2], "it is broken"],
+    ]
