@@ -1,5 +1,6 @@
 """Rows of `faults.py` about disks, memory and ranks that are slow, full, late or stuck: made by a patch of one function."""
 
+import dataclasses
 import functools
 import shutil
 import signal
@@ -9,11 +10,14 @@ from pathlib import Path
 
 from fault_runs import ROOT, Row, Started, expect
 
-# Each patch is put before the program's start; `rank` is known in it.
+# Each patch is put before the program's start; it knows `rank` and calls `made` when it makes its fault.
+_MADE = "the fault is made"
 _PROGRAM = """
 import os, sys, time
 sys.path.insert(0, {root!r})
 rank = int(os.environ.get("RANK", "0"))
+def made():
+    print("{made}", flush=True)
 {patch}
 from mindspeed_mm.launch import {entry}
 {entry}()
@@ -22,6 +26,7 @@ _SLOW_SAVE = """
 from mindspeed_mm.files import torch_state
 save = torch_state.save
 def slowly(state, path, *beat):
+    made()
     for _ in range(6):
         time.sleep(2)
         for tell in beat:
@@ -31,18 +36,22 @@ torch_state.save = slowly
 """
 _HANGING_SAVE = """
 from mindspeed_mm.files import torch_state
-torch_state.save = lambda *values: time.sleep(10_000)
+def hangs(*values):
+    made()
+    time.sleep(10_000)
+torch_state.save = hangs
 """
 _NO_ROOM = """
 import resource
+made()
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 """
-_FULL_IN_SECOND_SAVE = """
+_FULL_IN_A_SAVE = """
 from mindspeed_mm.files import torch_state
-save, calls = torch_state.save, []
+save = torch_state.save
 def full(state, path, *beat):
-    calls.append(path)
-    if "iter_0000002" in str(path):
+    if int(str(path).split("iter_")[1][:7]) % 6 == 2:
+        made()
         raise OSError(28, "No space left on device")
     return save(state, path, *beat)
 torch_state.save = full
@@ -53,6 +62,7 @@ write, lines = reports.JsonLines._write, []
 def full(self, kind, values):
     lines.append(kind)
     if 2 <= len(lines) <= 3:
+        made()
         raise OSError(28, "No space left on device")
     write(self, kind, values)
 reports.JsonLines._write = full
@@ -60,6 +70,7 @@ reports.JsonLines._write = full
 _FULL_FOR_RECORDS = """
 from mindspeed_mm.sampling import record
 def full(path, entry):
+    made()
     raise OSError(28, "No space left on device")
 record.write = full
 """
@@ -67,7 +78,9 @@ _LATE_RANK = """
 from mindspeed_mm.training import build
 denoiser = build._denoiser
 def late(*values):
-    time.sleep(20 if rank == 1 else 0)
+    if rank == 1:
+        made()
+        time.sleep(20)
     return denoiser(*values)
 build._denoiser = late
 """
@@ -77,115 +90,114 @@ step, calls = TrainStep.__call__, []
 def stuck_here(self, batches):
     calls.append(1)
     if rank == 1 and len(calls) == 3:
+        made()
         time.sleep(10_000)
     return step(self, batches)
 TrainStep.__call__ = stuck_here
 """
 
 
-def disk_rows(launcher: tuple, flags: Callable[..., list], sampling: Callable[[Path], list]) -> list[Row]:
-    """launcher: of two ranks; flags(world, save, tensor size, save interval): of a training; sampling: a command."""
+@dataclasses.dataclass(frozen=True)
+class Faults:
+    """Trainings on two ranks, and a sampling, with one function patched."""
 
-    def start(world: Path, name: str, patch: str, more: tuple = (), interval: int = 2) -> Started:
-        program = world / f"{name}.py"
-        program.write_text(_PROGRAM.format(root=str(ROOT), patch=patch, entry="pretrain"))
-        return Started(world, [sys.executable, *launcher, program, *flags(world, name, 1, interval), *more])
+    launcher: tuple
+    flags: Callable[..., list]  # (world, save, tensor size, save interval): a training's
+    sampling: Callable[[Path], list]  # (world): a command
 
-    def goes_on(patch: str, name: str, marks: tuple[str, ...], more: tuple, world: Path, attempt: int) -> None:
+    def start(
+        self, world: Path, name: str, attempt: int, patch: str = "", more: tuple = (), interval: int = 2
+    ) -> Started:
+        program = _program(world, name, patch, "pretrain")
+        words = [sys.executable, *self.launcher, program, *self.flags(world, name, 1, interval), *more]
+        return Started(world, words, attempt)
+
+    def goes_on(self, name: str, patch: str, marks: tuple[str, ...], more: tuple, world: Path, attempt: int) -> None:
         """The run passes the fault, says what it should, and ends as asked."""
-        with start(world, name, patch, (*more, "--exit-interval", 6)) as run:
+        with self.start(world, name, attempt, patch, (*more, "--exit-interval", 6)) as run:
             found, _ = run.end()
             expect(found == 0, f"exit code {found}")
-            expect(all(mark in run.text() for mark in marks), "not said as promised")
+            expect(all(mark in run.text() for mark in (_MADE, *marks)), "not said as promised")
             expect(run.saved() == 6 * (attempt + 1), "the last iteration is not saved")
 
-    def ends(patch: str, name: str, code: int, marks: tuple[str, ...], more: tuple, world: Path, attempt: int) -> float:
-        with start(world, name, patch, more) as run:
+    def ends(self, name: str, patch: str, code: int, marks: tuple[str, ...], more: tuple, world: Path, attempt: int):
+        """The run ends by itself, says what it should; returns the seconds that the whole run took."""
+        with self.start(world, name, attempt, patch, more) as run:
             found, took = run.end()
             expect(found == code, f"exit code {found}")
-            expect(all(mark in run.text() for mark in marks), "not said as promised")
+            expect(all(mark in run.text() for mark in (_MADE, *marks)), "not said as promised")
             return took
 
-    def two_runs(world: Path, attempt: int) -> None:
-        with start(world, "two_runs", "", interval=1000) as first:
+    def two_runs(self, world: Path, attempt: int) -> None:
+        with self.start(world, "two_runs", attempt, interval=1000) as first:
             first.wait_for(r"iteration +\d+/")
-            with start(world, "two_runs", "") as second:
+            with self.start(world, "two_runs", attempt) as second:
                 found, _ = second.end()
                 expect(found == 1 and "in use by another run" in second.text(), f"exit code {found}")
                 expect(second.text().count("error: ") == 1, "not one line")
             first.send(signal.SIGTERM)
             expect(first.end()[0] == 0, "the first run is disturbed")
 
-    def full_for_samples(world: Path, attempt: int) -> None:
-        words = sampling(world)
-        place = words.index(ROOT / "inference.py")
-        program = world / "full_for_samples.py"
-        program.write_text(_PROGRAM.format(root=str(ROOT), patch=_FULL_FOR_RECORDS, entry="inference"))
-        with Started(world, [*words[:place], program, *words[place + 1 :]]) as run:
+    def full_for_samples(self, world: Path, attempt: int) -> None:
+        words = self.sampling(world)
+        words[words.index(ROOT / "inference.py")] = _program(world, "full_samples", _FULL_FOR_RECORDS, "inference")
+        with Started(world, words, attempt) as run:
             found, _ = run.end()
             expect(found == 1 and "samples could not be made" in run.text(), f"exit code {found}")
-            expect("Traceback" not in run.text(), "a traceback")
+            expect(_MADE in run.text() and "Traceback" not in run.text(), "a traceback, or no fault")
 
-    def small_shared_memory(world: Path, attempt: int) -> float:
-        words = [sys.executable, ROOT / "pretrain_opensoraplan.py", *flags(world, "shm", 1, 1000)]
+    def small_shared_memory(self, world: Path, attempt: int) -> float:
+        words = [sys.executable, ROOT / "pretrain_opensoraplan.py", *self.flags(world, "shm", 1, 1000)]
         text = " ".join(map(str, words))
         mount = f"mount -t tmpfs -o size=64k tmpfs /dev/shm && exec {text}"
-        with Started(world, ["unshare", "-m", "sh", "-c", mount]) as run:
+        with Started(world, ["unshare", "-m", "sh", "-c", mount], attempt) as run:
             found, took = run.end()
             expect(found == 1 and "/dev/shm has " in run.text(), f"exit code {found}")
             expect("Traceback" not in run.text(), "a traceback")
             return took
 
+
+def _program(world: Path, name: str, patch: str, entry: str) -> Path:
+    program = world / f"{name}.py"
+    program.write_text(_PROGRAM.format(root=str(ROOT), made=_MADE, patch=patch, entry=entry))
+    return program
+
+
+def disk_rows(faults: Faults) -> list[Row]:
     limit = ("--distributed-timeout-minutes", 0.1)
     hang = ("--hang-timeout-minutes", 0.2)
-    rows = [
-        Row(
-            "a save takes 12 s, a collective may take 6 s",
-            "saves, the run goes on",
-            functools.partial(goes_on, _SLOW_SAVE, "slow_disk", ("saved iteration 2",), limit),
-            most=3,
+    goes_on = {  # fault, what is promised: name, patch, what the log says, flags
+        ("a save takes 12 s, a collective may take 6 s", "saves, the run goes on"): (
+            ("slow_disk", _SLOW_SAVE, ("saved iteration",), limit)
         ),
-        Row(
-            "a disk hangs in a save",
-            "exit 75, stacks of all ranks",
-            functools.partial(ends, _HANGING_SAVE, "hanging_disk", 75, ("no progress for 12 s",), hang),
-            most=3,
+        ("a full disk in a save", "said, the run goes on, the next save succeeds"): (
+            ("full_in_save", _FULL_IN_A_SAVE, ("the checkpoint of iteration", "is not saved"), ())
         ),
-        Row(
-            "a full disk at the start",
-            "one line, exit 1",
-            functools.partial(ends, _NO_ROOM, "full_at_start", 1, ("error: --save ", "cannot be written"), ()),
-            most=5,
+        ("a full disk in reports", "said once, and again when it works; the run goes on"): (
+            ("full_reports", _FULL_FOR_REPORTS, ("going on without it", "is written again"), ())
         ),
-        Row(
-            "a full disk in a save",
-            "said, the run goes on, the next save succeeds",
-            functools.partial(goes_on, _FULL_IN_SECOND_SAVE, "full_in_save", ("saved iteration",), ()),
-            most=1,
+        ("a rank is 20 s late with its weights, a collective may take 6 s", "the run starts"): (
+            ("late_rank", _LATE_RANK, ("saved iteration",), limit)
         ),
-        Row(
-            "a full disk in reports",
-            "said once, and again when it works; the run goes on",
-            functools.partial(
-                goes_on, _FULL_FOR_REPORTS, "full_reports", ("going on without it", "is written again"), ()
-            ),
-            most=3,
+    }
+    ends = {  # the same, with the exit code before what the log says
+        ("a disk hangs in a save", "exit 75, stacks of all ranks"): (
+            ("hanging_disk", _HANGING_SAVE, 75, ("no progress for 12 s",), hang)
         ),
-        Row("a full disk in sampling", "every sample is tried, exit 1, no traceback", full_for_samples, most=3),
-        Row("two runs in one --save", "the second: one line, exit 1; the first goes on", two_runs, most=5),
-        Row(
-            "a rank is 20 s late with its weights, a collective may take 6 s",
-            "the run starts",
-            functools.partial(goes_on, _LATE_RANK, "late_rank", ("saved iteration",), limit),
-            most=3,
+        ("a full disk at the start", "one line, exit 1"): (
+            ("full_at_start", _NO_ROOM, 1, ("error: --save ", "cannot be written"), ())
         ),
-        Row(
-            "a rank hangs in a step",
-            "exit 75, stacks of all ranks, its line of code in them",
-            functools.partial(ends, _STUCK_RANK, "stuck_rank", 75, ("no progress for 12 s", "stuck_here"), hang),
-            most=3,
+        ("a rank hangs in a step", "exit 75, stacks of all ranks, its line of code in them"): (
+            ("stuck_rank", _STUCK_RANK, 75, ("no progress for 12 s", "stuck_here"), hang)
         ),
+    }
+    rows = [Row(*said, functools.partial(faults.goes_on, *values), most=3) for said, values in goes_on.items()]
+    rows += [Row(*said, functools.partial(faults.ends, *values), most=3) for said, values in ends.items()]
+    rows += [
+        Row("a full disk in sampling", "every sample is tried, exit 1, no traceback", faults.full_for_samples, most=3),
+        Row("two runs in one --save", "the second: one line, exit 1; the first goes on", faults.two_runs, most=5),
     ]
     if shutil.which("unshare"):
-        rows.append(Row("/dev/shm of 64 KiB", "one line with its size and num_workers, exit 1", small_shared_memory, 3))
+        promised = "one line with its size and num_workers, exit 1"
+        rows.append(Row("/dev/shm of 64 KiB", promised, faults.small_shared_memory, most=3))
     return rows

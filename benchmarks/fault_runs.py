@@ -13,8 +13,11 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import fault_warm
+
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_S = 60.0  # no process of a run may live so long after the end of what the user started
+COLD_TRIES = 2  # of each fault; later ones start their processes as `fault_warm.py` does
 START_S = 300.0  # for a run to do its first steps, on a machine that does other things as well
 END_S = 300.0  # for a run to end
 _MARK = "FAULTS_MARK"  # an environment variable, which every process of a run inherits
@@ -45,6 +48,7 @@ class Row:
                 took = self.attempt(world, number)
             except Broken as problem:
                 otherwise[str(problem)] += 1
+                print(f"{self.fault}, try {number}: {problem}", file=sys.stderr, flush=True)
             else:
                 seconds += [] if took is None else [took]
         kept = tries - sum(otherwise.values())
@@ -78,14 +82,22 @@ def make_world(world: Path) -> None:
 class Started:
     """A command in a session of its own, its output in a file, and every process that comes of it."""
 
-    def __init__(self, world: Path, command: list, environment: dict[str, object] | None = None):
+    def __init__(self, world: Path, command: list, attempt: int, environment: dict[str, object] | None = None):
+        """attempt: number of the try, which decides how the processes start."""
         self.mark = uuid.uuid4().hex
         self.output = world / f"output_{self.mark}"
+        self.output.touch()
         variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, _MARK: self.mark}
         variables |= {name: str(value) for name, value in (environment or {}).items()}
+        words = [str(word) for word in command]
+        if attempt >= COLD_TRIES and words[0] == "bash":
+            words, variables = _after_bash(self.output.with_suffix(".command"), words, variables)
+        if attempt >= COLD_TRIES and words[0] == sys.executable:
+            self.process = fault_warm.Forked(words, variables, ROOT, self._redirect)
+            return
         with self.output.open("wb") as file:
             self.process = subprocess.Popen(
-                [str(word) for word in command],
+                words,
                 cwd=ROOT,
                 env=variables,
                 stdin=subprocess.DEVNULL,
@@ -93,6 +105,12 @@ class Started:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def _redirect(self) -> None:
+        output = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for descriptor in (1, 2, fault_warm.MARK_FD):
+            os.dup2(output, descriptor)
 
     def __enter__(self) -> "Started":
         return self
@@ -102,6 +120,8 @@ class Started:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
+        if error[0] is None:
+            self.output.unlink()
 
     def text(self) -> str:
         return self.output.read_text(errors="replace")
@@ -138,27 +158,26 @@ class Started:
         (os.killpg if to_group else os.kill)(self.process.pid, number)
 
     def processes(self) -> dict[int, int]:
-        """Process id -> parent of all that run, by their environment."""
+        """Process id -> parent of all that run: in the session of what was started, or with its mark."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if f"{_MARK}={self.mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                    state, parent, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
-                    if state != "Z":
-                        found[int(folder.name)] = int(parent)
+                state, parent, _, session, *_ = (folder / "stat").read_text().rpartition(")")[2].split()
+                if state != "Z" and (int(session) == self.process.pid or self._has_mark(folder)):
+                    found[int(folder.name)] = int(parent)
         return found
 
+    def _has_mark(self, folder: Path) -> bool:
+        if f"{_MARK}={self.mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+            return True
+        with contextlib.suppress(OSError):
+            return (folder / "fd" / str(fault_warm.MARK_FD)).readlink() == self.output
+        return False
+
     def ranks(self) -> list[int]:
-        """Processes of a program that were not forked by another one of it, in the order of their ranks."""
-        ranks = {}
-        for pid in self.processes():
-            variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            rank = next((int(item[5:]) for item in variables if item.startswith(b"RANK=")), None)
-            if rank is not None:
-                ranks[pid] = rank
-        parents = self.processes()
-        own = [pid for pid in ranks if parents.get(pid) not in ranks] or [self.process.pid]
-        return sorted(own, key=lambda pid: ranks.get(pid, 0))
+        """Leaders of sessions that are not the launcher, in the order of their start; the only process if there is none."""
+        own = [pid for pid in self.processes() if pid != self.process.pid and os.getsid(pid) == pid]
+        return sorted(own) or [self.process.pid]
 
     def workers(self) -> list[int]:
         """Processes that a rank has started."""
@@ -178,6 +197,19 @@ class Started:
                 raise Broken(f"{len(left)} processes live {LEFT_S:.0f} s after the end")
             time.sleep(0.1)
         return code if code >= 0 else 128 - code, took
+
+
+def _after_bash(file: Path, command: list[str], variables: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """What a script ends in: the command that takes its shell's place, and its environment."""
+    note = file.with_suffix(".sh")
+    note.write_text(f"#!/bin/sh\nenv -0 > {file}_env\nprintf '%s\\0' \"$@\" > {file}\n")
+    note.chmod(0o755)
+    subprocess.run(command, cwd=ROOT, env={**variables, "PYTHON": str(note)}, check=True)
+    words = file.read_text().split("\0")[:-1]
+    environment = dict(item.split("=", 1) for item in Path(f"{file}_env").read_text().split("\0")[:-1])
+    for used in (note, file, Path(f"{file}_env")):
+        used.unlink()
+    return [sys.executable, *words], environment
 
 
 def expect(condition: bool, otherwise: str) -> None:
