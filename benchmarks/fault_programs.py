@@ -31,12 +31,13 @@ def flags(world: Path, save: str | None, tensor: int, interval: int) -> list:
 def start(
     world: Path, launcher: str, save: str | None, attempt: int, interval: int = 1000, more: tuple = ()
 ) -> Started:
-    """launcher: python (one rank), torchrun, ours, script."""
-    if launcher == "script":
+    """launcher: python (one rank), torchrun, ours, script, or container: the script as process 1 of a namespace."""
+    if launcher in ("script", "container"):
         variables = {"MM_DATA": world / "data.json", "MM_MODEL": world / "model.json", "DEVICE": "cpu", "TP": 2}
         variables |= {"NPUS_PER_NODE": 2, "GBS": 2, "SAVE": world / save, "SAVE_INTERVAL": interval}
         variables |= {"LOG_DIR": world / "logs" / save, "RECOM_FFN_LAYERS": 0}
-        return Started(world, ["bash", SCRIPT, *more], attempt, variables)
+        around = () if launcher == "script" else ("unshare", "--pid", "--fork", "--mount-proc")
+        return Started(world, [*around, "bash", SCRIPT, *more], attempt, variables)
     before = {"python": (), "torchrun": (*TORCHRUN, *TORCHRUN_STOPS), "ours": OURS}[launcher]
     program = [*before, ROOT / "pretrain_opensoraplan.py"]
     tensor = 1 if launcher == "python" else 2

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ import fault_warm
 
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_S = 60.0  # no process of a run may live so long after the end of what the user started
-COLD_TRIES = 2  # of each fault; later ones start their processes as `fault_warm.py` does
+COLD_TRIES = 1  # of each fault; later ones start their processes as `fault_warm.py` does
 START_S = 300.0  # for a run to do its first steps, on a machine that does other things as well
 END_S = 300.0  # for a run to end
 _MARK = "FAULTS_MARK"  # an environment variable, which every process of a run inherits
@@ -38,24 +39,32 @@ class Row:
     attempt: Callable[[Path, int], float | None]
     most: int = 1000  # tries, for what takes long
 
-    def run(self, world: Path, tries: int) -> list[object]:
-        """Cells of the table."""
+    def run(self, world: Path, tries: int, results: Path) -> list[object]:
+        """Cells of the table. results: takes a line for each try when it ends; tries in it are not done again."""
         tries = min(tries, self.most)
-        otherwise: collections.Counter[str] = collections.Counter()
-        seconds = []
-        for number in range(tries):
+        for number in range(len(self._done(results)), tries):
+            began = time.monotonic()
             try:
-                took = self.attempt(world, number)
+                took, otherwise = self.attempt(world, number), None
             except Broken as problem:
-                otherwise[str(problem)] += 1
+                took, otherwise = None, str(problem)
                 print(f"{self.fault}, try {number}: {problem}", file=sys.stderr, flush=True)
-            else:
-                seconds += [] if took is None else [took]
-        kept = tries - sum(otherwise.values())
-        seen = "; ".join(
-            [f"{kept} of {tries} as promised", *(f"{count} x {what}" for what, count in otherwise.items())]
-        )
-        return [self.fault, tries, self.promised, seen, f"{max(seconds):.0f}" if seconds else ""]
+            line = {"fault": self.fault, "took": took, "otherwise": otherwise, "all": round(time.monotonic() - began)}
+            with results.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        return self.cells(results)
+
+    def cells(self, results: Path) -> list[object]:
+        done = self._done(results)
+        otherwise = collections.Counter(line["otherwise"] for line in done if line["otherwise"] is not None)
+        seconds = [line["took"] for line in done if line["took"] is not None]
+        kept = f"{len(done) - sum(otherwise.values())} of {len(done)} as promised"
+        seen = "; ".join([kept, *(f"{count} x {what}" for what, count in otherwise.items())])
+        return [self.fault, len(done), self.promised, seen, f"{max(seconds):.0f}" if seconds else ""]
+
+    def _done(self, results: Path) -> list[dict]:
+        lines = results.read_text().splitlines() if results.exists() else []
+        return [line for line in map(json.loads, lines) if line["fault"] == self.fault]
 
 
 def make_world(world: Path) -> None:

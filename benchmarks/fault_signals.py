@@ -4,6 +4,7 @@ import functools
 import math
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -59,7 +60,7 @@ def _check_saved(run: Started, world: Path, save: str, found: int, code: int) ->
 
 
 def evaluating(world: Path) -> tuple:
-    return ("--eval-data", world / "data" / "data.txt", "--eval-interval", 2, "--eval-iters", 200)
+    return ("--eval-data", world / "data" / "data.txt", "--eval-interval", 2, "--eval-iters", 40)
 
 
 def with_samples(world: Path) -> tuple:
@@ -136,6 +137,18 @@ def to_one_rank(world: Path, attempt: int) -> float:
         return took
 
 
+def to_process_1(world: Path, attempt: int) -> float:
+    """What `docker stop` and Kubernetes do."""
+    with start(world, "container", "container", attempt) as run:
+        run.wait_for(r"iteration +\d+/")
+        (first,) = (pid for pid, parent in run.processes().items() if parent == run.process.pid)
+        os.kill(first, signal.SIGTERM)
+        found, took = run.end()
+        _check_saved(run, world, "container", found, 0)
+        expect("Traceback" not in run.text(), "a traceback")
+        return took
+
+
 def two_kinds(first: int, second: int, code: int, world: Path, attempt: int) -> float:
     """Two signals, one after the other."""
     save = f"two_kinds_{signal.Signals(first).name}"
@@ -166,7 +179,7 @@ def paused(seconds: float, world: Path, attempt: int) -> float | None:
         time.sleep(seconds)
         at = run.iteration()
         os.kill(rank, signal.SIGCONT)
-        run.wait_for(rf"iteration +{at + 5}/")
+        run.wait_for(rf"iteration +{at + 3}/")
         run.send(signal.SIGTERM)
         found, _ = run.end()
         _check_saved(run, world, "paused", found, 0)
@@ -230,6 +243,7 @@ def signal_rows() -> list[Row]:
             "SIGTERM without --save",
             "exit 0, the log claims no saving",
             functools.partial(without_save, signal.SIGTERM),
+            most=10,
         ),
         Row("SIGTERM, a save takes 35 s", SAVES, functools.partial(slow, "ours", 35, 0), most=3),
         Row(
@@ -244,6 +258,7 @@ def signal_rows() -> list[Row]:
             "SIGHUP to the script's group", SAVES, functools.partial(stopped, "script", signal.SIGHUP, True, 0), most=5
         ),
         Row("SIGTERM to one rank", SAVES, to_one_rank, most=5),
+        *([Row("SIGTERM to the script as process 1", SAVES, to_process_1, most=3)] if shutil.which("unshare") else []),
         Row(
             "SIGTERM, then Ctrl-C",
             "saves, exit 130 or 0, nothing left",
@@ -267,8 +282,15 @@ def signal_rows() -> list[Row]:
         ),
         Row("Ctrl-C, python", "one line, saves, exit 130, < 30 s", functools.partial(ctrl_c, "python", False)),
         Row("Ctrl-C, the script", "one line, saves, exit 130, < 30 s", functools.partial(ctrl_c, "script", False)),
-        Row("Ctrl-C twice, python", "exit 130 at once, nothing left", functools.partial(ctrl_c, "python", True)),
-        Row("Ctrl-C twice, the script", "exit 130 at once, nothing left", functools.partial(ctrl_c, "script", True)),
+        Row(
+            "Ctrl-C twice, python", "exit 130 at once, nothing left", functools.partial(ctrl_c, "python", True), most=10
+        ),
+        Row(
+            "Ctrl-C twice, the script",
+            "exit 130 at once, nothing left",
+            functools.partial(ctrl_c, "script", True),
+            most=10,
+        ),
         Row("--exit-interval 3", SAVES, functools.partial(planned, ("--exit-interval", 3)), most=5),
         Row("--exit-duration-in-mins 0.1", SAVES, functools.partial(planned, ("--exit-duration-in-mins", 0.1)), most=5),
     ]
