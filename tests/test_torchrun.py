@@ -6,6 +6,7 @@ The ranks run a stand-in program without torch; the launcher comes from a server
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +26,8 @@ action = sys.argv[1]
 if action == "early":  # the signal comes while Python starts
     os.kill(os.getppid(), signal.SIGTERM)
     time.sleep(1)
+if action == "killed" and not first:
+    os.kill(os.getpid(), signal.SIGKILL)
 if action == "fails":
     print("port", os.environ["MASTER_PORT"])
     sys.exit(0 if first else 75)
@@ -159,6 +162,25 @@ def test_the_exit_code_is_that_of_the_rank_that_failed_and_two_runs_have_ports_o
     other = launched("fails")
     assert other.exit_code() == 75
     assert len({line for line in one.lines() if line.startswith("port ")}) == 2
+
+
+def test_a_rank_that_dies_of_a_signal_gives_the_code_of_a_shell(launched):
+    run = launched("killed")
+    assert run.exit_code() == 128 + signal.SIGKILL
+    assert f"error: rank 1 ended with exit code {128 + signal.SIGKILL}; its own output says why" in run.lines()
+    assert left_of([int(line[4:]) for line in run.lines() if line.startswith("pid ")]) == []
+
+
+def test_a_port_that_is_taken_is_one_line(launched):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        run = launched(
+            "saves", "--nnodes", "1", "--node_rank", "0", "--master_addr", "127.0.0.1", "--master_port", port
+        )
+        assert run.exit_code() == 1
+    (line,) = (line for line in run.lines() if line.startswith("error: "))
+    assert line.startswith("error: the ranks cannot meet: ") and port in line
+    assert "Traceback" not in "\n".join(run.lines())
 
 
 def prints_into_a_full_log(output: Path) -> None:
