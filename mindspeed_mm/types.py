@@ -84,22 +84,6 @@ class TextFeatures(Tensors):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Conditions(Tensors):
-    """All that the denoiser is conditioned on beside the noise level, for a batch of samples.
-
-    Training, evaluation, encoder sharing, guidance and sampling pass it whole. A new condition is a field here, made
-    where the samples are encoded and read by the network.
-    """
-
-    text: TextFeatures
-
-    @property
-    def batch(self) -> int:
-        """Number of samples."""
-        return self.text.sequence.shape[0]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class TokenIds(Tensors):
     """Tokenized captions: ids [B,L] int64, keep [B,L] bool, True at real tokens."""
 

@@ -1,5 +1,6 @@
 """What the rest of the package uses of a denoiser: training, sampling, weights and the API know this class alone."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
@@ -13,10 +14,26 @@ from mindspeed_mm.models.step_cache import StepCache
 from mindspeed_mm.parallel import partition
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.seeds import SampleDraws
-from mindspeed_mm.types import Conditions, TextFeatures
+from mindspeed_mm.types import Tensors, TextFeatures
 
 # Blocks are compiled once per kind of block, and again when a number of tokens changes; torch's default limit is 8.
 _RECOMPILE_LIMIT = 64
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Conditions(Tensors):
+    """All that the denoiser is conditioned on beside the noise level, for a batch of samples.
+
+    Training, evaluation, encoder sharing, guidance and sampling pass it whole. A new condition is a field here, made
+    where the samples are encoded and read by the network.
+    """
+
+    text: TextFeatures
+
+    @property
+    def batch(self) -> int:
+        """Number of samples."""
+        return self.text.sequence.shape[0]
 
 
 def _nothing() -> None:

@@ -13,10 +13,9 @@ from mindspeed_mm.config.model import DiffusionConfig
 from mindspeed_mm.config.sample import SamplingOptions
 from mindspeed_mm.diffusion import euler, guidance
 from mindspeed_mm.errors import SamplingError
-from mindspeed_mm.models.denoiser import Denoiser
+from mindspeed_mm.models.denoiser import Conditions, Denoiser
 from mindspeed_mm.models.step_cache import StepCache
 from mindspeed_mm.parallel.collectives import exchange_halves
-from mindspeed_mm.types import Conditions
 
 _MEMORY_SHARE = 0.85  # share of the device's memory; the estimate omits workspaces, fragmentation and NCCL
 

@@ -16,7 +16,7 @@ from mindspeed_mm.config.sample import PromptConfig, SampleModelConfig, Sampling
 from mindspeed_mm.diffusion import schedule
 from mindspeed_mm.errors import ConfigError, SamplingError
 from mindspeed_mm.models.build import build_autoencoder, build_denoiser
-from mindspeed_mm.models.denoiser import Denoiser
+from mindspeed_mm.models.denoiser import Conditions, Denoiser
 from mindspeed_mm.models.wfvae.model import WFVAE
 from mindspeed_mm.parallel.collectives import token_parts
 from mindspeed_mm.parallel.context import ParallelContext
@@ -27,7 +27,7 @@ from mindspeed_mm.sampling.requests import Request
 from mindspeed_mm.sampling.residence import Residence
 from mindspeed_mm.sampling.text import PromptEncoder
 from mindspeed_mm.schema import build, check, node_from_python, read_json
-from mindspeed_mm.types import TORCH_DTYPES, Conditions
+from mindspeed_mm.types import TORCH_DTYPES
 from mindspeed_mm.weights import folder as pretrained_folder
 from mindspeed_mm.weights import load_autoencoder, load_denoiser
 from mindspeed_mm.weights.released import weights_of

@@ -5,10 +5,11 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from mindspeed_mm.models.denoiser import Conditions
 from mindspeed_mm.models.text.encoders import TextEncoders
 from mindspeed_mm.models.wfvae.model import WFVAE
 from mindspeed_mm.parallel.seeds import generator
-from mindspeed_mm.types import Batch, Conditions, Posterior, Tensors, TextFeatures
+from mindspeed_mm.types import Batch, Posterior, Tensors, TextFeatures
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

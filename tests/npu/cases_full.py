@@ -14,6 +14,7 @@ from mindspeed_mm.config.model import DiffusionConfig, TrainModelConfig
 from mindspeed_mm.config.run import OptimizerSettings
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.build import build_autoencoder, build_denoiser
+from mindspeed_mm.models.denoiser import Conditions
 from mindspeed_mm.models.sparse_ummdit import attention as joint_attention
 from mindspeed_mm.ops import attention as attention_ops
 from mindspeed_mm.ops import norms, rope3d
@@ -28,7 +29,7 @@ from mindspeed_mm.schema import build, read_json
 from mindspeed_mm.training.encoders import Encoded
 from mindspeed_mm.training.step import TrainStep
 from mindspeed_mm.training.task import FlowMatchingTask
-from mindspeed_mm.types import Conditions, TextFeatures
+from mindspeed_mm.types import TextFeatures
 
 MODEL = Path(__file__).resolve().parents[2] / "examples" / "opensoraplan1.5" / "model_opensoraplan1_5.json"
 TENSOR_PARALLEL = 8

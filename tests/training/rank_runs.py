@@ -18,6 +18,7 @@ from mindspeed_mm.config.run import (
 from mindspeed_mm.data.feed.ledger import Ledger
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.build import build_denoiser
+from mindspeed_mm.models.denoiser import Conditions
 from mindspeed_mm.optim.adaptive_clip import AdaptiveClip, FixedClip
 from mindspeed_mm.optim.ema import Ema
 from mindspeed_mm.optim.step import OptimizerStep
@@ -32,7 +33,7 @@ from mindspeed_mm.training.state import TrainingState
 from mindspeed_mm.training.step import StepResult, TrainStep
 from mindspeed_mm.training.task import FlowMatchingTask
 from mindspeed_mm.training.trainer import Trainer
-from mindspeed_mm.types import Conditions, TextFeatures
+from mindspeed_mm.types import TextFeatures
 from mindspeed_mm.weights import load_denoiser
 
 DENOISER = SparseUMMDiTConfig(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
-from mindspeed_mm.models.denoiser import Denoiser
+from mindspeed_mm.models.denoiser import Conditions, Denoiser
 from mindspeed_mm.models.sparse_ummdit.block import Block
 from mindspeed_mm.models.sparse_ummdit.dropout import Places
 from mindspeed_mm.models.sparse_ummdit.embeddings import PatchEmbed, TimeTextEmbed, unpatchify
@@ -28,7 +28,7 @@ from mindspeed_mm.parallel.collectives import check_divisible, join_tokens, spli
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.recompute import maybe_recompute
 from mindspeed_mm.parallel.seeds import SampleDraws
-from mindspeed_mm.types import Conditions, TextFeatures
+from mindspeed_mm.types import TextFeatures
 
 
 class SparseUMMDiT(Denoiser):
