@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installing it
 
-from mindspeed_mm import logs
+from mindspeed_mm import families, logs
 from mindspeed_mm.errors import said_in_one_line
 from mindspeed_mm.schema import flag, parse
 
@@ -41,7 +41,7 @@ class Flags:
     dialect: str = flag(
         "osp",
         "--dialect",
-        choices=("osp", "mm"),
+        choices=[dialect.name.lower() for family in families.DENOISERS.values() for dialect in family.dialects],
         help="names of parameters: Open-Sora Plan's, which this project uses too, or MindSpeed-MM 26.0.0's",
     )
     text_tail: str = flag(
