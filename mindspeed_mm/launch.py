@@ -14,16 +14,23 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from mindspeed_mm import atomic, logs, stopping
 from mindspeed_mm.config import autoencoder, resolve
 from mindspeed_mm.config.launch import LaunchConfig
-from mindspeed_mm.config.run import RunConfig
+from mindspeed_mm.config.run import RunConfig, TrainingFlags
+from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.errors import MMError
 from mindspeed_mm.families import wfvae
 from mindspeed_mm.stopping import Reason, StopRequest
 
+if TYPE_CHECKING:  # these need torch, which is imported once the platform is chosen
+    from mindspeed_mm.parallel.context import ParallelContext, Seat
+    from mindspeed_mm.training.trainer import Trainer
+
 _log = logs.get(__name__)
+_Run = TypeVar("_Run", bound=TrainingFlags)
 # Errors of a disk, not of this program: no room, quota, read-only, input or output, file too large, stale NFS handle,
 # no permission.
 _OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE, errno.EACCES, errno.EPERM)
@@ -80,18 +87,34 @@ def serve() -> None:
 def _pretrain(request: StopRequest) -> Reason | None:
     config = resolve.run_config(sys.argv[1:])
     platform, parallel = start(config.launch, config.model.allow_tf32, config.model.allow_internal_format)
-    from mindspeed_mm.training import beginning
     from mindspeed_mm.training.build import build_trainer
 
-    build_sampler = functools.partial(_sampler, config) if config.evaluation.sample_model is not None else None
-    with _alone_in(config.checkpoint.save, "--save", parallel, _reports(config)):
-        config = dataclasses.replace(config, checkpoint=beginning.settle(config.checkpoint, parallel, _restarts()))
-        ending = build_trainer(config, platform, parallel, build_sampler).fit(request)
+    sample, save, build_sampler = config.evaluation.sample_model, config.checkpoint.save, None
+    if sample is not None and save is not None:
+        build_sampler = functools.partial(_sampler, sample, Path(save) / "samples", config)
+    return _fit(
+        config, parallel, {}, lambda settled: build_trainer(settled, platform, parallel, build_sampler), request
+    )
+
+
+def _fit(
+    config: _Run,
+    parallel: "ParallelContext",
+    folders: dict[str, str | None],
+    build: "Callable[[_Run], Trainer]",
+    request: StopRequest,
+) -> Reason | None:
+    """Trains, alone in --save and from the right checkpoint. folders: output folders of this program alone."""
+    from mindspeed_mm.training import beginning
+
+    with _alone_in(config.checkpoint.save, "--save", parallel, {**_reports(config), **folders}):
+        checkpoint = beginning.settle(config.checkpoint, parallel, _restarts())
+        ending = build(dataclasses.replace(config, checkpoint=checkpoint)).fit(request)
     parallel.stop()
     return ending
 
 
-def _reports(config: RunConfig) -> dict[str, str | None]:
+def _reports(config: TrainingFlags) -> dict[str, str | None]:
     """Output folders of a run besides its checkpoints: flag -> folder."""
     report, profile = config.report, config.tools.profile
     return {
@@ -119,24 +142,23 @@ def _alone_in(folder: str | Path | None, flag: str, parallel, others: dict[str, 
                 place.rmdir()
 
 
-def _sampler(config: RunConfig, engine, ema, encoders) -> Callable[[int], None]:
-    """Function that samples the videos of --mm-sample, with EMA weights if there are any, into the run's directory."""
+def _sampler(
+    sample: SampleModelConfig, folder: Path, config: RunConfig, engine, ema, encoders
+) -> Callable[[int], None]:
+    """Function that samples the videos of --mm-sample, with EMA weights if there are any, into a folder."""
     from mindspeed_mm.sampling.while_training import TrainingSamples
 
-    folder = Path(config.checkpoint.save) / "samples"
     networks = (engine.network, encoders.autoencoder, encoders.text)
-    samples = TrainingSamples(
-        config.evaluation.sample_model, *networks, encoders.device, folder, config.seed, config.launch
-    )
+    samples = TrainingSamples(sample, *networks, encoders.device, folder, config.seed, config.launch)
 
-    def sample(iteration: int) -> None:
+    def make(iteration: int) -> None:
         averages = contextlib.nullcontext() if ema is None else engine.weights_of(ema.averages())
         with averages:
             written = samples(iteration)
         if written:
             _log.info(f"iteration {iteration}: sampled {len(written) - 1} videos, {written[-1]}")
 
-    return sample
+    return make
 
 
 def _restarts() -> int:
@@ -157,15 +179,12 @@ def _inference() -> None:
 def _train_autoencoder(request: StopRequest) -> Reason | None:
     config = autoencoder.training_config(sys.argv[1:])
     platform, parallel = start(config.launch)
-    from mindspeed_mm.training import beginning
-    from mindspeed_mm.training.autoencoder import AutoencoderTrainer
+    from mindspeed_mm.training.autoencoder import build_autoencoder_trainer
 
-    export = None if config.export is None else str(Path(config.export).parent)
-    with _alone_in(config.checkpoint.save, "--save", parallel, {"--export": export}):
-        config = dataclasses.replace(config, checkpoint=beginning.settle(config.checkpoint, parallel, _restarts()))
-        ending = AutoencoderTrainer(config, platform, parallel).fit(request)
-    parallel.stop()
-    return ending
+    folders = {"--export": None if config.export is None else str(Path(config.export).parent)}
+    return _fit(
+        config, parallel, folders, lambda settled: build_autoencoder_trainer(settled, platform, parallel), request
+    )
 
 
 def _evaluate_autoencoder() -> None:
@@ -205,16 +224,13 @@ def start(launch: LaunchConfig, allow_tf32: bool = False, allow_internal_format:
     from mindspeed_mm.parallel.context import ParallelContext  # imports megatron.core, which the platform has prepared
 
     descriptors.check(int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0")
-    store, rank, world_size = _meeting_place(launch.timeout_minutes)
     parallel = ParallelContext.start(
         platform.backend,
         launch.tensor_size,
         launch.context_size,
         launch.sequence_parallel,
         launch.timeout_minutes,
-        store,
-        rank,
-        world_size,
+        _seat(launch.timeout_minutes),
         guidance_parallel=launch.guidance_parallel,
     )
     _log.info(
@@ -225,8 +241,8 @@ def start(launch: LaunchConfig, allow_tf32: bool = False, allow_internal_format:
     return platform, parallel
 
 
-def _meeting_place(timeout_minutes: float):
-    """The rendezvous store of the ranks, this rank, and the number of ranks.
+def _seat(timeout_minutes: float) -> "Seat":
+    """Place of this process at the rendezvous of the ranks.
 
     torchrun may keep one store over its restarts, with addresses of dead ranks, so each start uses its own names in
     it.
@@ -234,11 +250,13 @@ def _meeting_place(timeout_minutes: float):
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
+    from mindspeed_mm.parallel.context import Seat
+
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
         os.environ.setdefault(name, value)
     timeout = datetime.timedelta(minutes=timeout_minutes)
     store, rank, world_size = next(iter(rendezvous("env://", timeout=timeout)))
-    return dist.PrefixStore(f"start_{_restarts()}", store), rank, world_size
+    return Seat(dist.PrefixStore(f"start_{_restarts()}", store), rank, world_size)
 
 
 def _run_stoppable(program: Callable[[StopRequest], Reason | None]) -> None:

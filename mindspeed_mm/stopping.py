@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import types
+from typing import Any
 
 SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 STOP_SIGNALS = (*SCHEDULERS, signal.SIGINT)
@@ -52,7 +53,7 @@ class StopRequest:
         self.ahead_s = 0.0  # seconds from SIGUSR1 to the job's end; the request is due after half of them
         self._begun = time.monotonic()
         self._received: dict[str, float] = {}
-        self._previous: dict[int, object] = {}
+        self._previous: dict[signal.Signals, Any] = {}  # handlers, as `signal.signal` returns and takes them
 
     def __enter__(self) -> "StopRequest":
         for number in STOP_SIGNALS:
@@ -67,7 +68,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _remember(self, number: int, frame: types.FrameType | None) -> None:
-        name, now = _BY_SIGNAL[number], time.monotonic()
+        name, now = _BY_SIGNAL[signal.Signals(number)], time.monotonic()
         first = self._received.setdefault(name, now)
         if number == signal.SIGINT and now - first > _SAME_PRESS_S:
             os._exit(INTERRUPTED)

@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 import types
+from typing import Any
 
 from mindspeed_mm import stopping
 
@@ -121,7 +122,9 @@ def launch(argv: list[str], orders: Orders) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher import api
 
-    class Agent(LocalElasticAgent):
+    base: Any = LocalElasticAgent  # its methods are decorated, which hides their types
+
+    class Agent(base):
         """torchrun's agent, which also passes signals on."""
 
         def _start_workers(self, worker_group):

@@ -115,3 +115,10 @@ class Batch(Tensors):
     pooled_text: TokenIds | None
     paths: tuple[str, ...]
     addresses: tuple[tuple[int, int], ...]
+
+    @property
+    def clips(self) -> Tensor:
+        """The clips themselves. Raises TypeError for stored features, which have none."""
+        if isinstance(self.video, Posterior):
+            raise TypeError("a batch of stored features has no clips")
+        return self.video

@@ -5,18 +5,34 @@ Both read only the `ae` block of a model JSON, and the data JSON of a training r
 
 import dataclasses
 import os
+from typing import Any
 
-from mindspeed_mm import families
+from mindspeed_mm import families, logs
 from mindspeed_mm.config import checks, data_dialects, model_dialects
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.launch import LaunchConfig
 from mindspeed_mm.config.optimizer import OptimizerSettings
-from mindspeed_mm.config.run import CheckpointConfig, ReportConfig
+from mindspeed_mm.config.run import CheckpointConfig, EvaluationConfig, TrainingFlags
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.families.base import DTYPES, AutoencoderConfig
-from mindspeed_mm.schema import build, find, flag, group, parse, read_json, switches
+from mindspeed_mm.families.base import DTYPES
+from mindspeed_mm.families.wfvae import WFVAEConfig
+from mindspeed_mm.schema import build, find, flag, group, parse, read_json
 
+_log = logs.get(__name__)
+# Settings of the optimizer that an autoencoder's run fixes: AdamW with an EMA (unless --ema-decay is 0), sharded over
+# the data ranks, gradients summed in fp32, no fp16.
+_FIXED_IN_THE_OPTIMIZER = (
+    "selection",
+    "use_ema",
+    "use_distributed_optimizer",
+    "grad_reduce_in_fp32",
+    "loss_scale",
+    "initial_loss_scale",
+    "min_loss_scale",
+    "loss_scale_window",
+    "hysteresis",
+)
 # Distances in a loss over all values of a clip, each a sum over one part; the keys are the choices of --distance.
 DISTANCES = {"l1": lambda difference: difference.abs().sum(), "l2": lambda difference: difference.square().sum()}
 
@@ -39,42 +55,33 @@ class AutoencoderLossConfig:
     wavelet_weight: float = flag(0.1, "--wavelet-weight", at_least=0, help="weight of the wavelet loss")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class AutoencoderFlags:
-    """Flags of both programs."""
+def _model_flag() -> Any:
+    return flag("", "--mm-model", required=True, metavar="JSON", help="model JSON; only its `ae` block is read")
 
-    mm_model: str = flag(
-        "", "--mm-model", required=True, metavar="JSON", help="model JSON; only its `ae` block is read"
-    )
-    mm_data: str = flag("", "--mm-data", required=True, metavar="JSON", help="data.json: lists, filters, transforms")
-    weights: str | None = flag(
-        None, "--weights", metavar="FILE", help="weights of the autoencoder, instead of ae.from_pretrained"
-    )
-    launch: LaunchConfig = group(LaunchConfig, "device", only=("device",))
-    seed: int = flag(1234, "--seed", at_least=0, at_most=2**63 - 1, help="seed of all random numbers")
+
+def _weights_flag() -> Any:
+    return flag(None, "--weights", metavar="FILE", help="weights of the autoencoder, instead of ae.from_pretrained")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingFlags(AutoencoderFlags):
-    """The flags of tools/train_wfvae.py."""
+class AutoencoderTrainingFlags(TrainingFlags):
+    """The flags of tools/train_wfvae.py: those of every training program, and its own."""
 
-    train_iters: int = flag(1, "--train-iters", required=True, at_least=1, unit="steps", help="length of the run")
-    micro_batch_size: int = flag(1, "--micro-batch-size", at_least=1, help="clips that a process handles at a time")
-    global_batch_size: int = flag(
-        0, "--global-batch-size", at_least=1, help="clips per step; default: one micro-batch per process"
-    )
+    mm_model: str = _model_flag()
+    weights: str | None = _weights_flag()
     optimizer: OptimizerSettings = group(
         OptimizerSettings,
         "optimizer",
-        only=("lr", "min_lr", "lr_warmup_iters", "lr_decay_style", "weight_decay", "clip_grad", "ema_decay"),
+        without=_FIXED_IN_THE_OPTIMIZER,
         defaults={"weight_decay": 1e-4, "ema_decay": 0.999, "use_distributed_optimizer": True},
     )
     loss: AutoencoderLossConfig = group(AutoencoderLossConfig, "loss")
-    dtype: str = switches("fp32", {"--bf16": ("bf16", "bf16 weights, fp32 main weights")})
     checkpoint: CheckpointConfig = group(
-        CheckpointConfig, "checkpoints", only=("save", "load", "save_interval"), defaults={"keep_last": 2}
+        CheckpointConfig, "checkpoints", without=("finetune",), defaults={"keep_last": 2}
     )
-    report: ReportConfig = group(ReportConfig, "reports", only=("log_interval",))
+    evaluation: EvaluationConfig = group(
+        EvaluationConfig, "evaluation while training", only=("interval", "iterations", "data_path")
+    )
     export: str | None = flag(
         None,
         "--export",
@@ -85,22 +92,22 @@ class TrainingFlags(AutoencoderFlags):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class AutoencoderRunConfig(TrainingFlags):
+class AutoencoderRunConfig(AutoencoderTrainingFlags):
     """All settings of a training run of the autoencoder."""
 
-    autoencoder: AutoencoderConfig
+    autoencoder: WFVAEConfig
     data: DataConfig
-    flags: tuple[tuple[str, object], ...] = ()
-
-    @property
-    def log_interval(self) -> int:
-        return self.report.log_interval
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationFlags(AutoencoderFlags):
+class EvaluationFlags:
     """The flags of tools/eval_vae.py."""
 
+    mm_model: str = _model_flag()
+    mm_data: str = flag("", "--mm-data", required=True, metavar="JSON", help="data.json: lists, filters, transforms")
+    weights: str | None = _weights_flag()
+    launch: LaunchConfig = group(LaunchConfig, "device", only=("device",))
+    seed: int = flag(1234, "--seed", at_least=0, at_most=2**63 - 1, help="seed of all random numbers")
     clips: int = flag(64, "--clips", at_least=1, help="number of clips to evaluate, in the order of the list")
     batch_size: int = flag(4, "--batch-size", at_least=1, help="clips per batch")
     data_path: str | None = flag(
@@ -123,7 +130,7 @@ class EvaluationFlags(AutoencoderFlags):
 class AutoencoderEvaluationConfig(EvaluationFlags):
     """All settings of an evaluation of the autoencoder."""
 
-    autoencoder: AutoencoderConfig
+    autoencoder: WFVAEConfig
     data: DataConfig
 
     @property
@@ -134,25 +141,20 @@ class AutoencoderEvaluationConfig(EvaluationFlags):
 def training_config(argv: list[str], world_size: int | None = None) -> AutoencoderRunConfig:
     """A run from the flags of tools/train_wfvae.py. world_size: default torchrun's $WORLD_SIZE."""
     given = parse(
-        TrainingFlags,
+        AutoencoderTrainingFlags,
         argv,
         prog="train_wfvae.py",
         description="Train or finetune a WFVAE on the clips of a data list: L1, KL and wavelet losses of WF-VAE "
         "(2411.17459). Several processes (torchrun) share the batch.",
     )
-    flags = given.values
-    autoencoder, data = _read(flags)
-    world = checks.processes(world_size)
-    global_batch = flags.global_batch_size or flags.micro_batch_size * world
-    checks.check_total(flags.micro_batch_size, global_batch, world)
-    optimizer = dataclasses.replace(
-        flags.optimizer,
-        lr_decay_iters=checks.decay_iters(flags.optimizer, flags.train_iters),
-        use_ema=flags.optimizer.ema_decay > 0,
-    )
-    ours = {field.name: getattr(flags, field.name) for field in dataclasses.fields(TrainingFlags)}
-    ours.update(global_batch_size=global_batch, optimizer=optimizer)
-    return AutoencoderRunConfig(**ours, autoencoder=autoencoder, data=data, flags=tuple(sorted(given.flags.items())))
+    flags, notes = given.values, []
+    autoencoder, data = _read(flags.mm_model, flags.mm_data, flags.weights)
+    values = flags.completed(AutoencoderTrainingFlags, checks.processes(world_size), given.flags, notes)
+    optimizer: OptimizerSettings = values["optimizer"]
+    values["optimizer"] = dataclasses.replace(optimizer, use_ema=optimizer.ema_decay > 0)
+    for note in notes:
+        _log.info(note)
+    return AutoencoderRunConfig(**values, autoencoder=autoencoder, data=flags.with_workers(data))
 
 
 def evaluation_config(argv: list[str]) -> AutoencoderEvaluationConfig:
@@ -164,20 +166,23 @@ def evaluation_config(argv: list[str]) -> AutoencoderEvaluationConfig:
         description="PSNR and SSIM of a WFVAE on the clips of a data list, a side-by-side mp4, and the latents' mean and "
         "deviation as shift and scale.",
     ).values
-    autoencoder, data = _read(flags)
+    autoencoder, data = _read(flags.mm_model, flags.mm_data, flags.weights)
     if autoencoder.from_pretrained is None:
         raise ConfigError(f"{flags.mm_model}: ae.from_pretrained is missing (or give --weights)")
     ours = {field.name: getattr(flags, field.name) for field in dataclasses.fields(EvaluationFlags)}
     return AutoencoderEvaluationConfig(**ours, autoencoder=autoencoder, data=data)
 
 
-def _read(flags: AutoencoderFlags) -> tuple[AutoencoderConfig, DataConfig]:
+def _read(mm_model: str, mm_data: str, weights: str | None) -> tuple[WFVAEConfig, DataConfig]:
     """Reads the `ae` block of --mm-model with --weights, and --mm-data, and checks them against each other."""
-    model_node = model_dialects.model_node(read_json(flags.mm_model))
-    data_node = data_dialects.data_node(read_json(flags.mm_data))
-    autoencoder = families.read_autoencoder(find(model_node, "ae"))
-    if flags.weights is not None:
-        autoencoder = dataclasses.replace(autoencoder, from_pretrained=flags.weights)
+    model_node = model_dialects.model_node(read_json(mm_model))
+    data_node = data_dialects.data_node(read_json(mm_data))
+    block = find(model_node, "ae")
+    autoencoder = families.read_autoencoder(block)
+    if not isinstance(autoencoder, WFVAEConfig):  # the loss rebuilds its subbands
+        raise block.error(f"model_id {autoencoder.model_id}: only a WFVAE is trained and measured here")
+    if weights is not None:
+        autoencoder = dataclasses.replace(autoencoder, from_pretrained=weights)
     if autoencoder.from_pretrained is not None and not os.path.isfile(autoencoder.from_pretrained):
         raise ConfigError(f"{autoencoder.from_pretrained}: no such file (ae.from_pretrained, or --weights)")
     data = build(DataConfig, data_node)

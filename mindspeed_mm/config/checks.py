@@ -11,7 +11,7 @@ from mindspeed_mm import families, logs
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.launch import LaunchConfig
-from mindspeed_mm.config.model import TrainModelConfig
+from mindspeed_mm.config.model import StoredFeatures, TrainModelConfig
 from mindspeed_mm.config.optimizer import OptimizerSettings
 from mindspeed_mm.config.sample import MAX_PIXELS, SampleModelConfig
 from mindspeed_mm.errors import ConfigError
@@ -160,8 +160,8 @@ def check_sample_size(
     _check_split(grid.tokens(patch), 512, launch, place)
 
 
-def check_train_files(model: TrainModelConfig, model_node: Node, data: DataConfig, data_node: Node) -> None:
-    """Checks that all files for training exist."""
+def check_train_files(model: TrainModelConfig, model_node: Node, data: DataConfig, data_node: Node) -> str:
+    """Checks that all files for training exist. Returns the weights of the autoencoder."""
     files = {path: _weights_of(model, path) for path in ("ae", "text_encoder", "text_encoder_2", "predictor")}
     _check_paths(files, model_node)
     dataset = data.dataset_param
@@ -171,23 +171,22 @@ def check_train_files(model: TrainModelConfig, model_node: Node, data: DataConfi
     paths["dataset_param.basic_parameters.data_path"] = dataset.basic_parameters.data_path
     for path, file in paths.items():
         _must_exist(file, find(data_node, path))
-    if model.load_video_features or model.load_text_features:
-        _check_features(model, data, data_node)
-    if model.ae.from_pretrained is None:
-        raise find(model_node, "ae.from_pretrained").error("is missing; training needs the weights of the autoencoder")
     if (model.text_encoder_2 is None) != (dataset.tokenizer_config_2 is None):
         raise find(model_node, "text_encoder_2").error("and tokenizer_config_2 of the data JSON: give both or neither")
     if model.text_encoder_2 is None and families.needs_pooled_text(model.predictor):
         raise find(model_node, "text_encoder_2").error(
             f"is missing; {model.predictor.model_id} needs pooled CLIP features"
         )
+    if model.ae.from_pretrained is None:
+        raise find(model_node, "ae.from_pretrained").error("is missing; training needs the weights of the autoencoder")
+    return model.ae.from_pretrained
 
 
-def _check_features(model: TrainModelConfig, data: DataConfig, data_node: Node) -> None:
-    """Checks the data JSON for training from stored features; the features themselves are checked when they are
-    opened.
-    """
+def stored_features(model: TrainModelConfig, data: DataConfig, data_node: Node) -> StoredFeatures | None:
+    """The stored features that a run trains from, or None. The features themselves are checked when they are opened."""
     dataset = data.dataset_param
+    if not (model.load_video_features or model.load_text_features):
+        return None
     if dataset.basic_parameters.feature_folder is None:
         raise find(data_node, "dataset_param.basic_parameters.feature_folder").error(
             "is missing; load_video_features and load_text_features of the model JSON need the folder that "
@@ -202,6 +201,11 @@ def _check_features(model: TrainModelConfig, data: DataConfig, data_node: Node) 
         raise find(data_node, "dataloader_param.group_data").error(
             "false, but stored features cannot be padded to one size (load_video_features); use true"
         )
+    return StoredFeatures(
+        folder=dataset.basic_parameters.feature_folder,
+        videos=model.load_video_features,
+        texts=model.load_text_features,
+    )
 
 
 def check_sample_files(model: SampleModelConfig, node: Node, load: str | None) -> None:

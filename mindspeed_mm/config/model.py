@@ -107,3 +107,12 @@ class TrainModelConfig:
         "model_max_length": "the length of captions is set in data.json",
         "tokenizer": "the tokenizers are set in data.json",
     }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StoredFeatures:
+    """Features of a list that replace encoders while a run trains: their folder, and which of them it takes."""
+
+    folder: str
+    videos: bool
+    texts: bool

@@ -5,7 +5,6 @@ single flag are at its field.
 """
 
 import dataclasses
-import os
 from typing import TypeVar
 
 from mindspeed_mm import logs
@@ -16,7 +15,6 @@ from mindspeed_mm.config.model import TrainModelConfig
 from mindspeed_mm.config.optimizer import OPTIMIZERS, OptimizerSettings
 from mindspeed_mm.config.run import EvaluationConfig, PrecisionConfig, RunConfig, RunFlags
 from mindspeed_mm.config.sample import SampleConfig, SampleFlags, SampleModelConfig, ServeConfig
-from mindspeed_mm.config.tool import ToolConfig
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.families.base import DenoiserConfig
 from mindspeed_mm.schema import Given, Node, build, find, read_json
@@ -49,31 +47,27 @@ def _run_config(given: Given, world_size: int | None) -> RunConfig:
     model, data = build(TrainModelConfig, model_node, notes), build(DataConfig, data_node, notes)
     launch = checks.launch_config(flags.launch, model.predictor, find(model_node, "predictor.num_heads"))
     data_size = checks.data_ranks(launch, world_size)
-    global_batch = flags.global_batch_size or flags.micro_batch_size * data_size
-    if flags.num_workers is not None:
-        loader = dataclasses.replace(data.dataloader_param, num_workers=flags.num_workers)
-        data = dataclasses.replace(data, dataloader_param=loader)
-    checks.check_batches(flags.micro_batch_size, global_batch, data_size, data, data_node)
+    data = flags.with_workers(data)
+    values = flags.completed(RunFlags, data_size, given.flags, notes)
+    checks.check_batches(flags.micro_batch_size, values["global_batch_size"], data_size, data, data_node)
     checks.check_networks(model.ae, model.predictor, lambda path: find(model_node, path))
     checks.check_clips(data, data_node, model, launch)
-    checks.check_train_files(model, model_node, data, data_node)
-    optimizer = _optimizer(flags, model, given.flags["accumulate_allreduce_grads_in_fp32"])
-    save = flags.checkpoint.save
-    ours = {field.name: getattr(flags, field.name) for field in dataclasses.fields(RunFlags)}
-    ours.update(
+    autoencoder_weights = checks.check_train_files(model, model_node, data, data_node)
+    stored = checks.stored_features(model, data, data_node)
+    optimizer = _optimizer(values["optimizer"], flags, model, given.flags["accumulate_allreduce_grads_in_fp32"])
+    values.update(
         launch=launch,
         optimizer=optimizer,
-        global_batch_size=global_batch,
         evaluation=_evaluation(flags, model.predictor, launch),
-        data_ledger=flags.data_ledger or (os.path.join(save, "data") if save else None),
+        flags=tuple(sorted({**given.flags, "clip_grad_ema_decay": optimizer.clip_grad_ema_decay}.items())),
     )
     config = RunConfig(
-        **ours,
+        **values,
         precision=_precision(flags, model),
         model=model,
         data=data,
-        tools=build(ToolConfig, read_json(flags.mm_tool), notes) if flags.mm_tool else ToolConfig(),
-        flags=tuple(sorted({**given.flags, "clip_grad_ema_decay": optimizer.clip_grad_ema_decay}.items())),
+        autoencoder_weights=autoencoder_weights,
+        stored=stored,
     )
     _report(given.without_effect, notes)
     return config
@@ -137,14 +131,15 @@ def _precision(flags: RunFlags, model: TrainModelConfig) -> PrecisionConfig:
     return PrecisionConfig(denoiser=model.weight_dtype, text_encoders=model.weight_dtype, autoencoder=model.ae.dtype)
 
 
-def _optimizer(flags: RunFlags, model: TrainModelConfig, fp32_gradients: bool) -> OptimizerSettings:
-    optimizer, patch = flags.optimizer, model.patch.adaptive_clip_grad_norm
+def _optimizer(
+    optimizer: OptimizerSettings, flags: RunFlags, model: TrainModelConfig, fp32_gradients: bool
+) -> OptimizerSettings:
+    patch = model.patch.adaptive_clip_grad_norm
     clip_decay = optimizer.clip_grad_ema_decay
     if clip_decay is None and patch is not None:
         clip_decay = patch.clip_grad_ema_decay
     return dataclasses.replace(
         optimizer,
-        lr_decay_iters=checks.decay_iters(optimizer, flags.train_iters),
         clip_grad_ema_decay=clip_decay,
         # As in Megatron: bf16 gradients are always accumulated in fp32.
         grad_reduce_in_fp32=fp32_gradients or flags.dtype != "fp16",

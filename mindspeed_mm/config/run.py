@@ -2,16 +2,20 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
+from typing import Any
 
+from mindspeed_mm.config import checks
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.launch import LaunchConfig
-from mindspeed_mm.config.model import TrainModelConfig
+from mindspeed_mm.config.model import StoredFeatures, TrainModelConfig
 from mindspeed_mm.config.optimizer import OptimizerSettings
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.config.tool import ToolConfig
-from mindspeed_mm.schema import flag, group, switches
+from mindspeed_mm.schema import build, flag, group, read_json, switches
 
-_REPORTS, _DATA, _BATCHES = "reports", "data", "batches"
+_REPORTS, _DATA, _BATCHES, _PRECISION = "reports", "data", "batches", "precision"
+_BF16 = ("bf16", "bf16 weights, fp32 main weights")
 _RECOMPUTATION = "recomputation: whole blocks, or only the feed-forwards of blocks"
 
 
@@ -37,7 +41,7 @@ class CheckpointConfig:
         "torch", "--ckpt-format", choices=("torch", "torch_dist"), help="Megatron's layout, or dist_checkpointing"
     )
     in_background: bool = flag(False, "--async-save", help="write in the background, while training goes on")
-    keep_last: int | None = flag(None, "--keep-last-n", at_least=1, help="delete older checkpoints; default: keep all")
+    keep_last: int | None = flag(None, "--keep-last-n", at_least=1, help="delete checkpoints but the newest N")
     keep_every: int | None = flag(
         None, "--keep-every-n", at_least=1, unit="steps", help="keep every checkpoint whose iteration this divides"
     )
@@ -174,13 +178,13 @@ class RecomputeConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class RunFlags:
-    """The flags of `pretrain_opensoraplan.py`."""
+class TrainingFlags:
+    """Flags of every program that trains: what `training/trainer.py` and `training/data.py` read."""
 
     mm_model: str = flag("", "--mm-model", required=True, metavar="JSON", help="the networks and their weights")
     mm_data: str = flag("", "--mm-data", required=True, metavar="JSON", help="data.json: lists, filters, loader")
     seed: int = flag(1234, "--seed", at_least=0, at_most=2**63 - 1, help="seed of all random numbers")
-    launch: LaunchConfig = group(LaunchConfig, "device and layout", without=("guidance_parallel",))
+    launch: LaunchConfig = group(LaunchConfig, "device", only=("device", "mindspeed", "timeout_minutes"))
     micro_batch_size: int = flag(
         1, "--micro-batch-size", at_least=1, section=_BATCHES, help="samples that a rank handles at a time"
     )
@@ -213,6 +217,59 @@ class RunFlags:
         section=_DATA,
         help="largest share of bad files among the tried ones; the run ends above it",
     )
+    data_ledger: str | None = flag(
+        None,
+        "--data-ledger",
+        metavar="DIR",
+        section=_DATA,
+        help="directory for lists of dropped rows and bad files; default: --save/data",
+    )
+    dtype: str = switches("fp32", {"--bf16": _BF16}, section=_PRECISION)
+    optimizer: OptimizerSettings = group(OptimizerSettings, "optimizer")
+    checkpoint: CheckpointConfig = group(CheckpointConfig, "checkpoints")
+    evaluation: EvaluationConfig = group(EvaluationConfig, "evaluation while training")
+    mm_tool: str | None = flag(
+        None, "--mm-tool", metavar="JSON", section=_REPORTS, help="tools.json with the profiler's settings"
+    )
+    report: ReportConfig = group(ReportConfig, _REPORTS)
+    exit: ExitConfig = group(ExitConfig, "ending early: saves, exit code 0; the next start goes on")
+    tools: ToolConfig = ToolConfig()  # the content of mm_tool
+    flags: tuple[tuple[str, object], ...] = ()  # as given, kept in the checkpoint as Megatron's `args`
+
+    def completed(
+        self, fields: "type[TrainingFlags]", data_size: int, given: Mapping[str, object], notes: list[str]
+    ) -> dict[str, Any]:
+        """The values of a class's fields, completed by what all programs derive alike: the batch, the length of the
+        decay, the ledger's folder, the profiler.
+
+        data_size: number of data ranks. given: every flag's value.
+        """
+        decay_iters = checks.decay_iters(self.optimizer, self.train_iters)
+        global_batch = self.global_batch_size or self.micro_batch_size * data_size
+        checks.check_total(self.micro_batch_size, global_batch, data_size)
+        save = self.checkpoint.save
+        return {
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(fields)},
+            "global_batch_size": global_batch,
+            "optimizer": dataclasses.replace(self.optimizer, lr_decay_iters=decay_iters),
+            "data_ledger": self.data_ledger or (os.path.join(save, "data") if save else None),
+            "tools": build(ToolConfig, read_json(self.mm_tool), notes) if self.mm_tool else ToolConfig(),
+            "flags": tuple(sorted(given.items())),
+        }
+
+    def with_workers(self, data: DataConfig) -> DataConfig:
+        """The data JSON with the number of decoding processes that --num-workers asks for."""
+        if self.num_workers is None:
+            return data
+        loader = dataclasses.replace(data.dataloader_param, num_workers=self.num_workers)
+        return dataclasses.replace(data, dataloader_param=loader)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RunFlags(TrainingFlags):
+    """The flags of `pretrain_opensoraplan.py`."""
+
+    launch: LaunchConfig = group(LaunchConfig, "device and layout", without=("guidance_parallel",))
     max_empty_captions: float = flag(
         0.5,
         "--max-empty-captions",
@@ -222,35 +279,18 @@ class RunFlags:
         section=_DATA,
         help="largest share of captions that cleaning empties (Chinese, for example); the run does not start above it",
     )
-    data_ledger: str | None = flag(
-        None,
-        "--data-ledger",
-        metavar="DIR",
-        section=_DATA,
-        help="directory for lists of dropped rows and bad files; default: --save/data",
-    )
     dtype: str = switches(
         "fp32",
-        {
-            "--bf16": ("bf16", "bf16 weights, fp32 main weights"),
-            "--fp16": ("fp16", "fp16 weights, fp32 main weights, loss scaling"),
-        },
-        section="precision",
+        {"--bf16": _BF16, "--fp16": ("fp16", "fp16 weights, fp32 main weights, loss scaling")},
+        section=_PRECISION,
     )
     custom_precision: bool = flag(
         False,
         "--model_custom_precision",
-        section="precision",
+        section=_PRECISION,
         help="take each component's precision from the JSON (ae.dtype, weight_dtype)",
     )
     optimizer: OptimizerSettings = group(OptimizerSettings, "optimizer", required=("lr",))
-    checkpoint: CheckpointConfig = group(CheckpointConfig, "checkpoints")
-    evaluation: EvaluationConfig = group(EvaluationConfig, "evaluation while training")
-    mm_tool: str | None = flag(
-        None, "--mm-tool", metavar="JSON", section=_REPORTS, help="tools.json with the profiler's settings"
-    )
-    report: ReportConfig = group(ReportConfig, _REPORTS)
-    exit: ExitConfig = group(ExitConfig, "ending early: saves, exit code 0; the next start goes on")
     recompute: RecomputeConfig = group(RecomputeConfig, _RECOMPUTATION)
     compile: bool = flag(False, "--compile", section="speed", help="torch.compile the denoiser's blocks (CUDA, CPU)")
 
@@ -275,5 +315,5 @@ class RunConfig(RunFlags):
     precision: PrecisionConfig
     model: TrainModelConfig
     data: DataConfig
-    tools: ToolConfig = ToolConfig()
-    flags: tuple[tuple[str, object], ...] = ()  # as given, kept in the checkpoint as Megatron's `args`
+    autoencoder_weights: str  # ae.from_pretrained
+    stored: StoredFeatures | None  # None: clips and captions are encoded in every step

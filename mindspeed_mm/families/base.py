@@ -36,12 +36,24 @@ class AutoencoderConfig(Protocol):
     """Fields of every autoencoder's config, for code that does not know the network."""
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
-    model_id: str
-    from_pretrained: str | None
-    latent_dim: int
-    dtype: str
-    scale: tuple[float, ...] | None
-    shift: tuple[float, ...] | None
+
+    @property
+    def model_id(self) -> str: ...
+
+    @property
+    def from_pretrained(self) -> str | None: ...
+
+    @property
+    def latent_dim(self) -> int: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def scale(self) -> tuple[float, ...] | None: ...
+
+    @property
+    def shift(self) -> tuple[float, ...] | None: ...
 
     @property
     def strides(self) -> Grid:

@@ -6,7 +6,7 @@ names.
 
 import collections
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class Weights:
 
     def __init__(
         self,
-        shards: list[Mapping[str, Tensor]],
+        shards: Sequence[Mapping[str, Tensor]],
         dim_of: DimOf,
         origin: str,
         mapped: MappedFiles | None = None,

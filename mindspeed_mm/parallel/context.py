@@ -11,6 +11,21 @@ from mindspeed_mm.parallel.megatron import TransformerConfig, parallel_state
 from mindspeed_mm.parallel.pulse import Pulse
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Seat:
+    """Place of this process among the ranks. store: where they meet."""
+
+    store: dist.Store
+    rank: int
+    world_size: int
+
+
+def joined(group: dist.ProcessGroup | int | None) -> dist.ProcessGroup:
+    """A group that this process is in; torch's and Megatron's annotations leave open whether it is."""
+    assert group is not None and not isinstance(group, int)
+    return group
+
+
 @dataclasses.dataclass(frozen=True)
 class ParallelContext:
     """The groups of this process.
@@ -43,13 +58,15 @@ class ParallelContext:
         context_size: int = 1,
         sequence_parallel: bool = False,
         timeout_minutes: float = 10,
-        store: dist.Store | None = None,
-        rank: int = -1,
-        world_size: int = -1,
+        seat: Seat | None = None,
         guidance_parallel: bool = False,
     ) -> "ParallelContext":
-        """Starts the process group (unless one is running) and Megatron's groups in it; collective over all ranks."""
+        """Starts the process group (unless one is running) and Megatron's groups in it; collective over all ranks.
+
+        seat: default torchrun's, from the environment.
+        """
         if not dist.is_initialized():
+            store, rank, world_size = (None, -1, -1) if seat is None else (seat.store, seat.rank, seat.world_size)
             timeout = datetime.timedelta(minutes=timeout_minutes)
             dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
         parallel_state.destroy_model_parallel()
@@ -68,15 +85,15 @@ class ParallelContext:
         if not parallel_state.model_parallel_is_initialized():
             if dist.is_initialized():
                 return cls.start()
-            return cls.start(store=dist.HashStore(), rank=0, world_size=1)
+            return cls.start(seat=Seat(dist.HashStore(), rank=0, world_size=1))
         store = dist.PrefixStore("mindspeed_mm", dist.distributed_c10d._get_default_store())
         return cls(
-            tensor=parallel_state.get_tensor_model_parallel_group(),
-            context=parallel_state.get_context_parallel_group(),
-            tensor_and_context=parallel_state.get_tensor_and_context_parallel_group(),
-            data=parallel_state.get_data_parallel_group(),
-            data_and_context=parallel_state.get_data_parallel_group(with_context_parallel=True),
-            everyone=dist.group.WORLD,
+            tensor=joined(parallel_state.get_tensor_model_parallel_group()),
+            context=joined(parallel_state.get_context_parallel_group()),
+            tensor_and_context=joined(parallel_state.get_tensor_and_context_parallel_group()),
+            data=joined(parallel_state.get_data_parallel_group()),
+            data_and_context=joined(parallel_state.get_data_parallel_group(with_context_parallel=True)),
+            everyone=joined(dist.group.WORLD),
             store=store,
             pulse=Pulse(store, dist.get_rank(), dist.get_world_size()),
             sequence_parallel=sequence_parallel and parallel_state.get_tensor_model_parallel_world_size() > 1,

@@ -7,6 +7,7 @@ exposes each, so that `optim/step.py` can clip, skip and update the EMA between 
 import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,12 +73,12 @@ class Engine:
             if settings.overlap_param_gather:
                 Gathering(self.ddp, units)
             options = _optimizer_config(settings, dtype)
-            chained = get_megatron_optimizer(options, [self.ddp], use_gloo_process_groups=False)
+            chained: Any = get_megatron_optimizer(options, [self.ddp], use_gloo_process_groups=False)
             self.optimizer = chained.chained_optimizers[0]
             if platform.fused_adamw:
                 self.replace_inner(_fused)
             self._create_optimizer_state()
-        self.scheduler: Schedule | None = None
+        self._schedule: Schedule | None = None
 
     def replace_inner(self, make: Callable[[torch.optim.Optimizer], torch.optim.Optimizer]) -> None:
         """Replaces the AdamW inside Megatron's optimizer by make(AdamW), over the same parameter groups."""
@@ -85,7 +86,13 @@ class Engine:
 
     def schedule(self, global_batch_size: int) -> None:
         """Starts the learning-rate schedule."""
-        self.scheduler = Schedule(self.optimizer, self.settings, global_batch_size)
+        self._schedule = Schedule(self.optimizer, self.settings, global_batch_size)
+
+    @property
+    def scheduler(self) -> Schedule:
+        """The learning-rate schedule, once `schedule` has started it."""
+        assert self._schedule is not None
+        return self._schedule
 
     # -------------------------------------------------------------------------------------------------------- one step
 

@@ -5,11 +5,15 @@ The data side uses it to agree on lists, counts and choices. Nothing here touche
 
 import datetime
 import socket
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.parallel.context import ParallelContext, joined
+
+Value = TypeVar("Value")
 
 
 class Hosts:
@@ -19,21 +23,22 @@ class Hosts:
         """Collective. patience_minutes: time to wait for another process, which may be reading a list."""
         self.parallel = parallel
         self._all = self._same = None
+        self._sharers = [parallel.rank]
         if parallel.world_size == 1:
             return
         patience = datetime.timedelta(minutes=patience_minutes)
-        self._all = dist.new_group(backend="gloo", timeout=patience)
+        self._all = joined(dist.new_group(backend="gloo", timeout=patience))
         data_ranks = self.gather(parallel.data_rank)
         for data_rank in range(parallel.data_size):
             ranks = [rank for rank, other in enumerate(data_ranks) if other == data_rank]
             group = dist.new_group(ranks, backend="gloo", timeout=patience)
             if data_rank == parallel.data_rank:
-                self._same, self._sharers = group, ranks
+                self._same, self._sharers = joined(group), ranks
 
     @property
     def sharers(self) -> list[int]:
         """Ranks that share this rank's samples, itself included, in order."""
-        return [self.parallel.rank] if self._same is None else self._sharers
+        return self._sharers
 
     @property
     def is_first_of_samples(self) -> bool:
@@ -62,12 +67,11 @@ class Hosts:
         found = [(rank, host) for rank, (other, host) in enumerate(values) if other != values[0][0]]
         return f"rank {found[0][0]} on {found[0][1]}" if found else None
 
-    def from_first(self, value):
-        """Value of the first process; collective."""
-        if self._all is None:
-            return value
-        box = [value if self.parallel.rank == 0 else None]
-        dist.broadcast_object_list(box, src=0, group=self._all)
+    def from_first(self, make: Callable[[], Value]) -> Value:
+        """What `make` gives on the first process, which alone calls it; collective."""
+        box: list[Any] = [make() if self.parallel.rank == 0 else None]
+        if self._all is not None:
+            dist.broadcast_object_list(box, src=0, group=self._all)
         return box[0]
 
     def first_decides(self, chosen: tuple[int, ...] | None, count: int) -> tuple[int, ...] | None:

@@ -80,10 +80,11 @@ def together(x: Tensor, *layers: ColumnLinear) -> tuple[Tensor, ...]:
     first = layers[0]
     if not first.split:
         return tuple(layer(x) for layer in layers)
+    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
     y = linear_with_grad_accumulation_and_async_allreduce(
         x,
         torch.cat([layer.weight for layer in layers]),
-        None if first.bias is None else torch.cat([layer.bias for layer in layers]),
+        torch.cat(biases) if biases else None,
         gradient_accumulation_fusion=False,
         allreduce_dgrad=first.allreduce_dgrad,
         sequence_parallel=first.sequence_parallel,
@@ -116,6 +117,7 @@ class ConditionLinear(ColumnParallelLinear):
         self._tokens_are_split = parallel.sequence_parallel
 
     def forward(self, x: Tensor) -> Tensor:
+        assert self.bias is not None  # see the constructor
         weight, again = _cast_again(self.weight, x.dtype)
         with again:
             if not self.split:

@@ -7,6 +7,10 @@ import logging
 import queue
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+from torch import nn
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -22,8 +26,6 @@ with warnings.catch_warnings():
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
     from megatron.core.tensor_parallel.layers import (
-        ColumnParallelLinear,
-        RowParallelLinear,
         linear_with_grad_accumulation_and_async_allreduce,
         set_tensor_model_parallel_attributes,
     )
@@ -36,6 +38,30 @@ with warnings.catch_warnings():
     )
     from megatron.core.transformer import TransformerConfig
     from megatron.core.transformer.module import MegatronModule
+
+    if not TYPE_CHECKING:  # see below
+        from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+
+if TYPE_CHECKING:
+    # What `linear.py` uses of these layers: their own annotations would forbid its calling convention.
+
+    class ColumnParallelLinear(nn.Module):
+        weight: nn.Parameter
+        bias: nn.Parameter | None
+        tp_group: dist.ProcessGroup
+        sequence_parallel: bool
+        allreduce_dgrad: bool
+
+        def __init__(self, in_features: int, out_features: int, **options: Any): ...
+        def forward(self, *arguments: Any, **options: Any) -> Any: ...
+
+    class RowParallelLinear(nn.Module):
+        weight: nn.Parameter
+        bias: nn.Parameter | None
+
+        def __init__(self, in_features: int, out_features: int, **options: Any): ...
+        def forward(self, *arguments: Any, **options: Any) -> Any: ...
+
 
 logging.getLogger("megatron.core").setLevel(logging.WARNING)
 
@@ -75,21 +101,22 @@ def write_in_this_process() -> None:
     filesystem_async.FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(_write_by_threads)
 
 
-def _write_by_threads(transforms, use_msc, rank, buckets, results) -> None:
+def _write_by_threads(transform_list, use_msc, rank, write_buckets, global_results_queue) -> None:
     """Replaces megatron-core's method of this name by threads: writes a file for each bucket, puts all results into
     the queue.
     """
-    done, unfinished = queue.Queue(), queue.Queue()
+    done: Any = queue.Queue()  # its annotations ask for queues of processes
+    unfinished: Any = queue.Queue()
 
     def write(number: int) -> None:
         unfinished.put(number)
         writer = filesystem_async.FileSystemWriterAsync
         writer.write_preloaded_data(
-            transforms, number, buckets[number], done, unfinished, use_fsync=True, use_msc=use_msc
+            transform_list, number, write_buckets[number], done, unfinished, use_fsync=True, use_msc=use_msc
         )
 
-    with ThreadPoolExecutor(len(buckets)) as pool:
-        list(pool.map(write, range(len(buckets))))
-    found = dict(done.get() for _ in buckets)
+    with ThreadPoolExecutor(len(write_buckets)) as pool:
+        list(pool.map(write, range(len(write_buckets))))
+    found = dict(done.get() for _ in write_buckets)
     failures = [value for value in found.values() if isinstance(value, Exception)]
-    results.put(failures[0] if failures else found)
+    global_results_queue.put(failures[0] if failures else found)

@@ -6,6 +6,7 @@ ones, can tell long work from a hang.
 
 import functools
 import time
+from typing import Any
 
 import torch.distributed as dist
 
@@ -35,7 +36,8 @@ class Pulse:
         A client holds a lock while it waits for a key, for minutes when torch sets up a communicator. Reports through
         that client would stop meanwhile.
         """
-        return self._shared.clone()
+        shared: Any = self._shared  # torch's annotations lack `clone`
+        return shared.clone()
 
     def beat(self, what: str, iteration: int | None = None) -> None:
         """Reports that this rank has just finished `what`. iteration: given at the end of a step; then every call is

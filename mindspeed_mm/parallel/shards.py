@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mindspeed_mm.parallel.context import joined
 from mindspeed_mm.parallel.engine import MainShard
 from mindspeed_mm.parallel.megatron import parallel_state
 
@@ -19,12 +20,12 @@ def gather(shards: list[MainShard], values: list[Tensor]) -> dict[str, Tensor] |
 
     values: one tensor of the same size for each of this rank's shards.
     """
-    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    group = joined(parallel_state.get_data_parallel_group(with_context_parallel=True))
     pieces = [(shard.name, shard.start, shard.end, tuple(shard.shape)) for shard in shards]
     everyone: list = [None] * group.size()
     dist.all_gather_object(everyone, pieces, group=group)
     longest = max(sum(end - start for _, start, end, _ in rank) for rank in everyone)
-    first, whole, parts, padded = group.rank() == 0, None, None, None
+    first, whole, parts, padded = group.rank() == 0, {}, [], torch.empty(0)
     with _memory_of_all(group):
         padded = torch.zeros(longest)
         if first:
@@ -37,7 +38,7 @@ def gather(shards: list[MainShard], values: list[Tensor]) -> dict[str, Tensor] |
     if group.size() == 1:
         parts = [padded]
     else:
-        dist.gather(padded, parts, dst=dist.get_global_rank(group, 0), group=group)
+        dist.gather(padded, parts if first else None, dst=dist.get_global_rank(group, 0), group=group)
     return _assemble(whole, everyone, parts) if first else None
 
 
@@ -65,7 +66,7 @@ def is_of_memory(error: Exception) -> bool:
 @torch.no_grad()
 def scatter(whole: dict[str, Tensor] | None, shards: list[MainShard], values: list[Tensor]) -> None:
     """The inverse of `gather`: fills each rank's `values` from the first rank's whole tensors; collective."""
-    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    group = joined(parallel_state.get_data_parallel_group(with_context_parallel=True))
     pieces = [(shard.name, shard.start, shard.end, tuple(shard.shape)) for shard in shards]
     if group.size() == 1:
         mine = _cut(whole, pieces)
@@ -98,5 +99,6 @@ def _assemble(whole: dict[str, Tensor], pieces: list[list[tuple]], flats: list[T
     return whole
 
 
-def _cut(whole: dict[str, Tensor], pieces: list[tuple]) -> Tensor:
+def _cut(whole: dict[str, Tensor] | None, pieces: list[tuple]) -> Tensor:
+    assert whole is not None, "the first rank of a group has the whole tensors"
     return _flat([whole[name].float().reshape(-1)[start:end] for name, start, end, _ in pieces])

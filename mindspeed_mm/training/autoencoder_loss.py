@@ -12,7 +12,7 @@ from mindspeed_mm.models.wfvae.model import WFVAE
 LEVELS = ("l1", "l2")  # names, as in the networks, for the levels of subbands below the first
 
 
-class AutoencoderObjective(nn.Module):
+class AutoencoderLoss(nn.Module):
     """An autoencoder whose forward pass returns its loss, so that the engine can wrap it like any other network."""
 
     def __init__(self, autoencoder: WFVAE, config: AutoencoderLossConfig):

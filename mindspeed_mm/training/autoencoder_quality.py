@@ -4,15 +4,18 @@ import dataclasses
 import itertools
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
 from mindspeed_mm.config.autoencoder import AutoencoderEvaluationConfig
-from mindspeed_mm.data.feed.loader import build_loader
+from mindspeed_mm.data.feed.loader import Loader, build_loader
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.models.build import build_autoencoder
 from mindspeed_mm.models.wfvae.model import WFVAE
 from mindspeed_mm.ops.quality import psnr, ssim
+from mindspeed_mm.optim.ema import Ema
+from mindspeed_mm.parallel.engine import Engine
 from mindspeed_mm.weights import load_autoencoder
 
 _LEAST_DEVIATION = 1e-4  # below this deviation a latent channel counts as constant
@@ -37,6 +40,47 @@ class AutoencoderQuality:
     comparison: Tensor
 
 
+class HeldOutQuality:
+    """PSNR and SSIM on `iterations` micro-batches of a held-out list on each data rank; every method is collective.
+
+    Live weights and averaged weights; the reconstruction decodes the posterior's mean, so two evaluations compare.
+    """
+
+    def __init__(self, engine: Engine, ema: Ema | None, autoencoder: WFVAE, loader: Loader, iterations: int):
+        """autoencoder: the part of the engine's network that is measured."""
+        self.engine = engine
+        self.ema = ema
+        self.autoencoder = autoencoder
+        self.loader = loader
+        self.iterations = iterations
+
+    def __call__(self) -> dict[str, float]:
+        """{"eval PSNR": dB, "eval SSIM": ..., "ema eval PSNR": ...}: means over the list's clips."""
+        self.engine.publish()
+        found = self._quality("eval")
+        if self.ema is not None:
+            with self.engine.weights_of(self.ema.averages()):
+                found |= self._quality("ema eval")
+        return found
+
+    def _quality(self, name: str) -> dict[str, float]:
+        """Decodes the list anew for each set of weights, since clips are too large to keep."""
+        network, parallel = self.engine.network, self.engine.parallel
+        network.eval()
+        self.loader.rewind()
+        sums = torch.zeros(3, dtype=torch.float64)
+        for batch in itertools.islice(self.loader, self.iterations):
+            video = batch.clips.to(next(network.parameters()).device)
+            output, *_ = _reconstruct(self.autoencoder, video)
+            ratios, similarities = _similarity(_unit(video), _unit(output))
+            sums += torch.tensor([sum(ratios), sum(similarities), len(ratios)], dtype=torch.float64)
+            parallel.pulse.beat("evaluating a batch")
+        network.train()
+        dist.all_reduce(sums, group=parallel.data)
+        ratio, similarity, clips = sums.tolist()
+        return {f"{name} PSNR": ratio / clips, f"{name} SSIM": similarity / clips}
+
+
 def measure(config: AutoencoderEvaluationConfig, device: torch.device) -> AutoencoderQuality:
     """Reconstructs the first clips of the list on one process. Raises CheckpointError if a latent channel is constant."""
     autoencoder = build_autoencoder(config.autoencoder, device=device)
@@ -58,12 +102,12 @@ def measure(config: AutoencoderEvaluationConfig, device: torch.device) -> Autoen
     rounds = -(-clips // config.batch_size)
     for batch in tqdm(itertools.islice(loader, rounds), total=rounds, desc="reconstructing", unit="batch", leave=False):
         left = clips - len(ratios)  # the last batch may repeat clips
-        video = batch.video[:left].to(device)
+        video = batch.clips[:left].to(device)
         output, mean, logvar = _reconstruct(autoencoder, video)
         latents.add(mean, logvar)
         original, output = _unit(video), _unit(output)
-        ratios += psnr(original, output).tolist()
-        similarities += ssim(original, output).tolist()
+        for all_clips, these in zip((ratios, similarities), _similarity(original, output), strict=True):
+            all_clips += these
         rows += list(_side_by_side(original, output))[: config.video_clips - len(rows)]
     shift, scale = latents.normalisation()
     comparison = torch.cat(rows, dim=1)
@@ -74,6 +118,11 @@ def measure(config: AutoencoderEvaluationConfig, device: torch.device) -> Autoen
 def _reconstruct(autoencoder: WFVAE, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     mean, logvar = autoencoder.encode_moments(video)
     return autoencoder.decode_unscaled(mean), mean, logvar
+
+
+def _similarity(original: Tensor, output: Tensor) -> tuple[list[float], list[float]]:
+    """PSNR (dB) and SSIM of each clip, from [B,3,T,H,W] in [0,1]."""
+    return psnr(original, output).tolist(), ssim(original, output).tolist()
 
 
 class _Moments:

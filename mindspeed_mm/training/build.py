@@ -1,17 +1,20 @@
-"""Builds a Trainer from a RunConfig: creates each part and passes it to the parts that use it."""
+"""Builds the Trainer of a denoiser's run: creates each part and passes it to the parts that use it."""
 
+import functools
 import os
 from collections.abc import Callable
 
 import torch
 
 from mindspeed_mm import logs
-from mindspeed_mm.config.run import RunConfig
+from mindspeed_mm.config.optimizer import OptimizerSettings
+from mindspeed_mm.config.run import RunConfig, TrainingFlags
 from mindspeed_mm.data.feed.dataset import load_tokens
-from mindspeed_mm.families.base import AutoencoderConfig, DenoiserConfig
+from mindspeed_mm.families.base import DenoiserConfig
 from mindspeed_mm.models.build import build_autoencoder, build_denoiser
 from mindspeed_mm.models.denoiser import Denoiser
 from mindspeed_mm.models.text.encoders import TextEncoders
+from mindspeed_mm.models.wfvae.model import WFVAE
 from mindspeed_mm.optim.adaptive_clip import AdaptiveClip, FixedClip
 from mindspeed_mm.optim.ema import Ema
 from mindspeed_mm.optim.step import OptimizerStep
@@ -19,11 +22,13 @@ from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.engine import Engine
 from mindspeed_mm.parallel.meeting import meet
 from mindspeed_mm.platforms.base import Platform
-from mindspeed_mm.training.data import RunData
+from mindspeed_mm.training.denoiser_data import DenoiserData
+from mindspeed_mm.training.denoising import Denoising
 from mindspeed_mm.training.encoder_sharing import SharedEncoders
 from mindspeed_mm.training.encoders import FrozenEncoders
 from mindspeed_mm.training.evaluation import Evaluation
 from mindspeed_mm.training.extraction import Extraction
+from mindspeed_mm.training.saving import Saver
 from mindspeed_mm.training.state import TrainingState
 from mindspeed_mm.training.step import TrainStep
 from mindspeed_mm.training.task import FlowMatchingTask
@@ -44,11 +49,11 @@ def build_trainer(
     """Builds all parts of a run on this rank's device; collective. build_sampler: optional factory of videos while
     training.
     """
-    device = platform.device(int(os.environ.get("LOCAL_RANK", "0")))
+    device = local_device(platform)
     parallel.pulse.patience_s = 60 * config.report.hang_minutes
     if not config.model.load_text_features:
         check_widths(config.model)
-    data = RunData(config, parallel)
+    data = DenoiserData(config, parallel)
     loader = data.train()
     encoders = _encoders(config, device)
     parallel.pulse.beat("loading the encoders")
@@ -57,27 +62,27 @@ def build_trainer(
     meet("loading weights", parallel)
     engine = Engine(network, parallel, platform, config.optimizer, network.units())
     engine.schedule(config.global_batch_size)
-    optimizer = _optimizer_step(config, engine)
-    micro_batches = config.global_batch_size // (config.micro_batch_size * parallel.data_size)
+    optimizer = optimizer_step(config.optimizer, engine)
     task = FlowMatchingTask(config.model.diffusion, config.model.predictor, config.seed)
     shared = SharedEncoders(encoders, parallel, data.hosts) if data.shares_encoders else encoders
-    step = TrainStep(engine, shared, task, optimizer, micro_batches)
+    step = TrainStep(engine, Denoising(shared, task), optimizer, micro_batches(config, parallel))
     evaluation = None
     if config.evaluation.data_path is not None:
-        iterations = config.evaluation.iterations
-        evaluation = Evaluation(engine, optimizer.ema, encoders, task, data.held_out(), iterations)
+        held_out, iterations = data.held_out(config.evaluation.data_path), config.evaluation.iterations
+        evaluation = Evaluation(engine, optimizer.ema, encoders, task, held_out, iterations)
     sampler = build_sampler(engine, optimizer.ema, encoders) if build_sampler is not None else None
     state = TrainingState(engine, optimizer, loader, config.checkpoint, config.flags)
-    return Trainer(config, step, state, evaluation, sampler)
+    saver = Saver(state, functools.partial(load_denoiser, network))
+    return Trainer(config, step, saver, evaluation=evaluation, sampler=sampler)
 
 
 def build_extraction(config: RunConfig, platform: Platform, parallel: ParallelContext) -> Extraction:
     """Builds the job that fills a run's feature folder, on this rank's device; collective."""
-    device = platform.device(int(os.environ.get("LOCAL_RANK", "0")))
+    device = local_device(platform)
     check_widths(config.model)
-    autoencoder = frozen_autoencoder(config.model.ae, device, config.precision.autoencoder)
+    autoencoder = frozen_autoencoder(config, device)
     encoders = FrozenEncoders(autoencoder, frozen_text_encoders(config, device), device, config.seed)
-    return Extraction(config, RunData(config, parallel), encoders)
+    return Extraction(config, DenoiserData(config, parallel), encoders)
 
 
 def _encoders(config: RunConfig, device: torch.device) -> FrozenEncoders:
@@ -85,7 +90,7 @@ def _encoders(config: RunConfig, device: torch.device) -> FrozenEncoders:
     model, samples = config.model, config.evaluation.sample_model is not None
     autoencoder = text = None
     if samples or not model.load_video_features:
-        autoencoder = frozen_autoencoder(model.ae, device, config.precision.autoencoder)
+        autoencoder = frozen_autoencoder(config, device)
     if samples or not model.load_text_features:
         text = frozen_text_encoders(config, device)
     if autoencoder is None:
@@ -103,10 +108,10 @@ def frozen_text_encoders(config: RunConfig, device: torch.device) -> TextEncoder
     return TextEncoders(config.model.text_encoder, config.model.text_encoder_2, dtype).to(device)
 
 
-def frozen_autoencoder(config: AutoencoderConfig, device: torch.device, dtype: str):
+def frozen_autoencoder(config: RunConfig, device: torch.device) -> WFVAE:
     """The autoencoder with its published weights."""
-    autoencoder = build_autoencoder(config, device=device, dtype=dtype)
-    load_autoencoder(autoencoder, config.from_pretrained)
+    autoencoder = build_autoencoder(config.model.ae, device=device, dtype=config.precision.autoencoder)
+    load_autoencoder(autoencoder, config.autoencoder_weights)
     return autoencoder
 
 
@@ -130,8 +135,18 @@ def _denoiser(config: RunConfig, parallel: ParallelContext, device: torch.device
     return network
 
 
-def _optimizer_step(config: RunConfig, engine: Engine) -> OptimizerStep:
-    settings = config.optimizer
+def local_device(platform: Platform) -> torch.device:
+    """This rank's device."""
+    return platform.device(int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def micro_batches(config: TrainingFlags, parallel: ParallelContext) -> int:
+    """Number of micro-batches per step on this rank."""
+    return config.global_batch_size // (config.micro_batch_size * parallel.data_size)
+
+
+def optimizer_step(settings: OptimizerSettings, engine: Engine) -> OptimizerStep:
+    """The update of a run: its clipping and its EMA."""
     decay = settings.clip_grad_ema_decay
     clip = FixedClip(settings.clip_grad) if decay is None else AdaptiveClip(decay)
     ema = Ema(engine, settings.ema_decay, engine.platform.ema_adamw_kernel()) if settings.use_ema else None

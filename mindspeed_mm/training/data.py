@@ -4,10 +4,11 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 from mindspeed_mm import atomic, logs
 from mindspeed_mm.config.data import DataConfig, DatasetConfig
-from mindspeed_mm.config.run import RunConfig
+from mindspeed_mm.config.run import TrainingFlags
 from mindspeed_mm.data.feed.dataset import ClipDataset, filtered_list, load_tokens
 from mindspeed_mm.data.feed.ledger import Ledger
 from mindspeed_mm.data.feed.loader import Loader, build_loader
@@ -15,13 +16,10 @@ from mindspeed_mm.data.feed.video import VideoSource
 from mindspeed_mm.data.lists import probe
 from mindspeed_mm.data.lists.filters import Clip
 from mindspeed_mm.data.lists.rows import Row
-from mindspeed_mm.data.stored.features import TEXT, VIDEO, check_settings, summary
-from mindspeed_mm.data.stored.sources import StoredTexts, StoredVideos, check_texts, check_videos
-from mindspeed_mm.data.text.emptied import Emptied, emptied
 from mindspeed_mm.errors import DataError
+from mindspeed_mm.families.base import Grid
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.hosts import Hosts
-from mindspeed_mm.training.features import text_settings, video_settings
 
 _log = logs.get(__name__)
 _DROPPED, _BAD = "dropped.json", "bad_samples.json"
@@ -30,16 +28,21 @@ _DROPPED, _BAD = "dropped.json", "bad_samples.json"
 class RunData:
     """Makes the loaders of a run; every method is collective."""
 
-    def __init__(self, config: RunConfig, parallel: ParallelContext):
+    def __init__(
+        self, config: TrainingFlags, data: DataConfig, parallel: ParallelContext, strides: Grid, patch_size: int = 1
+    ):
+        """strides: (t, h, w) compression of the autoencoder. patch_size: latent pixels per side of a token."""
         self.config = config
         self.parallel = parallel
         self.hosts = Hosts(parallel)
-        self.data = _with_time_limit(config)
+        self.data = _with_time_limit(config, data)
+        self.strides = strides
+        self.patch_size = patch_size
 
     @property
     def shares_encoders(self) -> bool:
-        """True if the ranks of one sample share the encoding (`enable_encoder_dp`)."""
-        return self.config.model.enable_encoder_dp and len(self.hosts.sharers) > 1
+        """True if the ranks of one sample share the encoding, each that of other micro-batches."""
+        return False
 
     def train(self) -> Loader:
         """The training loader; its `share` (see `Loader`) follows `shares_encoders`."""
@@ -57,9 +60,9 @@ class RunData:
         )
         return self._loader(dataset, ledger, alone, share=share)
 
-    def held_out(self) -> Loader:
-        """The evaluation loader: reads the held-out list once, in order."""
-        data = held_out_data(self.data, self.config.evaluation.data_path)
+    def held_out(self, data_path: str) -> Loader:
+        """The evaluation loader: reads a held-out list once, in order."""
+        data = held_out_data(self.data, data_path)
         return self._loader(self._dataset(data, None, None), None, alone=False, evaluation=True)
 
     def _loader(self, dataset: ClipDataset, ledger: Ledger | None, alone: bool, **options) -> Loader:
@@ -73,8 +76,8 @@ class RunData:
             dp_rank=parallel.data_rank,
             dp_size=parallel.data_size,
             seed=config.seed,
-            autoencoder_strides=config.model.ae.strides,
-            patch_size=config.model.predictor.patch_size,
+            autoencoder_strides=self.strides,
+            patch_size=self.patch_size,
             dataset=dataset,
             ledger=ledger,
             agree=agree,
@@ -82,12 +85,12 @@ class RunData:
         )
         # Each rank reads the list from its own disk; a different list would train on other clips or rows.
         state = loader.state_dict()
-        self._must_agree(
+        self.must_agree(
             (state["fingerprint"], state["paths"]), dataset.config.basic_parameters.data_path, "list of clips"
         )
         return loader
 
-    def _must_agree(self, mine, path: str | Path, what: str) -> None:
+    def must_agree(self, mine, path: str | Path, what: str) -> None:
         """Raises DataError on every rank if any rank read another value from `path` than the first rank."""
         unlike = self.hosts.unlike_first(mine)
         if unlike is not None:
@@ -98,70 +101,28 @@ class RunData:
     def _dataset(self, data: DataConfig, global_batch_size: int | None, report: str | None) -> ClipDataset:
         config = data.dataset_param
         result = filtered_list(config, global_batch_size=global_batch_size, rows=self.rows(data))
-        found = self._emptied(config, result.clips)
+        found = self._findings(config, result.clips)
         if report is not None and self.config.data_ledger is not None and self.parallel.is_first:
             file = Path(self.config.data_ledger) / report
-            facts = {**result.report(), "empty_captions": found.report()}
+            facts = {**result.report(), **found}
             if logs.Attempts(_log, str(file))(lambda: _write_json(file, facts)) and result.dropped:
                 _log.info(f"data: every dropped row is listed in {file}")
         videos, texts = self._sources(config, result.clips)
         return ClipDataset(result.usable, config, videos, texts, seed=self.config.seed)
 
-    def _emptied(self, config: DatasetConfig, clips: tuple[Clip, ...]) -> Emptied:
-        """Captions that cleaning empties, as the first rank finds them. Raises DataError on all ranks if there are too
-        many.
+    def _findings(self, config: DatasetConfig, clips: tuple[Clip, ...]) -> dict[str, object]:
+        """What else is found about a list, for the report of dropped rows. Raises DataError on all ranks if the run
+        cannot use the list.
         """
-        found = self.hosts.from_first(emptied((clip.row for clip in clips), config) if self.parallel.is_first else None)
-        for line in found.lines():
-            _log.warning(line)
-        if config.support_chinese:
-            _log.info("data: support_chinese: captions keep Chinese, which the published T5 reads as unknown pieces")
-        if (fault := found.fault(self.config.max_empty_captions)) is not None:
-            raise DataError(f"{config.basic_parameters.data_path}: {fault}")
-        return found
+        return {}
 
-    def _sources(self, config: DatasetConfig, clips: tuple[Clip, ...]):
-        """Sources of videos and texts: stored features where the model JSON asks for them, else the files."""
-        model = self.config.model
-        videos = texts = None
-        if model.load_video_features or model.load_text_features:
-            folder = Path(config.basic_parameters.feature_folder)
-            fault = self.hosts.from_first(self._stored_fault(folder, config, clips) if self.parallel.is_first else None)
-            if fault is not None:
-                raise DataError(fault)
-            listed = self.hosts.from_first(summary(folder) if self.parallel.is_first else None)
-            self._must_agree(listed.items() <= summary(folder).items(), folder, "folder of stored features")
-            videos = StoredVideos(folder) if model.load_video_features else None
-            texts = (
-                StoredTexts(folder, config.model_max_length, model.text_encoder_2 is not None)
-                if model.load_text_features
-                else None
-            )
-        return videos or VideoSource(config.preprocess_parameters), texts or load_tokens(config)
-
-    def _stored_fault(self, folder: Path, config: DatasetConfig, clips: tuple[Clip, ...]) -> str | None:
-        """Reason why stored features cannot be used, or None. Reads weights and checks every file, so one rank calls
-        it.
-        """
-        model = self.config.model
-        try:
-            if model.load_video_features:
-                check_settings(folder, VIDEO, video_settings(self.config))
-                check_videos(folder, clips, config.preprocess_parameters.fixed_crops)
-            if model.load_text_features:
-                check_settings(folder, TEXT, text_settings(self.config))
-                check_texts(folder, clips, config)
-        except DataError as error:
-            return str(error)
-        return None
+    def _sources(self, config: DatasetConfig, clips: tuple[Clip, ...]) -> tuple[Any, Any]:
+        """Sources of videos and texts."""
+        return VideoSource(config.preprocess_parameters), load_tokens(config)
 
     def rows(self, data: DataConfig) -> tuple[Row, ...]:
         """Rows of a config's list; the first rank opens files whose rows lack facts."""
-
-        def share(make):
-            return self.hosts.from_first(make() if self.parallel.is_first else None)
-
-        return probe.listed(data.dataset_param.basic_parameters.data_path, self.config.probe, share)
+        return probe.listed(data.dataset_param.basic_parameters.data_path, self.config.probe, self.hosts.from_first)
 
 
 def _write_json(file: Path, value: dict) -> None:
@@ -178,19 +139,17 @@ def held_out_data(data: DataConfig, data_path: str) -> DataConfig:
     return dataclasses.replace(data, dataset_param=dataset)
 
 
-def _with_time_limit(config: RunConfig) -> DataConfig:
+def _with_time_limit(config: TrainingFlags, data: DataConfig) -> DataConfig:
     """The data config with a time limit per clip that is short enough for ranks waiting in a collective."""
-    dataset = config.data.dataset_param
+    dataset = data.dataset_param
     preprocess = dataset.preprocess_parameters
     limit = 60 * min(config.launch.timeout_minutes, config.report.hang_minutes) / 4
     if preprocess.timeout <= limit:
-        return config.data
+        return data
     _log.info(
         f"data: a clip may take {limit:g} s, not the timeout of {preprocess.timeout:g} s in the data JSON: a quarter of "
         f"--distributed-timeout-minutes {config.launch.timeout_minutes:g} or --hang-timeout-minutes "
         f"{config.report.hang_minutes:g}"
     )
     preprocess = dataclasses.replace(preprocess, timeout=limit)
-    return dataclasses.replace(
-        config.data, dataset_param=dataclasses.replace(dataset, preprocess_parameters=preprocess)
-    )
+    return dataclasses.replace(data, dataset_param=dataclasses.replace(dataset, preprocess_parameters=preprocess))

@@ -42,8 +42,14 @@ class FrozenEncoders:
         posterior = self.posterior(batch)
         noise = per_sample_noise(posterior.mean, self.seed, "posterior", batch.addresses)
         latents = self.autoencoder.latents(posterior.mean, posterior.logvar, noise).float()
-        text = batch.text if isinstance(batch.text, TextFeatures) else self.text(batch.text, batch.pooled_text)
-        return Encoded(latents, Conditions(text), batch.keep, batch.addresses, batch.paths)
+        return Encoded(latents, Conditions(self._features(batch)), batch.keep, batch.addresses, batch.paths)
+
+    def _features(self, batch: Batch) -> TextFeatures:
+        """Text features of a batch, on the device."""
+        if isinstance(batch.text, TextFeatures):
+            return batch.text
+        assert self.text is not None, "captions are tokens only where there are text encoders"
+        return self.text(batch.text, batch.pooled_text)
 
     @torch.no_grad()
     def posterior(self, batch: Batch) -> Posterior:

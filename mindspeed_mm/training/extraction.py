@@ -25,7 +25,8 @@ from mindspeed_mm.data.workers.buffers import SharedBuffers
 from mindspeed_mm.data.workers.faults import unforeseen
 from mindspeed_mm.data.workers.pool import Announce, Lent, WorkerPool
 from mindspeed_mm.errors import ConfigError, DataError
-from mindspeed_mm.training.data import RunData, held_out_data
+from mindspeed_mm.training.data import held_out_data
+from mindspeed_mm.training.denoiser_data import DenoiserData
 from mindspeed_mm.training.encoders import FrozenEncoders
 from mindspeed_mm.training.features import text_settings, video_settings
 from mindspeed_mm.types import Batch, TextFeatures, TokenIds
@@ -46,7 +47,7 @@ class Task:
 class Extraction:
     """Fills the feature folder of a run. Each process is a data rank; every method is collective."""
 
-    def __init__(self, config: RunConfig, data: RunData, encoders: FrozenEncoders):
+    def __init__(self, config: RunConfig, data: DenoiserData, encoders: FrozenEncoders):
         """data: built from `config`. encoders: the parts in use must have weights. Raises ConfigError without a
         feature_folder.
         """
@@ -73,10 +74,10 @@ class Extraction:
         """
         series = self._begin(VIDEO, video_settings(self.config))
         preprocess = self.data.data.dataset_param.preprocess_parameters
-        tasks = self.hosts.from_first(self._missing_videos(max(1, preprocess.fixed_crops)) if self._is_first else None)
+        tasks = self.hosts.from_first(lambda: self._missing_videos(max(1, preprocess.fixed_crops)))
         mine = tasks[self.parallel.rank :: self.parallel.world_size]
         writer = PartWriter(self.folder, VIDEO, series, self.parallel.rank)
-        counts = [0, 0]
+        bad = 0
         strides, patch_size = self.config.model.ae.strides, self.config.model.predictor.patch_size
         join = joiner(self.data.data, 1, strides, patch_size)
         num_workers = self.data.data.dataloader_param.num_workers
@@ -89,11 +90,11 @@ class Extraction:
         try:
             for task, made in zip(mine, self._bar(pool.run(mine), "clips", len(mine)), strict=True):
                 writer.add(*self._video_entry(task, made))
-                counts[isinstance(made, str)] += 1
+                bad += isinstance(made, str)
         finally:
             pool.close()
             writer.flush()
-        return self._total(counts)
+        return self._total(len(mine) - bad), self._total(bad)
 
     def _missing_videos(self, crops: int) -> list[Task]:
         known = sources.done_videos(self.folder)
@@ -109,12 +110,11 @@ class Extraction:
 
     def _video_entry(self, task: Task, made: Batch | str) -> tuple[Entry, dict]:
         path = task.clip.row.path
-        entry = Entry(
-            sources.video_key(task.clip, task.crop), path, Stamp.of(path), made if isinstance(made, str) else None
-        )
-        if entry.fault is not None:
-            _log.warning(f"data: bad sample, not stored: {entry.fault}")
-            return entry, {}
+        key, stamp = sources.video_key(task.clip, task.crop), Stamp.of(path)
+        if isinstance(made, str):
+            _log.warning(f"data: bad sample, not stored: {made}")
+            return Entry(key, path, stamp, made), {}
+        entry = Entry(key, path, stamp)
         posterior = self.encoders.posterior(made.to(self.encoders.device))
         return entry, {"mean": posterior.mean[0].cpu(), "logvar": posterior.logvar[0].cpu()}
 
@@ -137,7 +137,7 @@ class Extraction:
                 writer.add(Entry(texts[text], text[:80]), self._text_tensors(tokens, text))
         finally:
             writer.flush()
-        return self._total([len(mine)])[0]
+        return self._total(len(mine))
 
     def _unstored(self, texts: dict[str, str]) -> list[str]:
         known = {entry.key for _, entry in features.read_index(self.folder, TEXT)}
@@ -146,6 +146,7 @@ class Extraction:
         return [text for text, key in texts.items() if key not in known and key not in earlier]
 
     def _text_tensors(self, tokens: Tokens, text: str) -> dict:
+        assert self.encoders.text is not None
         first, second = tokens.load(text)
         device = self.encoders.device
         found: TextFeatures = self.encoders.text(first.to(device), None if second is None else second.to(device))
@@ -160,14 +161,15 @@ class Extraction:
 
     def _begin(self, part: str, settings: dict) -> int:
         """Begins or continues a part. Returns the number of this extraction's shards."""
-        fault, series = None, 0
-        if self._is_first:
+
+        def begin() -> tuple[str | None, int]:
             try:
                 features.write_settings(self.folder, part, settings)
-                series = features.next_series(self.folder, part)
+                return None, features.next_series(self.folder, part)
             except DataError as error:
-                fault = str(error)
-        fault, series = self.hosts.from_first((fault, series))
+                return str(error), 0
+
+        fault, series = self.hosts.from_first(begin)
         if fault is not None:
             raise DataError(fault)
         return series
@@ -175,8 +177,8 @@ class Extraction:
     def _bar(self, items, unit: str, total: int):
         return tqdm(items, total=total, unit=f" {unit}", disable=not self._is_first)
 
-    def _total(self, counts: list[int]) -> tuple[int, ...]:
-        return tuple(sum(column) for column in zip(*self.hosts.gather(counts), strict=True))
+    def _total(self, count: int) -> int:
+        return sum(self.hosts.gather(count))
 
 
 class _Decoder:
@@ -186,7 +188,7 @@ class _Decoder:
         self._videos, self._join = videos, join
         self._buffers = SharedBuffers(num_workers)
 
-    def __call__(self, task: Task, announce: Announce) -> Lent | str:
+    def __call__(self, task: Task, announce: Announce) -> Lent | Batch | str:
         if task.fault is not None:
             return task.fault
         announce(0)
@@ -201,7 +203,8 @@ class _Decoder:
         except Exception as error:
             self._buffers.lend(None)
             return unforeseen(clip.row.path, error)
-        return Lent(batch, batch.video, self._buffers.lend(batch.video))
+        number = self._buffers.lend(batch.clips)
+        return batch if number is None else Lent(batch, batch.clips, number)
 
     def take_back(self, numbers: Sequence[int]) -> None:
         self._buffers.take_back(numbers)

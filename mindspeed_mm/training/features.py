@@ -27,7 +27,7 @@ def video_settings(config: RunConfig) -> dict:
         if key not in _NOT_OF_THE_ENCODER and not key.startswith("decoder_") and "upsample" not in key
     }
     autoencoder["precision"] = config.precision.autoencoder
-    autoencoder["weights"] = file_fingerprint(Path(config.model.ae.from_pretrained))
+    autoencoder["weights"] = file_fingerprint(Path(config.autoencoder_weights))
     return {
         "sampling": {name: getattr(preprocess, name) for name in _SAMPLING},
         "transforms": {

@@ -47,7 +47,7 @@ class Heartbeat:
         self._stop.set()
         self._thread.join()
         if error is None:
-            self._store.set(self._key(self._rank), _DONE)
+            self._store.set(self._key(self._rank), _DONE.decode())
         if lost:
             raise RankLost(f"{ranks_of(lost)} gone, the others cannot go on; its own output says why") from error
 

@@ -1,10 +1,7 @@
 """Numbers of a training step and the line that reports them."""
 
 import dataclasses
-import math
 import time
-
-from mindspeed_mm.families.base import DenoiserFamily
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -23,12 +20,13 @@ class StepMetrics:
     seconds: float
     data_share: float  # share of the time spent waiting for the loader
     samples_per_second: float
-    tokens_per_second: float  # video tokens of the denoiser
-    tflops: float  # of one device: forward and backward of the denoiser, without recomputation
-    mfu: float | None  # share of the device's peak; None if the peak is unknown
+    tokens_per_second: float | None  # video tokens; None for a network without tokens
+    tflops: float | None  # of one device: forward and backward, without recomputation; None if they are not counted
+    mfu: float | None  # share of the device's peak; None if it or the operations are unknown
     memory_gib: float  # peak so far, on this rank
     skipped: str | None
     skipped_steps: int  # in the run so far
+    parts: dict[str, float] = dataclasses.field(default_factory=dict)  # of the loss, by the objective's names
 
     @property
     def eta_seconds(self) -> float:
@@ -39,7 +37,12 @@ class StepMetrics:
         names = ("loss", "gradient_norm", "clip_threshold", "learning_rate", "loss_scale", "seconds", "data_share")
         names += ("samples_per_second", "tokens_per_second", "tflops", "mfu", "memory_gib", "skipped_steps")
         found = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in found.items() if value is not None}
+        return {**{name: value for name, value in found.items() if value is not None}, **self.parts}
+
+    def record(self) -> dict[str, object]:
+        """All figures, the parts of the loss beside the others."""
+        found = dataclasses.asdict(self)
+        return found | found.pop("parts")
 
 
 def line(step: StepMetrics) -> str:
@@ -52,16 +55,17 @@ def line(step: StepMetrics) -> str:
         f"learning rate: {step.learning_rate:.6E}",
         f"global batch size: {step.global_batch_size}",
         f"loss: {step.loss:.6E}",
+        *(f"{name}: {value:.6E}" for name, value in step.parts.items()),
         f"loss scale: {step.loss_scale:.1f}",
         f"grad norm: {step.gradient_norm:.6f}",
     ]
     if step.clip_threshold is not None:
         fields.append(f"clip threshold: {step.clip_threshold:.4f}")
-    fields += [
-        f"samples/s: {step.samples_per_second:.3f}",
-        f"tokens/s: {step.tokens_per_second:.0f}",
-        f"TFLOP/s: {step.tflops:.3g}",
-    ]
+    fields.append(f"samples/s: {step.samples_per_second:.3f}")
+    if step.tokens_per_second is not None:
+        fields.append(f"tokens/s: {step.tokens_per_second:.0f}")
+    if step.tflops is not None:
+        fields.append(f"TFLOP/s: {step.tflops:.3g}")
     if step.mfu is not None:
         fields.append(f"MFU: {step.mfu:.1%}")
     fields += [
@@ -89,20 +93,16 @@ def duration(seconds: float) -> str:
 
 @dataclasses.dataclass(slots=True)
 class Work:
-    """Work of a step's micro-batches on this rank: samples, video tokens and operations of the denoiser."""
+    """Work on this rank: samples, and the network's video tokens and operations, forward and backward (0: uncounted)."""
 
     samples: int = 0
     tokens: int = 0
     flops: int = 0
 
-    def add(self, latent_shape, text_tokens: int, config: object, family: DenoiserFamily) -> None:
-        """Count a micro-batch with latents of this shape [B,C,T,H,W], for a denoiser of the family with this config."""
-        batch, _, *latent = latent_shape
-        extent = family.extent(config, tuple(latent))
-        self.samples += batch
-        self.tokens += batch * math.prod(extent)
-        # the backward pass takes twice as many
-        self.flops += batch * 3 * family.forward_flops(config, extent, text_tokens)
+    def add(self, other: "Work") -> None:
+        self.samples += other.samples
+        self.tokens += other.tokens
+        self.flops += other.flops
 
 
 class Stopwatch:

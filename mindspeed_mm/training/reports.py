@@ -2,17 +2,18 @@
 
 import collections
 import contextlib
-import dataclasses
 import errno
 import functools
+import importlib
 import json
 import math
 import os
 import time
 from pathlib import Path
+from typing import Protocol
 
 from mindspeed_mm import logs
-from mindspeed_mm.config.run import RunConfig
+from mindspeed_mm.config.run import TrainingFlags
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.training.metrics import StepMetrics
 
@@ -21,6 +22,16 @@ _MOST_WAITING = 100_000  # lines kept in memory while the disk refuses them
 _LONGEST_LINE = 2**16  # bytes
 _NEW_WRITER_S = 60.0
 METRICS_FILE = "metrics.jsonl"
+
+
+class Sink(Protocol):
+    """A place for the numbers of a run. Its methods may raise; `Reports` then goes on without it."""
+
+    def step(self, metrics: StepMetrics) -> None: ...
+
+    def values(self, iteration: int, values: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class JsonLines:
@@ -32,7 +43,7 @@ class JsonLines:
         _cut_torn_line(path)
 
     def step(self, metrics: StepMetrics) -> None:
-        self._write("step", dataclasses.asdict(metrics))
+        self._write("step", metrics.record())
 
     def values(self, iteration: int, values: dict[str, float]) -> None:
         self._write("values", {"iteration": iteration, **values})
@@ -92,9 +103,9 @@ class TensorBoard:
 class WeightsAndBiases:
     """Sends scalars to a Weights & Biases project; the key comes from `wandb login` or its environment variable."""
 
-    def __init__(self, config: RunConfig):
+    def __init__(self, config: TrainingFlags):
         try:
-            import wandb
+            wandb = importlib.import_module("wandb")  # by name: no dependency of this project
         except ImportError:
             raise ConfigError("--wandb-project: the package wandb is not installed; pip install wandb") from None
         report = config.report
@@ -118,8 +129,8 @@ class WeightsAndBiases:
 class Reports:
     """All configured reports, on the first rank only. A failing report never ends the run."""
 
-    def __init__(self, config: RunConfig, is_first: bool):
-        self._sinks: list[tuple[object, logs.Attempts]] = []
+    def __init__(self, config: TrainingFlags, is_first: bool):
+        self._sinks: list[tuple[Sink, logs.Attempts]] = []
         if not is_first:
             return
         report = config.report
@@ -154,7 +165,7 @@ class Reports:
                 else:
                     attempt(sink.close)
 
-    def _add(self, sink, name: str) -> None:
+    def _add(self, sink: Sink, name: str) -> None:
         self._sinks.append((sink, logs.Attempts(_log, name)))
 
 

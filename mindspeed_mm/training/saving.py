@@ -1,6 +1,6 @@
 """Saves and resumes a run in both checkpoint formats, through the crash-safe store."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -40,6 +40,7 @@ class Saver:
 
     def save(self) -> None:
         """Saves the current iteration, or starts to in the background. Raises CheckpointError if it cannot be written."""
+        assert self.store is not None, "a run without --save saves nothing"
         snapshot = self.store.collected(self.state.iteration, self.state.collect)
         prepare = {"torch": self._prepare_rank, "torch_dist": self._prepare_torch_dist}[self.format]
         self.store.save(self.state.iteration, lambda directory: prepare(snapshot, directory))
@@ -164,16 +165,19 @@ class Saver:
 
     def _read_torch_dist(self, directory: Path) -> Snapshot:
         common = torch_dist.load_common(directory)
-        shapes = {name: parameter.shape for name, parameter in self.state.engine.network.named_parameters()}
-        dtype = next(self.state.engine.network.parameters()).dtype
+        parameters = dict(self.state.engine.network.named_parameters())
+        shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        # the optimizer has no state of constants, such as WFVAE's Haar kernels
+        trained = {name: shapes[name] for name, parameter in parameters.items() if parameter.requires_grad}
+        dtype = next(iter(parameters.values())).dtype
         keys = [*_GROUPS] if common["optimizer"] is not None else []
         keys += ["ema_params"] if common["ema_updates"] is not None else []
         wanted = torch_dist.like(shapes, self.state.dims, "model.", dtype)
         for key in keys:
-            wanted |= torch_dist.like(shapes, self.state.dims, f"{key}.", torch.float32)
+            wanted |= torch_dist.like(trained, self.state.dims, f"{key}.", torch.float32)
         found = torch_dist.load(wanted, directory, self.parallel)
 
-        def group(key: str) -> Named:
-            return {name: found[f"{key}.{name}"] for name in shapes}
+        def group(key: str, names: Iterable[str]) -> Named:
+            return {name: found[f"{key}.{name}"] for name in names}
 
-        return Snapshot(common, group("model"), {key: group(key) for key in keys} or None)
+        return Snapshot(common, group("model", shapes), {key: group(key, trained) for key in keys} or None)

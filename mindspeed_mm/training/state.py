@@ -12,6 +12,7 @@ from mindspeed_mm.config.run import CheckpointConfig
 from mindspeed_mm.data.feed.loader import Loader
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.files.trusted import Inert
+from mindspeed_mm.optim.ema import Ema
 from mindspeed_mm.optim.step import OptimizerStep
 from mindspeed_mm.parallel import schedule, shards
 from mindspeed_mm.parallel.engine import Engine
@@ -68,13 +69,13 @@ class TrainingState:
         settings = self.settings
         self.engine.publish()
         main = self.engine.main_shards()
-        groups: dict[str, Named | None] = {}
+        values: dict[str, list[Tensor]] = {}
         if settings.save_optimizer:
-            groups["param"] = shards.gather(main, [shard.main for shard in main])
-            for key, values in self.engine.moments().items():
-                groups[key] = shards.gather(main, values)
+            values = {"param": [shard.main for shard in main], **self.engine.moments()}
         if self.optimizer.ema is not None:
-            groups["ema_params"] = shards.gather(main, self.optimizer.ema.averages())
+            values["ema_params"] = self.optimizer.ema.averages()
+        gathered = {key: shards.gather(main, group) for key, group in values.items()}
+        groups = {key: group for key, group in gathered.items() if group is not None}
         common = self._common(self._gather_rng() if settings.save_rng else None)
         if self.engine.parallel.data_and_context.rank() != 0:
             return None
@@ -129,7 +130,7 @@ class TrainingState:
             _missing("optimizer", common["optimizer"], "--no-load-optim")
         self.engine.publish()
         if self.optimizer.ema is not None:
-            self._restore_ema(snapshot)
+            self._restore_ema(self.optimizer.ema, snapshot)
         if settings.load_rng and common["rng_state"] is not None:
             self._restore_rng(common["rng_state"])
         else:
@@ -172,8 +173,7 @@ class TrainingState:
         for key, values in self.engine.moments().items():
             shards.scatter(whole.get(key), main, values)
 
-    def _restore_ema(self, snapshot: Snapshot) -> None:
-        ema = self.optimizer.ema
+    def _restore_ema(self, ema: Ema, snapshot: Snapshot) -> None:
         if snapshot.common["ema_updates"] is None:
             _log.warning("the checkpoint holds no EMA; it starts from these weights")
             ema.restart()

@@ -1,20 +1,41 @@
-"""One training step: forward and backward of the micro-batches, then the update."""
+"""One training step: forward and backward of the micro-batches, then the update.
+
+What is trained is an `Objective`: `denoising.py` and `autoencoder.py` have one each. All else of a step is the same.
+"""
 
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from mindspeed_mm import families
 from mindspeed_mm.optim.step import OptimizerStep, StepReport
 from mindspeed_mm.parallel.engine import Engine
-from mindspeed_mm.training.encoders import Encoded, FrozenEncoders
 from mindspeed_mm.training.metrics import Work
-from mindspeed_mm.training.task import FlowMatchingTask
 from mindspeed_mm.types import Batch
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loss:
+    """Loss of a micro-batch.
+
+    value: scalar with gradients. parts: scalars without gradients, reported by their names. paths: the files behind it.
+    """
+
+    value: Tensor
+    work: Work
+    paths: tuple[str, ...]
+    parts: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """Turns a micro-batch into a loss; its parts have the same names in every micro-batch."""
+
+    def __call__(self, network: Callable[..., Any], batch: Batch) -> Loss: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,63 +48,68 @@ class StepResult:
     data_seconds: float
     work: Work  # on this rank
     suspects: tuple[str, ...]  # of a skipped step: files on all ranks; if some losses are not finite, their files alone
+    parts: dict[str, float] = dataclasses.field(default_factory=dict)  # of the loss, over the global batch
+
+
+class Step(Protocol):
+    """What the trainer uses of a step."""
+
+    engine: Engine
+    optimizer: OptimizerStep
+
+    def __call__(self, batches: Iterator[Batch]) -> StepResult: ...
 
 
 class TrainStep:
     """Turns the batches of a step into an update of the weights."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        encoders: FrozenEncoders,
-        task: FlowMatchingTask,
-        optimizer: OptimizerStep,
-        micro_batches: int,
-    ):
+    def __init__(self, engine: Engine, objective: Objective, optimizer: OptimizerStep, micro_batches: int):
         """micro_batches: number per step on this rank."""
         self.engine = engine
-        self.encoders = encoders
-        self.task = task
+        self.objective = objective
         self.optimizer = optimizer
         self.micro_batches = micro_batches
-        self.family = families.of_denoiser(task.denoiser)
 
     def __call__(self, batches: Iterator[Batch]) -> StepResult:
         began = time.perf_counter()
         self.engine.start_step()
-        losses: list[tuple[torch.Tensor, tuple[str, ...]]] = []
+        losses: list[Loss] = []
         work, data_seconds = Work(), 0.0
         for index in range(self.micro_batches):
             start = time.perf_counter()
             batch = next(batches)
             data_seconds += time.perf_counter() - start
-            sample = self.encoders(batch)
-            # Tokens that are padding in all samples are not computed; counting them would raise the MFU.
-            text_tokens = int(sample.conditions.text.keep.any(0).sum())
-            work.add(sample.latents.shape, text_tokens, self.task.denoiser, self.family)
             with self.engine.micro_batch(last=index == self.micro_batches - 1):
-                losses.append((self._forward_backward(sample), sample.paths))
+                losses.append(self._forward_backward(batch))
+            work.add(losses[-1].work)
         self.engine.platform.synchronize()  # free: the gradient norm is read next
         own_seconds = time.perf_counter() - began
         report = self.optimizer()
-        loss = torch.stack([value for value, _ in losses]).sum()
         suspects = self._suspects(losses) if report.skipped else ()
-        return StepResult(self._mean_over_data(loss), report, own_seconds, data_seconds, work, suspects)
+        loss, parts = self._mean_over_data(losses)
+        return StepResult(loss, report, own_seconds, data_seconds, work, suspects, parts)
 
-    def _forward_backward(self, sample: Encoded) -> torch.Tensor:
-        loss = self.task.loss(self.engine.ddp, sample) / self.micro_batches
-        self.engine.backward(loss)
-        return loss.detach()
+    def _forward_backward(self, batch: Batch) -> Loss:
+        """The loss without its graph, as this micro-batch's share of the step."""
+        loss = self.objective(self.engine.ddp, batch)
+        value = loss.value / self.micro_batches
+        self.engine.backward(value)
+        parts = {name: part / self.micro_batches for name, part in loss.parts.items()}
+        return dataclasses.replace(loss, value=value.detach(), parts=parts)
 
-    def _mean_over_data(self, loss: torch.Tensor) -> float:
-        group = self.engine.parallel.data
+    def _mean_over_data(self, losses: list[Loss]) -> tuple[float, dict[str, float]]:
+        group, names = self.engine.parallel.data, list(losses[0].parts)
+        sums = [torch.stack([loss.value for loss in losses]).sum()]
+        sums += [torch.stack([loss.parts[name] for loss in losses]).sum() for name in names]
+        total = torch.stack(sums)
         if group.size() > 1:
-            dist.all_reduce(loss, group=group)
-        return loss.item() / group.size()
+            dist.all_reduce(total, group=group)
+        loss, *parts = (value / group.size() for value in total.tolist())
+        return loss, dict(zip(names, parts, strict=True))
 
-    def _suspects(self, losses: list[tuple[torch.Tensor, tuple[str, ...]]]) -> tuple[str, ...]:
+    def _suspects(self, losses: list[Loss]) -> tuple[str, ...]:
         """Files of the step on all data ranks. If some micro-batches have a loss that is not finite, only their files."""
-        mine = [(math.isfinite(value.item()), paths) for value, paths in losses]
+        mine = [(math.isfinite(loss.value.item()), loss.paths) for loss in losses]
         everyone: list = [None] * self.engine.parallel.data_size
         dist.all_gather_object(everyone, mine, group=self.engine.parallel.data)
         both = [item for rank in everyone for item in rank]

@@ -1,53 +1,56 @@
 """The training loop: steps, log lines, checkpoints, evaluation, and an orderly end on request."""
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
 from mindspeed_mm import logs
-from mindspeed_mm.config.run import RunConfig
+from mindspeed_mm.config.run import TrainingFlags
 from mindspeed_mm.errors import CheckpointError, TrainingDiverged
 from mindspeed_mm.stopping import Reason, StopRequest
 from mindspeed_mm.training import beginning, metrics, signals
-from mindspeed_mm.training.evaluation import Evaluation
 from mindspeed_mm.training.heartbeat import Heartbeat
 from mindspeed_mm.training.profiling import Profiler
 from mindspeed_mm.training.reports import Reports
 from mindspeed_mm.training.saving import Saver
-from mindspeed_mm.training.state import TrainingState
-from mindspeed_mm.training.step import StepResult, TrainStep
+from mindspeed_mm.training.step import Step, StepResult
 from mindspeed_mm.training.stragglers import Stragglers
 from mindspeed_mm.training.watchdog import Watchdog
-from mindspeed_mm.weights import load_denoiser
 
 _log = logs.get(__name__)
 _LEDGER_INTERVAL = 10  # steps between collective additions to the ledger of bad samples
 # The watchdog's report of a hang says more than the error of a waiting rank, so it goes first.
 _AFTER_THE_WATCHDOG_S = 30.0
+Evaluation = Callable[[], dict[str, float]]  # measures the current weights on held-out clips: name -> value
 Sampler = Callable[[int], None]  # makes videos with the current weights; takes the iteration
+Export = Callable[[], None]  # writes the final weights as a file
 
 
 class Trainer:
-    """Runs `train_iters` steps, from the latest checkpoint if there is one."""
+    """Runs `train_iters` steps, from the latest checkpoint if there is one, whatever a step trains."""
 
     def __init__(
         self,
-        config: RunConfig,
-        step: TrainStep,
-        state: TrainingState,
+        config: TrainingFlags,
+        step: Step,
+        saver: Saver,
+        *,
         evaluation: Evaluation | None = None,
         sampler: Sampler | None = None,
+        export: Export | None = None,
     ):
-        """evaluation, sampler: run at their intervals; None disables them."""
+        """evaluation, sampler: run at their intervals. export: runs at the end, also an early one if a step was done.
+        All are collective; None disables them.
+        """
         self.config = config
         self.step = step
-        self.state = state
+        self.saver = saver
+        self.state = saver.state
         self.evaluation = evaluation
         self.sampler = sampler
+        self.export = export
         self.parallel = step.engine.parallel
         self.platform = step.engine.platform
         self.ending: Reason | None = None  # reason of an early end
-        self.saver = Saver(state, functools.partial(load_denoiser, step.engine.network))
         self.reports = Reports(config, self.parallel.is_first)
         self.stragglers = Stragglers(self.parallel)
         pulse = self.parallel.pulse
@@ -80,10 +83,13 @@ class Trainer:
                 self._one_step(batches)
                 self.ending = self._evaluate_unless_ending(request)
                 profiler.step()
+            trained = self.state.iteration > first
             if self.ending is not None:
-                self._end_early(request, trained=self.state.iteration > first)
+                self._end_early(self.ending, request, trained)
             self.state.loader.ledger.sync()
             self._note_saved(self.saver.complete)
+            if self.export is not None and (trained or self.ending is None):
+                self.export()
 
     def _evaluate_unless_ending(self, request: StopRequest) -> Reason | None:
         """Evaluates if an evaluation is due and no signal has come, since a signal leaves little time. Returns the
@@ -97,10 +103,10 @@ class Trainer:
             return None
         return signals.agreed(request.signal() or signals.planned(settings, request, iteration))
 
-    def _end_early(self, request: StopRequest, trained: bool) -> None:
+    def _end_early(self, ending: Reason, request: StopRequest, trained: bool) -> None:
         saves = self.config.checkpoint.save is not None and trained
-        if not (request.said and self.ending.name == "Ctrl-C"):
-            _log.info(signals.announcement(self.ending, self.state.iteration, saves, trained))
+        if not (request.said and ending.name == "Ctrl-C"):
+            _log.info(signals.announcement(ending, self.state.iteration, saves, trained))
         self.state.loader.ledger.sync()
         if saves and not self._save_is_due():  # else this step has saved already
             self._save()
@@ -174,19 +180,19 @@ class Trainer:
         """Runs evaluation and sampler if they are due. Returns True if one ran, which may take long."""
         settings, iteration = self.config.evaluation, self.state.iteration
         last = iteration == self.config.train_iters
-        evaluates = self.evaluation is not None and (iteration % settings.interval == 0 or last)
-        samples = self.sampler is not None and (iteration % settings.sample_interval == 0 or last)
-        if evaluates:
-            found = self.evaluation()
+        evaluation = self.evaluation if last or iteration % settings.interval == 0 else None
+        sampler = self.sampler if last or iteration % settings.sample_interval == 0 else None
+        if evaluation is not None:
+            found = evaluation()
             _log.info(f"iteration {iteration} | " + " | ".join(f"{name}: {value:.6f}" for name, value in found.items()))
             self.reports.values(iteration, found)
             self.watchdog.beat("evaluation", iteration)
-        if samples:
+        if sampler is not None:
             self.step.engine.publish()
-            self.sampler(iteration)
+            sampler(iteration)
             self.step.engine.network.train()
             self.watchdog.beat("sampling", iteration)
-        return evaluates or samples
+        return evaluation is not None or sampler is not None
 
     # --------------------------------------------------------------------------------------------------------- reports
 
@@ -204,10 +210,10 @@ class Trainer:
                 _log.info(slowest)
 
     def _metrics(self, result: StepResult, seconds: float) -> metrics.StepMetrics:
-        report, engine = result.report, self.step.engine
+        report, engine, work = result.report, self.step.engine, result.work
         replicas = self.parallel.data_size
         sharers = self.parallel.tensor_size * self.parallel.context_size  # they share one sample's work
-        tflops = result.work.flops / sharers / seconds / 1e12
+        tflops = work.flops / sharers / seconds / 1e12 if work.flops else None
         peak = self.config.report.peak_tflops or self.platform.peak_tflops(next(engine.network.parameters()).dtype)
         return metrics.StepMetrics(
             iteration=self.state.iteration,
@@ -221,11 +227,12 @@ class Trainer:
             loss_scale=report.loss_scale,
             seconds=seconds,
             data_share=result.data_seconds / seconds,
-            samples_per_second=result.work.samples * replicas / seconds,
-            tokens_per_second=result.work.tokens * replicas / seconds,
+            samples_per_second=work.samples * replicas / seconds,
+            tokens_per_second=work.tokens * replicas / seconds if work.tokens else None,
             tflops=tflops,
-            mfu=None if peak is None else tflops / peak,
+            mfu=None if peak is None or tflops is None else tflops / peak,
             memory_gib=self.platform.peak_memory() / 2**30,
             skipped=report.skipped,
             skipped_steps=self.state.skipped_steps,
+            parts=result.parts,
         )

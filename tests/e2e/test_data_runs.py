@@ -23,7 +23,7 @@ from mindspeed_mm.data.feed.dataset import build_dataset
 from mindspeed_mm.data.feed.sampler import GroupedSampler, Position
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.parallel.context import ParallelContext
-from mindspeed_mm.training.data import RunData
+from mindspeed_mm.training.denoiser_data import DenoiserData
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "data"))
 from data_helpers import row, write_clip, write_list
@@ -296,7 +296,7 @@ def on_nodes_of_their_own(folder, flags: list) -> str:
     config = resolve.run_config(seen, world_size=2)
     with log_lines():
         try:
-            RunData(config, ParallelContext.start("gloo")).train()
+            DenoiserData(config, ParallelContext.start("gloo")).train()
         except DataError as error:
             return str(error)
     return ""

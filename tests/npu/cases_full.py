@@ -26,6 +26,7 @@ from mindspeed_mm.parallel.engine import Engine
 from mindspeed_mm.parallel.megatron import parallel_state
 from mindspeed_mm.platforms.npu import NpuPlatform
 from mindspeed_mm.schema import build, read_json
+from mindspeed_mm.training.denoising import Denoising
 from mindspeed_mm.training.encoders import Encoded
 from mindspeed_mm.training.step import TrainStep
 from mindspeed_mm.training.task import FlowMatchingTask
@@ -107,7 +108,7 @@ def step_kernels(engine: Engine, config: SparseUMMDiTConfig, device: torch.devic
     engine.schedule(1)
     optimizer = OptimizerStep(engine, AdaptiveClip(0.99), Ema(engine, 0.9999), 5)
     task = FlowMatchingTask(DiffusionConfig(), config, 0)
-    step = TrainStep(engine, Features(config, device), task, optimizer, 1)
+    step = TrainStep(engine, Denoising(Features(config, device), task), optimizer, 1)
     with Trace() as whole:
         step(iter([None]))
     engine.finish_gradients()

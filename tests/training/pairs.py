@@ -161,7 +161,7 @@ def build(case: Case, checkpoint: CheckpointConfig) -> Run:
         encoders = SharedEncoders(encoders, run.parallel, hosts)
         run.stream = SharedStream(run, hosts.sharers.index(run.parallel.rank), len(hosts.sharers))
         run.state.loader = run.stream
-    run.step.encoders = encoders
+    run.step.objective.encoders = encoders
     return run
 
 

@@ -9,11 +9,9 @@ from mindspeed_mm.config.model import DiffusionConfig
 from mindspeed_mm.config.run import (
     CheckpointConfig,
     ExitConfig,
-    LaunchConfig,
     OptimizerSettings,
-    PrecisionConfig,
     ReportConfig,
-    RunConfig,
+    TrainingFlags,
 )
 from mindspeed_mm.data.feed.ledger import Ledger
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
@@ -27,6 +25,7 @@ from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.engine import Engine
 from mindspeed_mm.parallel.seeds import generator
 from mindspeed_mm.platforms.cpu import CpuPlatform
+from mindspeed_mm.training.denoising import Denoising
 from mindspeed_mm.training.encoders import Encoded
 from mindspeed_mm.training.saving import Saver
 from mindspeed_mm.training.state import TrainingState
@@ -114,6 +113,26 @@ class Stream:
         self.seen = state["seen"]
 
 
+class At:
+    """A loader that does something before it hands out the data of a step."""
+
+    def __init__(self, loader, step: int, action):
+        self.loader, self.batches, self.left, self.action = loader, iter(loader), step, action
+        self.ledger = loader.ledger
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.left -= 1
+        if self.left == 0:
+            self.action()
+        return next(self.batches)
+
+    def state_dict(self) -> dict:
+        return self.loader.state_dict()
+
+
 class FakeEncoders:
     """Latents and text of a sample from its number alone; `spoil` maps a number to a factor of its latents."""
 
@@ -185,7 +204,7 @@ class Run:
         self.optimizer = OptimizerStep(self.engine, clip, self.ema, max_skipped_steps=5)
         self.micro_batches = batch // (layout.micro_batch * self.parallel.data_size)
         task = FlowMatchingTask(DiffusionConfig(), denoiser, SEED)
-        self.step = TrainStep(self.engine, FakeEncoders(spoil), task, self.optimizer, self.micro_batches)
+        self.step = TrainStep(self.engine, Denoising(FakeEncoders(spoil), task), self.optimizer, self.micro_batches)
         self.stream = Stream(self.parallel, layout.micro_batch, skip)
         self.state = TrainingState(self.engine, self.optimizer, self.stream, checkpoint or CheckpointConfig())
         self.saver = Saver(self.state, functools.partial(load_denoiser, self.network))
@@ -200,19 +219,14 @@ class Run:
 
     def trainer(self, train_iters: int, report: ReportConfig = _EVERY_STEP, exits: ExitConfig = _NO_EXITS) -> Trainer:
         """The whole loop around the step, with what it saves, reports and watches."""
-        config = RunConfig(
-            launch=LaunchConfig(),
-            precision=PrecisionConfig(),
-            optimizer=OptimizerSettings(),
+        config = TrainingFlags(
             checkpoint=self.state.settings,
-            model=None,
-            data=None,
             global_batch_size=GLOBAL_BATCH,
             train_iters=train_iters,
             report=report,
             exit=exits,
         )
-        return Trainer(config, self.step, self.state)
+        return Trainer(config, self.step, self.saver)
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         """Whole (TP-local) fp32 main weights on the first data rank."""

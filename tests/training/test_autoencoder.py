@@ -1,22 +1,19 @@
 """The autoencoder's loss, its training from the command line, and what is measured of it."""
 
 import json
-import sys
 
 import config_files
-import numpy as np
 import pytest
 import torch
+from autoencoder_world import flags, trainer_of, write_world
 from ranks import run_ranks
 
-from mindspeed_mm import launch
-from mindspeed_mm.config.autoencoder import AutoencoderLossConfig, evaluation_config, training_config
+from mindspeed_mm.config.autoencoder import AutoencoderLossConfig, evaluation_config
 from mindspeed_mm.families.wfvae import WFVAEConfig
 from mindspeed_mm.models.build import build_autoencoder
 from mindspeed_mm.models.wfvae.chunks import Chunk
-from mindspeed_mm.sampling.writer import write_video
 from mindspeed_mm.schema import build, node_from_python
-from mindspeed_mm.training.autoencoder_loss import AutoencoderObjective, kl_divergence
+from mindspeed_mm.training.autoencoder_loss import AutoencoderLoss, kl_divergence
 
 STEPS = 6
 
@@ -39,7 +36,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts_and_reaches_every_weight(dist
     autoencoder = small_autoencoder()
     weights = AutoencoderLossConfig(distance=distance, kl_weight=0.5, wavelet_weight=0.25)
     video = torch.rand(1, 3, 9, 16, 16) * 2 - 1
-    loss, parts = AutoencoderObjective(autoencoder, weights)(video, torch.randn(1, 4, 2, 2, 2))
+    loss, parts = AutoencoderLoss(autoencoder, weights)(video, torch.randn(1, 4, 2, 2, 2))
     assert loss.item() == pytest.approx(
         (parts["reconstruction"] + 0.5 * parts["kl"] + 0.25 * parts["wavelet"]).item(), rel=1e-6
     )
@@ -56,7 +53,7 @@ def test_the_wavelet_part_is_the_distance_of_the_subbands():
         torch.nn.init.zeros_(level[-1].weight)
         torch.nn.init.zeros_(level[-1].bias)
     video = torch.full((1, 3, 9, 16, 16), 0.5)
-    _, parts = AutoencoderObjective(autoencoder, AutoencoderLossConfig())(video, torch.zeros(1, 4, 2, 2, 2))
+    _, parts = AutoencoderLoss(autoencoder, AutoencoderLossConfig())(video, torch.zeros(1, 4, 2, 2, 2))
     whole = Chunk(first=True, last=True, lookahead=0, tails={})
     first = autoencoder.encoder.wavelet_transform_in(video, whole)
     second = autoencoder.encoder.wavelet_transform_l1(first[:, :3], whole)
@@ -67,7 +64,7 @@ def test_the_wavelet_part_is_the_distance_of_the_subbands():
 
 def test_tiling_is_refused():
     with pytest.raises(ValueError, match="use_tiling"):
-        AutoencoderObjective(small_autoencoder(use_tiling=True), AutoencoderLossConfig())
+        AutoencoderLoss(small_autoencoder(use_tiling=True), AutoencoderLossConfig())
 
 
 # --------------------------------------------------------------------------------------------------------- whole runs
@@ -75,38 +72,12 @@ def test_tiling_is_refused():
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder with eight clips of coloured squares, tokenizers, model.json (its `ae` block alone) and data.json."""
-    sys.path.insert(0, str(launch.Path(__file__).resolve().parents[2] / "examples" / "quickstart"))
-    from tiny_encoders import write_encoders
-
-    folder = tmp_path_factory.mktemp("autoencoder")
-    write_encoders(folder, ["a square"])
-    rows = []
-    for number in range(8):
-        frames = np.full((9, 32, 32, 3), 40, dtype=np.uint8)
-        frames[:, 8:24, 2 * number : 2 * number + 12, number % 3] = 220
-        write_video(frames, folder / f"{number}.mp4", 8)
-        size = {"height": 32, "width": 32}
-        rows.append({"path": f"{number}.mp4", "cap": "a square", "num_frames": 9, "fps": 8, "resolution": size})
-    (folder / "rows.json").write_text(json.dumps(rows))
-    (folder / "data.txt").write_text(f"{folder},{folder / 'rows.json'}\n")
-    (folder / "data.json").write_text(json.dumps(config_files.data_block(folder)))
-    (folder / "model.json").write_text(json.dumps({"ae": config_files.AUTOENCODER}))
-    return folder
-
-
-def flags(world, *more) -> list[str]:
-    return [*map(str, ("--mm-model", world / "model.json", "--mm-data", world / "data.json", "--device", "cpu", *more))]
+    return write_world(tmp_path_factory.mktemp("autoencoder"))
 
 
 def train(world, export, *more) -> dict:
     """The weights that a run exports; on every rank of `run_ranks`, which share the run."""
-    from mindspeed_mm.training.autoencoder import AutoencoderTrainer
-
-    argv = flags(world, "--global-batch-size", 2, "--lr", 1e-3, "--ema-decay", 0.5, "--export", export, *more)
-    config = training_config(argv, world_size=torch.distributed.get_world_size())
-    platform, parallel = launch.start(config.launch)
-    AutoencoderTrainer(config, platform, parallel).fit()
+    trainer_of(world, "--export", export, *more).fit()
     torch.distributed.barrier()
     return torch.load(export, weights_only=True)
 

@@ -9,33 +9,13 @@ import textwrap
 import threading
 
 import pytest
-from rank_runs import Layout, Run
+from rank_runs import At, Layout, Run
 from ranks import log_lines, run_ranks
 
 from mindspeed_mm.config.run import CheckpointConfig, ExitConfig, ReportConfig
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.stopping import Reason, StopRequest
 from mindspeed_mm.training.heartbeat import EXIT_CODE
-
-
-class At:
-    """A stream that does something before it hands out the data of a step."""
-
-    def __init__(self, stream, step: int, action):
-        self.stream, self.left, self.action = stream, step, action
-        self.ledger = stream.ledger
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        self.left -= 1
-        if self.left == 0:
-            self.action()
-        return next(self.stream)
-
-    def state_dict(self) -> dict:
-        return self.stream.state_dict()
 
 
 def stopped(checkpoint: CheckpointConfig, number: int, exits: ExitConfig | None = None, step: int = 3):

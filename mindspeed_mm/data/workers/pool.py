@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.sharedctypes import RawArray
+from typing import Any
 
 import torch
 import torch.multiprocessing  # teaches pipes to send tensors as shared memory
@@ -48,10 +49,10 @@ class WorkerPool:
 
     def __init__(
         self,
-        work: Callable[[object, Announce], object],
+        work: Callable[[Any, Announce], object],
         count: int,
         *,
-        lost: Callable[[object, int, str], object],
+        lost: Callable[[Any, int, str], object],
         timeout_s: float | None = None,
         start_method: str | None = None,
     ):
