@@ -48,7 +48,12 @@ def is_own(checkpoint: CheckpointConfig) -> bool:
 
 
 def refuse_empty(checkpoint: CheckpointConfig) -> None:
-    """Handles a --load without a checkpoint: raises CheckpointError unless it is the run's own folder."""
+    """Handles a --load without a checkpoint: raises CheckpointError unless it is the run's own folder, which may be new."""
+    if checkpoint.load is not None and Path(checkpoint.load).is_file():
+        raise CheckpointError(
+            f"--load {checkpoint.load}: is a file; --load continues a run and takes its folder. To begin from the weights in "
+            "this file, leave --load out and name it in predictor.from_pretrained of --mm-model (train_wfvae.py: --weights)"
+        )
     if not is_own(checkpoint):
         raise CheckpointError(
             f"--load {checkpoint.load}: holds no checkpoint; leave --load out to start from iteration 0"

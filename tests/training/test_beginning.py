@@ -190,6 +190,13 @@ def test_a_run_that_leaves_its_own_checkpoints_behind_says_so(tmp_path, two_iter
     )
 
 
+def test_a_file_of_weights_is_refused_with_the_key_that_takes_it(tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    (found,) = run_ranks(settled, 1, CheckpointConfig(load=str(tmp_path / "model.pt")))
+    assert found.startswith(f"error: --load {tmp_path}/model.pt: is a file; --load continues a run")
+    assert "predictor.from_pretrained of --mm-model" in found
+
+
 def test_a_save_folder_that_cannot_be_written_is_an_error_at_the_start(tmp_path):
     (tmp_path / "file").write_text("")
     (found,) = run_ranks(settled, 1, CheckpointConfig(save=str(tmp_path / "file" / "run")))
