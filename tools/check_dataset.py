@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installing it
 
+from mindspeed_mm import atomic
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.data_dialects import data_node
 from mindspeed_mm.data.check import checksums
@@ -66,7 +67,7 @@ def main() -> int:
     print("\n".join(found.lines()))
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "check.json").write_text(json.dumps(found.report(), indent=1, ensure_ascii=False))
+        atomic.write_text(options.output / "check.json", json.dumps(found.report(), indent=1, ensure_ascii=False))
         draw_shapes(found.result, options.output / "shapes.png")
         found.draw(options.output / "samples.png")
         print(f"wrote {options.output / 'check.json'}, shapes.png and samples.png")

@@ -10,10 +10,11 @@ import dataclasses
 import secrets
 import socket
 import time
+import typing
 from collections.abc import Callable
 from pathlib import Path
 
-from mindspeed_mm import logs
+from mindspeed_mm import atomic, logs
 from mindspeed_mm.checkpoint.store import bring_back
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.files import integrity, layout, torch_state
@@ -24,6 +25,7 @@ from mindspeed_mm.parallel.meeting import meet
 _log = logs.get(__name__)
 PATIENCE_S = 60.0  # seconds in which a network file system may show a new file; NFS keeps a listing for up to a minute
 _POLL_S = 0.5
+_T = typing.TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,11 +93,12 @@ def check_shared(root: Path, flag: str, parallel: ParallelContext) -> None:
             token.unlink(missing_ok=True)
 
 
-def first_says(parallel: ParallelContext, decide: Callable):
+def first_says(parallel: ParallelContext, decide: Callable[[], _T]) -> _T:
     """Runs `decide` on the first rank and returns its result on every rank; its CheckpointError or OSError is raised
     on all.
     """
-    answer = failure = None
+    answer: _T | None = None
+    failure: str | None = None
     if parallel.is_first:
         try:
             answer = decide()
@@ -104,7 +107,7 @@ def first_says(parallel: ParallelContext, decide: Callable):
     answer, failure = from_first_rank((answer, failure))
     if failure is not None:
         raise CheckpointError(failure)
-    return answer
+    return typing.cast(_T, answer)
 
 
 # ------------------------------------------------------------------------------------------------------------ one rank
@@ -126,7 +129,7 @@ def _write_token(root: Path, flag: str) -> str:
     token = root / f".shared_{secrets.token_hex(8)}"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        torch_state.write_text(flag, token)
+        atomic.write_text(token, flag)
     except OSError as error:
         raise CheckpointError(f"{flag} {root}: cannot be written ({error.strerror or error})") from None
     return token.name

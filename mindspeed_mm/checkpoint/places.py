@@ -3,10 +3,10 @@ folders.
 """
 
 import contextlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from mindspeed_mm import atomic
 from mindspeed_mm.errors import ConfigError
 
 _PROBE_BYTES = 1 << 20
@@ -24,14 +24,12 @@ def check(folders: Mapping[str, str | Path | None], rank: int) -> None:
 
 
 def _check(flag: str, folder: Path, rank: int) -> None:
-    probe = folder / f".probe.{rank}.{os.getpid()}.tmp"
+    probe = folder / f".probe.{rank}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            with open(probe, "wb") as file:
+            with atomic.replacing(probe) as file:
                 file.write(bytes(_PROBE_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
         finally:
             with contextlib.suppress(OSError):
                 probe.unlink()

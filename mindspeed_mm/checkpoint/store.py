@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from mindspeed_mm import logs
+from mindspeed_mm import atomic, logs
 from mindspeed_mm.errors import CheckpointError
-from mindspeed_mm.files import integrity, layout, torch_state
+from mindspeed_mm.files import integrity, layout
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.meeting import meet
 from mindspeed_mm.parallel.shards import is_of_memory
@@ -94,7 +94,8 @@ class CheckpointStore:
         """Completes the background checkpoint if every rank has written its part. Returns its iteration, else None."""
         if self._in_flight is None:
             return None
-        running = torch.tensor(int(self._in_flight.thread.is_alive()))
+        thread = self._in_flight.thread
+        running = torch.tensor(int(thread is not None and thread.is_alive()))
         dist.all_reduce(running, op=dist.ReduceOp.MAX)
         return None if running else self.complete()
 
@@ -107,9 +108,10 @@ class CheckpointStore:
             job.thread.join()
         everything: integrity.Checksums = {}
         self._agree(job.iteration, job.failure, job.found, everything)
-        if job.writing.finish is not None:
+        finish = job.writing.finish
+        if finish is not None:
             added: integrity.Checksums = {}
-            failure = self._attempt(lambda: added.update(job.writing.finish()))
+            failure = self._attempt(lambda: added.update(finish()))
             self._agree(job.iteration, failure, added, everything)
         self._agree(job.iteration, self._attempt(lambda: self._commit(job.iteration, everything)))
         return job.iteration
@@ -186,10 +188,9 @@ class CheckpointStore:
         bring_back(self.root)
         replaced = final.with_name(final.name + _REPLACED)
         if final.exists():  # a run resumed from an earlier iteration writes this one again
-            final.rename(replaced)
-        building.rename(final)
-        torch_state.flush_directory(self.root)
-        torch_state.write_text(str(iteration), self.root / layout.TRACKER)
+            atomic.rename(final, replaced)
+        atomic.rename(building, final)
+        atomic.write_text(self.root / layout.TRACKER, str(iteration))
         shutil.rmtree(replaced, ignore_errors=True)
         self._delete_old(iteration)
 
@@ -214,7 +215,7 @@ def bring_back(root: Path) -> None:
         if final.exists():
             shutil.rmtree(replaced, ignore_errors=True)
         else:
-            replaced.rename(final)
+            atomic.rename(replaced, final)
 
 
 def _first(reasons: list[str | None]) -> str | None:

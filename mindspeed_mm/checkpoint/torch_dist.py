@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mindspeed_mm.checkpoint.steady import flushed_as_they_grow
 from mindspeed_mm.checkpoint.store import Writing
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.files import integrity, torch_dist_reader, torch_state
 from mindspeed_mm.files.layout import STATE_FILE
 from mindspeed_mm.files.mapped import MappedFiles
 from mindspeed_mm.files.reshard import Weights
-from mindspeed_mm.files.write_behind import flushed_as_they_grow
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.megatron import ShardedTensor, dist_checkpointing, write_in_this_process
 from mindspeed_mm.parallel.partition import full_shape
@@ -32,6 +32,7 @@ def prepare(
     """
     write_in_this_process()
     request = dist_checkpointing.save(_sharded(tensors, parallel), str(directory), async_sharded_save=True)
+    assert request is not None, "megatron-core returns one for every asynchronous save"
 
     def write() -> integrity.Checksums:
         beat, mine = parallel.pulse.beat, f"__{parallel.rank}_*.distcp"
@@ -59,7 +60,7 @@ def load_common(directory: Path) -> dict:
 def load(wanted: dict[str, tuple[Tensor, int | None]], directory: Path, parallel: ParallelContext) -> dict[str, Tensor]:
     """This TP rank's parts of the named tensors. wanted: gives shape, dtype and the dimension that is split.
 
-    Raises CheckpointError for wrong names, shapes and values. `CheckpointStore.latest_whole` has already compared the
+    Raises CheckpointError for wrong names, shapes and values. `choice.choose` has already compared the
     files with the checkpoint's record.
     """
     dims = {name: dim for name, (_, dim) in wanted.items()}

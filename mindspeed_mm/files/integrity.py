@@ -35,10 +35,9 @@ def read(directory: Path) -> Checksums:
         return {}
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
-        fits = isinstance(found, dict) and all(_is_entry(name, facts) for name, facts in found.items())
     except (ValueError, RecursionError):
-        fits = False
-    if not fits:
+        found = None
+    if not isinstance(found, dict) or not all(_is_entry(name, facts) for name, facts in found.items()):
         raise CheckpointError(f"{record}: is damaged; it must hold the size and checksum of each file")
     return found
 

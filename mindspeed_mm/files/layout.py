@@ -79,23 +79,25 @@ def candidates(root: Path) -> tuple[list[Location], str | None]:
     The tracker decides, as in Megatron: writing an older iteration into it returns to that one. If the tracker is
     missing or wrong, the latest directory counts.
     """
-    every = [Location(iteration_directory(root, number), number) for number in iterations(root)]
+    numbers = iterations(root)
+    every = [Location(iteration_directory(root, number), number) for number in numbers]
     try:
         first = find(root)
     except CheckpointError as error:
         if not every:
             raise
         return every, f"{error}; taking the latest directory, {every[0].directory.name}"
-    if first.iteration is None or first.directory == root:
+    latest = first.iteration
+    if latest is None or first.directory == root:
         return [first], None
-    newer = [location for location in every if location.iteration > first.iteration]
+    newer = [number for number in numbers if number > latest]
     note = None
     if newer:
         note = (
-            f"{root / TRACKER} names iteration {first.iteration}, and {newer[0].directory.name} is newer: continuing from "
-            f"{first.directory.name}; write {newer[0].iteration} into that file to continue from the newer one"
+            f"{root / TRACKER} names iteration {latest}, and {iteration_directory(root, newer[0]).name} is newer: continuing "
+            f"from {first.directory.name}; write {newer[0]} into that file to continue from the newer one"
         )
-    return [first, *(location for location in every if location.iteration < first.iteration)], note
+    return [first, *(location for number, location in zip(numbers, every, strict=True) if number < latest)], note
 
 
 def state_files(directory: Path) -> list[Path]:

@@ -4,7 +4,6 @@ The caller passes how a parameter is split (`partition.partition_dims` reads it 
 names.
 """
 
-import collections
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -19,9 +18,9 @@ _log = logs.get(__name__)
 
 # Size of one read and write: large enough for full speed, small beside any large parameter.
 CHUNK_BYTES = 4 * 2**20
-_KEPT = 2  # chunks whose pages are kept until later chunks are done
 
 DimOf = Callable[[str], int | None]
+Shards = Sequence[Mapping[str, Tensor]]  # tensors by name, per TP rank
 
 
 class Weights:
@@ -33,7 +32,7 @@ class Weights:
 
     def __init__(
         self,
-        shards: Sequence[Mapping[str, Tensor]],
+        shards: Shards,
         dim_of: DimOf,
         origin: str,
         mapped: MappedFiles | None = None,
@@ -42,7 +41,6 @@ class Weights:
         self.dim = dim_of
         self.origin = origin
         self.mapped = mapped
-        self._used: collections.deque[list[Tensor]] = collections.deque()
         self._different: dict[str, float] = {}
         for rank, shard in enumerate(shards):
             difference = shard.keys() ^ shards[0].keys()
@@ -65,14 +63,14 @@ class Weights:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of the whole parameter."""
-        shape = list(self.shards[0][name].shape)
+        shape: list[int] = list(self.shards[0][name].shape)
         dim = self.dim(name) if len(self.shards) > 1 else None
         if dim is not None:
             if dim >= len(shape):
                 raise CheckpointError(f"{self.origin}: {name} {shape} has no dimension {dim} to be split over TP")
             shape[dim] = sum(shard[name].shape[dim] for shard in self.shards)
         for rank, shard in enumerate(self.shards):
-            expected = [size if axis != dim else shard[name].shape[dim] for axis, size in enumerate(shape)]
+            expected = [shard[name].shape[axis] if axis == dim else size for axis, size in enumerate(shape)]
             if list(shard[name].shape) != expected:
                 raise CheckpointError(
                     f"{self.origin}: {name} is {list(shard[name].shape)} on TP rank {rank}, "
@@ -90,8 +88,7 @@ class Weights:
         return tuple(shape)
 
     def chunks(self, name: str, index: int = 0, count: int = 1) -> Iterator[Tensor]:
-        """Yields part `index` of `count` as contiguous groups of rows, in order; each is valid until the second next
-        is requested.
+        """Yields part `index` of `count` as contiguous groups of rows, in order.
 
         A parameter that every shard holds is taken from the last shard, as in the original's converter; `report` names
         the shards that differ. Raises CheckpointError for damaged bytes and for values that are not finite.
@@ -170,19 +167,13 @@ class Weights:
             )
 
     def _joined(self, pieces: list[Tensor], dim: int) -> Iterator[Tensor]:
-        if self.mapped is not None:
-            for piece in pieces:
-                self.mapped.fetch(piece)
         yield (torch.cat(pieces, dim) if len(pieces) > 1 else pieces[0].contiguous())
         self._release(pieces)
 
     def _release(self, pieces: list[Tensor]) -> None:
-        """Releases pages one step later: a chunk may still be on its way to the disk (see `write_behind.py`)."""
         if self.mapped is not None:
-            self._used.append(pieces)
-            if len(self._used) > _KEPT:
-                for piece in self._used.popleft():
-                    self.mapped.release(piece)
+            for piece in pieces:
+                self.mapped.release(piece)
 
     def _compare(self, name: str, pieces: list[Tensor]) -> None:
         for piece in pieces[:-1]:

@@ -9,14 +9,14 @@ import math
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from mindspeed_mm.errors import CheckpointError
-from mindspeed_mm.files.mapped import as_bytes
+from mindspeed_mm.files import raw
 from mindspeed_mm.files.plan import Piece
-from mindspeed_mm.files.write_behind import WriteBehind
 
 DTYPES = {
     "F64": torch.float64,
@@ -41,7 +41,7 @@ def read(path: Path) -> dict[str, Tensor]:
     """
     size = path.stat().st_size
     header, start = _header(path, size)
-    storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
+    storage = raw.mapped(path)
     tensors = {}
     places: list[tuple[int, int, str]] = []
     for name, entry in header.items():
@@ -106,7 +106,7 @@ def index_text(files: dict[str, list[Piece]], names: dict[Piece, str]) -> str:
 class SafetensorsWriter:
     """Writes one dict of `Piece`s to an open file; `write` takes the bytes of one piece, in any order of pieces."""
 
-    def __init__(self, file: WriteBehind, content: dict[str, Piece]):
+    def __init__(self, file: BinaryIO, content: dict[str, Piece]):
         self._file = file
         self._offsets: dict[Piece, int] = {}
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -133,7 +133,7 @@ class SafetensorsWriter:
         offset = self._offsets.pop(piece)
         self._file.seek(self._start + offset)
         for chunk in chunks:
-            self._file.write(as_bytes(chunk))
+            self._file.write(raw.as_bytes(chunk))
         if self._file.tell() != self._start + offset + piece.nbytes:
             raise CheckpointError(f"{piece.name}: other than the {piece.nbytes} bytes of the tensor were given")
 
@@ -179,7 +179,7 @@ class _Twice(ValueError):
     """A duplicate key."""
 
 
-def _json(text: bytes) -> object:
+def _json(text: bytes) -> Any:
     """Parses a JSON text in UTF-8. Raises _Twice for a duplicate key in an object, ValueError for invalid JSON."""
 
     def unique(pairs: list[tuple[str, object]]) -> dict:
@@ -192,7 +192,7 @@ def _json(text: bytes) -> object:
     return json.loads(text.decode("utf-8"), object_pairs_hook=unique)
 
 
-def _entry(path: Path, name: str, entry: object, available: int) -> tuple[torch.dtype, list[int], int, int]:
+def _entry(path: Path, name: str, entry: Any, available: int) -> tuple[torch.dtype, list[int], int, int]:
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         numbers_are_fine = all(type(size) is int and size >= 0 for size in (*shape, begin, end))

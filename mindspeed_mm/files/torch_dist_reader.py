@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 
 from mindspeed_mm.errors import CheckpointError
-from mindspeed_mm.files import integrity, torch_reader, torch_state, trusted
+from mindspeed_mm.files import integrity, raw, torch_reader, torch_state, trusted
 from mindspeed_mm.files.layout import STATE_FILE
 
 INDEX = ".metadata"
@@ -40,7 +40,7 @@ _CLASSES = {
     "torch.distributed.checkpoint.planner": ("SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"),
 }
 
-Places = dict[tuple[str, tuple[int, ...]], object]  # (name, offsets in the whole tensor) -> place in the files
+Places = dict[tuple[str, tuple[int, ...]], _StorageInfo]  # (name, offsets in the whole tensor) -> place in the files
 
 
 def read(
@@ -93,9 +93,9 @@ class _Reader:
         if place.offset < 0 or place.length < 1 or end > size:
             raise CheckpointError(f"{path}: truncated: {stored} ends at byte {end} of {size}")
         if path not in self.opened:
-            self.opened[path] = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
+            self.opened[path] = raw.mapped(path)
         try:
-            tensor, found = torch_reader.read(path, self.opened[path], place.offset, place.length)
+            tensor, found = torch_reader.read_part(path, self.opened[path], place.offset, place.length)
         except CheckpointError as error:
             raise CheckpointError(f"{stored} cannot be read: {error}") from None
         if not isinstance(tensor, Tensor) or (tuple(tensor.shape), tensor.dtype) != (tuple(chunk.sizes), dtype):
@@ -135,13 +135,14 @@ def _index(path: Path) -> Metadata:
     if not path.is_file():
         raise CheckpointError(f"{path}: missing; without it nothing in the directory can be found")
     pickled = path.read_bytes()
+    index = None
     try:
         torch_reader.check_opcodes(pickled)
         index = _IndexUnpickler(io.BytesIO(pickled)).load()
         reason = _misfit(index)
     except Exception as error:  # damaged or hostile bytes raise any kind of error in the unpickler
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-    if reason is not None:
+    if reason is not None or not isinstance(index, Metadata):
         raise CheckpointError(f"{path}: refused or damaged ({reason})")
     return index
 

@@ -10,16 +10,16 @@ import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import BinaryIO
 
-import torch
 from torch import Tensor
+from torch._utils import _rebuild_tensor_v2
 
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.files.checksum import crc32
-from mindspeed_mm.files.mapped import as_bytes
 from mindspeed_mm.files.plan import Piece
+from mindspeed_mm.files.raw import as_bytes
 from mindspeed_mm.files.torch_reader import STORAGES
-from mindspeed_mm.files.write_behind import WriteBehind
 
 _ROOT = "archive"
 _ALIGNMENT = 64  # torch's alignment; a mapped tensor then starts on a cache line
@@ -32,7 +32,7 @@ class TorchFileWriter:
     order.
     """
 
-    def __init__(self, file: WriteBehind, content: dict):
+    def __init__(self, file: BinaryIO, content: dict):
         self._file = file
         self._zip = _Zip(file, "w", zipfile.ZIP_STORED)
         pickled, self._keys = _pickle(content)
@@ -100,7 +100,7 @@ class _StoredTensor:
         for size in reversed(self.piece.shape):
             strides.insert(0, step)
             step *= max(size, 1)
-        return torch._utils._rebuild_tensor_v2, (
+        return _rebuild_tensor_v2, (
             _Storage(self.piece),
             0,
             self.piece.shape,

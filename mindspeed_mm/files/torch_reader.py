@@ -13,12 +13,13 @@ import math
 import pickle
 import pickletools
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mindspeed_mm.errors import CheckpointError
-from mindspeed_mm.files import torch_archive, trusted
+from mindspeed_mm.files import raw, torch_archive, trusted
 from mindspeed_mm.files.checksum import crc32
 
 STORAGES = {  # names in the pickle; other dtypes are saved as bytes
@@ -62,18 +63,17 @@ class _Stored:
         pass
 
 
-def read(
-    path: Path, mapped: torch.UntypedStorage | None = None, start: int = 0, length: int | None = None
-) -> tuple[object, list[Record]]:
+def read(path: Path) -> tuple[object, list[Record]]:
     """Content of a file, with tensors in the mapped file, and the records that hold them.
 
-    start, length: the bytes of the file that form the archive; `mapped` maps these bytes. Raises CheckpointError for
-    damage, for another format, and for a pickle that names code to run.
+    Raises CheckpointError for damage, for another format, and for a pickle that names code to run.
     """
-    if mapped is None:
-        size = path.stat().st_size
-        mapped = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size) if size else None
-        length = size
+    mapped = raw.mapped(path)
+    return read_part(path, mapped, 0, len(mapped))
+
+
+def read_part(path: Path, mapped: torch.UntypedStorage, start: int, length: int) -> tuple[object, list[Record]]:
+    """`read` for an archive that is a part of a mapped file. start, length: in bytes."""
     with open(path, "rb") as file:
         part = torch_archive.Part(file, start, length)
         entries = torch_archive.read_entries(path, part)
@@ -95,7 +95,7 @@ def read(
 
 def verify(record: Record) -> None:
     """Compares a record's bytes with its checksum. CheckpointError names the tensor."""
-    if crc32(memoryview(record.data.numpy())) != record.crc:
+    if crc32(raw.as_bytes(record.data)) != record.crc:
         raise CheckpointError(
             f"{record.path}: {record.tensor} is damaged, its bytes do not have the checksum that the file says; "
             "fetch or copy the file again"
@@ -111,7 +111,7 @@ def check_opcodes(pickled: bytes) -> None:
     The C unpickler keeps a table as long as the largest number in a PUT: ten bytes can ask for 34 GB.
     """
     for opcode, argument, _ in pickletools.genops(pickled):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(pickled):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(argument, int) and argument > len(pickled):
             raise ValueError(f"{opcode.name} {argument} in a pickle of {len(pickled)} bytes")
 
 
@@ -211,22 +211,20 @@ _REBUILD = {
 class _Maker:
     """Replaces placeholders by tensors."""
 
-    def __init__(
-        self, path: Path, mapped: torch.UntypedStorage | None, start: int, entries: dict[str, torch_archive.Entry]
-    ):
+    def __init__(self, path: Path, mapped: torch.UntypedStorage, start: int, entries: dict[str, torch_archive.Entry]):
         self.path, self.mapped, self.start, self.entries = path, mapped, start, entries
         self.records: dict[str, Record] = {}
         self._slices: dict[str, torch.UntypedStorage] = {}
         self._made: dict[int, object] = {}  # by id; the pickle's values live as long as this object
 
-    def made(self, value: object, name: str) -> object:
+    def made(self, value: Any, name: str) -> Any:
         """value: from the pickle. name: for messages, such as "model.proj_out.bias"."""
         if id(value) not in self._made:
             # once: a value that appears in many places may hold others that do
             self._made[id(value)] = self._make(value, name)
         return self._made[id(value)]
 
-    def _make(self, value: object, name: str) -> object:
+    def _make(self, value: Any, name: str) -> Any:
         if isinstance(value, _Stored):
             return self._tensor(value, name or "its tensor")
         if type(value) in (dict, collections.OrderedDict):

@@ -6,6 +6,7 @@ Works through the store of all ranks: the first rank collects a plain value from
 import json
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,7 +24,7 @@ def meet(
     decide: Callable[[list], object] = lambda values: None,
     *,
     for_ever: bool = False,
-):
+) -> Any:
     """Gives every rank the first rank's decision from the values of all ranks, in rank order; collective.
 
     value and the result of `decide`: anything that JSON can hold. Raises RankLost if no rank has shown progress for

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mindspeed_mm import logs
+from mindspeed_mm import atomic, logs
 from mindspeed_mm.sampling import record, sheets
 from mindspeed_mm.sampling.writer import write_image, write_video
 
@@ -54,9 +54,7 @@ def write_page(folder: Path, records: list[dict[str, Any]], contact_sheets: list
         sheets=f"Contact sheets: {links}" if links else "",
         samples="\n".join(_sample(entry) for entry in records),
     )
-    temporary = folder / ".index.html.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(folder / "index.html")
+    atomic.write_text(folder / "index.html", page)
 
 
 def _sample(entry: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mindspeed_mm import atomic
 from mindspeed_mm.config.sample import SampleConfig
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.platforms.base import Platform
@@ -61,9 +62,7 @@ def run_block(config: SampleConfig, parallel: ParallelContext, platform: Platfor
 def write(path: Path, record: dict[str, Any]) -> None:
     """Writes the record as JSON, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False, default=list) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    atomic.write_text(path, json.dumps(record, indent=1, ensure_ascii=False, default=list) + "\n")
 
 
 def read(path: Path) -> dict[str, Any] | None:

@@ -9,6 +9,8 @@ import av
 import numpy as np
 from PIL import Image
 
+from mindspeed_mm import atomic
+
 # Quality as in the original's ffmpeg command. cpu-independent and a fixed thread count give equal files for equal
 # frames; without them x264 gave two files for one video in 7 of 30 runs.
 _X264 = {"crf": "23", "preset": "slow", "x264-params": "cpu-independent=1:threads=4"}
@@ -25,8 +27,10 @@ def write_video(frames: Iterable[np.ndarray], path: Path, fps: float) -> None:
     frames = iter(frames)
     first = next(frames)
     _check(first[None], path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with av.open(str(temporary), "w", format="mp4", options=_MP4) as container:
+    with (
+        atomic.replacing_path(path) as temporary,
+        av.open(str(temporary), "w", format="mp4", options=_MP4) as container,
+    ):
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=_X264)
         stream.height, stream.width = (size + size % 2 for size in first.shape[:2])
         stream.pix_fmt = "yuv420p"
@@ -34,15 +38,13 @@ def write_video(frames: Iterable[np.ndarray], path: Path, fps: float) -> None:
             even = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
             container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
         container.mux(stream.encode())
-    temporary.replace(path)
 
 
 def write_image(frames: np.ndarray, path: Path) -> None:
     """Writes the single frame of frames [1,H,W,3] uint8 as PNG."""
     _check(frames, path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    Image.fromarray(frames[0]).save(temporary, format="PNG")
-    temporary.replace(path)
+    with atomic.replacing(path) as file:
+        Image.fromarray(frames[0]).save(file, format="PNG")
 
 
 def _check(frames: np.ndarray, path: Path) -> None:

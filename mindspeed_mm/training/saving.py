@@ -121,7 +121,6 @@ class Saver:
         torch_state.save(model, directory / layout.MODEL_FILE, beat)
         if optimizer:
             torch_state.save(optimizer, directory / layout.OPTIMIZER_FILE, beat)
-        torch_state.flush_directory(directory)
         return integrity.measure(sorted(directory.iterdir()), building, beat)
 
     def _with_empty_states(self, model: Named) -> dict:

@@ -105,9 +105,11 @@ def _denoiser_weights(checkpoint: sources.Checkpoint, ema: bool) -> Weights:
 
 def _dialect(checkpoint: sources.Checkpoint, name: str) -> Dialect:
     """Dialect of this name in the family of the checkpoint's network."""
-    known = {dialect.name: dialect for dialect in checkpoint.family.dialects}
+    family = checkpoint.family
+    assert family is not None, "_denoiser_weights refuses names of no known network"
+    known = {dialect.name: dialect for dialect in family.dialects}
     if name not in known:
-        raise CheckpointError(f"dialect {name!r}: {checkpoint.family.title} has {', '.join(known)}")
+        raise CheckpointError(f"dialect {name!r}: {family.title} has {', '.join(known)}")
     return known[name]
 
 

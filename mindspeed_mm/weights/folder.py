@@ -12,12 +12,11 @@ import json
 import shutil
 from pathlib import Path
 
-from mindspeed_mm import families, logs
+from mindspeed_mm import atomic, families, logs
 from mindspeed_mm.config import model_dialects
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.families.base import AutoencoderConfig, DenoiserConfig
-from mindspeed_mm.files import torch_state
 from mindspeed_mm.files.plan import Plan
 from mindspeed_mm.files.reshard import Weights
 from mindspeed_mm.schema import Node, build, read_json
@@ -64,10 +63,10 @@ def write(
     if copy_encoders:
         config = _with_copies(folder, config)
     # The configs come last: without them nothing can load the folder.
-    torch_state.write_text(_text(config.ae), folder / VAE / CONFIG)
+    atomic.write_text(folder / VAE / CONFIG, _text(config.ae))
     rest = {_CLASS: "T2VPipeline", **_plain(config, leave_out=("ae", "predictor"))}
-    torch_state.write_text(json.dumps(rest, indent=2) + "\n", folder / PIPELINE)
-    torch_state.write_text(_text(config.predictor), folder / CONFIG)
+    atomic.write_text(folder / PIPELINE, json.dumps(rest, indent=2) + "\n")
+    atomic.write_text(folder / CONFIG, _text(config.predictor))
     return folder
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class Misfit:
 def compare(
     wanted: Mapping[str, tuple[int, ...]],
     weights: Weights,
-    permitted_extras: set[str] = frozenset(),
+    permitted_extras: Collection[str] = (),
     may_be_missing: Callable[[str], bool] = lambda name: False,
 ) -> Misfit:
     """Compares weights with the names and whole shapes of a network."""

@@ -21,7 +21,7 @@ from mindspeed_mm.families.base import Dialect, Family
 from mindspeed_mm.files import layout, safetensors_file, torch_dist_reader, torch_state
 from mindspeed_mm.files.integrity import Proof
 from mindspeed_mm.files.mapped import MappedFiles
-from mindspeed_mm.files.reshard import DimOf, Weights, some
+from mindspeed_mm.files.reshard import DimOf, Shards, Weights, some
 from mindspeed_mm.files.torch_reader import Record
 
 MODEL, EMA = "model", "ema_model"  # Megatron's names for the live weights and their average
@@ -38,7 +38,7 @@ class Checkpoint:
 
     path: Path
     kind: str  # for messages: "Megatron directory", "safetensors file" ...
-    groups: dict[str, list[Mapping[str, Tensor]]]
+    groups: Mapping[str, Shards]
     family: Family | None  # None: no known network has these names
     dialect: Dialect | None
     files: tuple[Path, ...] = ()
@@ -190,7 +190,7 @@ def _check_one_run(paths: list[Path], states: list[dict], location: layout.Locat
 def _checkpoint(
     path: Path,
     kind: str,
-    groups: dict[str, list[Mapping[str, Tensor]]],
+    groups: Mapping[str, Shards],
     paths: list[Path],
     iteration: int | None = None,
     records: Iterable[Record] = (),

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from mindspeed_mm import families, logs
+from mindspeed_mm import atomic, families, logs
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.families.base import Dialect, Unused
-from mindspeed_mm.files import layout, plan, safetensors_file, torch_state
+from mindspeed_mm.files import layout, plan, safetensors_file
 from mindspeed_mm.files.plan import OutputFile, Piece, Plan
 from mindspeed_mm.files.reshard import Weights
 from mindspeed_mm.files.safetensors_file import SafetensorsWriter
-from mindspeed_mm.files.staging import Staging
+from mindspeed_mm.files.streamed import StreamedFile
 from mindspeed_mm.files.torch_file import TorchFileWriter
 from mindspeed_mm.weights.progress import Progress
 
@@ -103,9 +103,9 @@ def execute(todo: Plan, groups: Mapping[str, Weights] | Weights, what: str, prog
     """Writes the files of a plan; at the end all appear complete, or none."""
     if isinstance(groups, Weights):
         groups = {_GROUP: groups}
-    _check_space(todo)
-    with _disk_errors(todo), Staging(todo.directory) as staging:
-        writers = [(_writer(staging.open(output.path), output), output.pieces) for output in todo.files]
+    _check_place(todo)
+    with _disk_errors(todo), atomic.Together(todo.directory) as together:
+        writers = [(_writer(together.open(output.path, StreamedFile), output), output.pieces) for output in todo.files]
         jobs = [(writer, piece) for writer, pieces in writers for piece in pieces]
         place = {group: {name: at for at, name in enumerate(weights)} for group, weights in groups.items()}
         # By parameter, not by file: the parts of one parameter share pages of the source.
@@ -116,10 +116,10 @@ def execute(todo: Plan, groups: Mapping[str, Weights] | Weights, what: str, prog
                 writer.write(piece, (_counted(chunk, bar) for chunk in chunks))
         for writer, _ in writers:
             writer.close()
-        staging.commit()
+        together.commit()
     with _disk_errors(todo):
         for path, text in todo.texts:
-            torch_state.write_text(text, path)
+            atomic.write_text(path, text)
     for weights in groups.values():
         weights.report()
 
@@ -174,7 +174,9 @@ def _disk_errors(todo: Plan) -> Iterator[None]:
         raise CheckpointError(f"{todo.files[0].path}: cannot be written: {error.strerror or error}") from None
 
 
-def _check_space(todo: Plan) -> None:
+def _check_place(todo: Plan) -> None:
+    if todo.directory is not None and todo.directory.exists():
+        raise CheckpointError(f"{todo.directory}: exists already; remove it, or write elsewhere")
     folder = todo.files[0].path.parent
     while not folder.exists():
         folder = folder.parent

@@ -9,6 +9,7 @@ import pytest
 import torch
 from ranks import log_lines, run_ranks
 
+from mindspeed_mm import atomic
 from mindspeed_mm.checkpoint import choice
 from mindspeed_mm.checkpoint.store import CheckpointStore, Writing
 from mindspeed_mm.errors import CheckpointError
@@ -146,20 +147,20 @@ def test_a_tracker_that_names_nothing_is_passed_over(tmp_path, word):
 def killed_while_it_replaces(root: Path) -> None:
     """Another checkpoint of iteration 20 takes the first one's place; the process dies between two renames."""
     store, _ = store_with(root, [10, 20])
-    rename = Path.rename
+    rename = atomic.rename
 
-    def killed(self, target):
-        if self.suffix == ".tmp":
+    def killed(source, target):
+        if source.suffix == ".tmp":
             raise KeyboardInterrupt
-        return rename(self, target)
+        rename(source, target)
 
-    Path.rename = killed
+    atomic.rename = killed
     try:
         store.save(20, lambda building: Writing(lambda: write(store.parallel, 21.0, building)))
     except KeyboardInterrupt:
         return
     finally:
-        Path.rename = rename
+        atomic.rename = rename
 
 
 def test_a_checkpoint_that_is_replaced_is_there_until_the_new_one_is(tmp_path):
