@@ -21,10 +21,22 @@ class DenoiserConfig(Protocol):
     """Fields of every denoiser's config, for code that does not know the network."""
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
-    model_id: str
-    from_pretrained: str | None
-    num_heads: int  # divided over TP x CP ranks
-    patch_size: int  # latent pixels per side of a token
+
+    @property
+    def model_id(self) -> str: ...
+
+    @property
+    def from_pretrained(self) -> str | None: ...
+
+    @property
+    def num_heads(self) -> int:
+        """Divided over TP x CP ranks."""
+        ...
+
+    @property
+    def patch_size(self) -> int:
+        """Latent pixels per side of a token."""
+        ...
 
     @property
     def velocity_channels(self) -> int:

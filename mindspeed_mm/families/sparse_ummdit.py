@@ -12,6 +12,7 @@ from typing import ClassVar
 from mindspeed_mm.families.base import (
     DenoiserFamily,
     Dialect,
+    Grid,
     Parameter,
     Renaming,
     Shape,
@@ -79,6 +80,14 @@ class SparseUMMDiTConfig:
     @property
     def interpolation_scale(self) -> tuple[float, float, float]:
         return self.interpolation_scale_t, self.interpolation_scale_h, self.interpolation_scale_w
+
+    @property
+    def largest_extent(self) -> Grid | None:
+        """Grid of tokens within which explicit_uniform_rope draws its offsets; None without it."""
+        t, h, w = self.sample_size_t, self.sample_size_h, self.sample_size_w
+        if not self.explicit_uniform_rope or t is None or h is None or w is None:
+            return None
+        return t, h, w
 
     def problems(self):
         stages = len(self.num_layers)

@@ -1,5 +1,8 @@
 """Builds networks from configs. The tables are plain dicts, so that a search for a model's name finds it."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from mindspeed_mm.families.base import AutoencoderConfig, DenoiserConfig
@@ -11,7 +14,7 @@ from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.types import TORCH_DTYPES
 
 DENOISERS: dict[str, type[Denoiser]] = {"SparseUMMDiT": SparseUMMDiT}
-AUTOENCODERS = {"wfvae": WFVAE}
+AUTOENCODERS: dict[str, Callable[[Any], WFVAE]] = {"wfvae": WFVAE}
 
 
 def build_denoiser(

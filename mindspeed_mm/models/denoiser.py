@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -145,10 +145,11 @@ class Denoiser(nn.Module):
         whole = self.parallel.tensor_size * self.parallel.context_size == 1  # collectives break the graph
         # On a CPU, RoPE's halves and the parts beside the text are written in place, not selected by masks.
         options = {"max_pointwise_cat_inputs": 1} if device.type == "cpu" and backend == "inductor" else None
+        compiled: Any = torch.compile  # its overloads leave recompile_limit out
         for block in self.blocks():
             # Compiles the forward, not the call: the engine waits for weights in hooks of a block, which must not be
             # traced.
-            block.forward = torch.compile(
+            block.forward = compiled(
                 block.forward, backend=backend, fullgraph=whole, recompile_limit=_RECOMPILE_LIMIT, options=options
             )
 

@@ -5,6 +5,8 @@ Gradients of parameters are averaged over data *and* context ranks by Megatron's
 its tokens' part; so gradients are multiplied by CP where the parts are joined, and divided where the whole is split.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -65,7 +67,7 @@ def exchange_halves(x: Tensor, parallel: ParallelContext) -> tuple[Tensor, Tenso
     return halves[0], halves[1]
 
 
-def from_first_rank(value):
+def from_first_rank(value: Any) -> Any:
     """A picklable value of rank 0, on every rank."""
     box = [value]
     dist.broadcast_object_list(box, src=0)

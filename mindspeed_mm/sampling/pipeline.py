@@ -173,12 +173,14 @@ class T2VPipeline:
     def denoise(self, requests: Sequence[Request], *, progress: bool = True) -> Tensor:
         """Clean latents [B,C,T,H,W] for requests that fit in one batch (`Request.alike`)."""
         total = requests[0].model.diffusion.num_inference_steps
+        last: Step | None = None
         every = 0.1 if sys.stderr.isatty() else 10.0  # seconds; a log file gets fewer lines than a terminal
         for step in tqdm(
             self.steps(requests), desc="sampling", unit="step", total=total, disable=not progress, mininterval=every
         ):
-            latents = step.latents
-        return latents
+            last = step
+        assert last is not None, "there is at least one step"
+        return last.latents
 
     @torch.no_grad()
     def steps(self, requests: Sequence[Request], before_block: Callable[[], None] = lambda: None) -> Iterator[Step]:

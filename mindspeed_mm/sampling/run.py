@@ -108,6 +108,7 @@ class _Job:
         device = self.platform.device(int(os.environ.get("LOCAL_RANK", "0")))
         residence = Residence(device, self.config.options.offload)
         text = PromptEncoder.load(self.config.model, residence)
+        assert text.encoders is not None, "they are loaded"
         with residence.using(text.encoders):
             mine = self._encode(text, mine)
         text.leave()
@@ -171,9 +172,11 @@ class _Job:
             return [path for request in batch for path in self._make([request], done)]
         if not self.parallel.is_first_of_sample:
             return []
+        steps = batch[0].model.diffusion.num_inference_steps
+        assert steps is not None, "the inference JSON gives it"
         timing = {
             "denoise_s": time.monotonic() - started,
-            "s_per_step": (time.monotonic() - started) / batch[0].model.diffusion.num_inference_steps,
+            "s_per_step": (time.monotonic() - started) / steps,
             "batch": len(batch),
         }
         written = []

@@ -1,7 +1,7 @@
 """Pictures of many videos: contact sheets (one row of frames per video) and the original's grid."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import av
@@ -60,7 +60,7 @@ def grid_shape(count: int) -> tuple[int, int]:
     return rows, math.ceil(count / rows)
 
 
-def read_frames(path: Path) -> Iterator[np.ndarray]:
+def read_frames(path: Path) -> Generator[np.ndarray, None, None]:
     """Yields frames [h,w,3] uint8 of a written video or image."""
     if path.suffix == ".png":
         yield np.asarray(Image.open(path).convert("RGB"))

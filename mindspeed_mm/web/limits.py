@@ -5,6 +5,7 @@ This file knows no web.
 
 import dataclasses
 import math
+from typing import Any
 
 from mindspeed_mm.config.sample import PromptConfig
 from mindspeed_mm.errors import ConfigError
@@ -22,16 +23,18 @@ class Range:
     whole: bool = True
     may_be_empty: bool = False
 
-    def check(self, value: object) -> int | float | None:
-        """The number. Raises ConfigError for any other value that a browser or program may send."""
+    def check(self, value: object) -> Any:
+        """The number, an int if it is whole; None if it may be empty.
+
+        Raises ConfigError for any other value that a browser or program may send.
+        """
         if value is None and self.may_be_empty:
             return None
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        fits = number and math.isfinite(value) and self.least <= value <= self.most
-        if not fits or (self.whole and value != int(value)):
+        number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+        if not self.least <= number <= self.most or (self.whole and number != int(number)):
             kind = "a whole number" if self.whole else "a number"
             raise ConfigError(f"{self.name} {_short(value)}: give {kind} from {self.least} to {self.most}")
-        return int(value) if self.whole else float(value)
+        return int(number) if self.whole else float(number)
 
 
 STEPS = Range("steps", 1, 200)

@@ -91,7 +91,7 @@ def _number(label: str, value: float | None, range: limits.Range) -> gr.Number:
         min_width=80, elem_id=range.name,
     )  # fmt: skip
     # The browser keeps the range by itself; `limits.line_of` checks values that other programs send.
-    field.preprocess = lambda sent: sent
+    field.preprocess = lambda payload: payload
     return field
 
 

@@ -6,7 +6,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class Studio:
         if owner == self._owner:
             self._stop.set()
 
-    def make(self, line: PromptConfig, owner: str = "") -> Iterator[Progress | Done]:
+    def make(self, line: PromptConfig, owner: str = "") -> Generator[Progress | Done, None, None]:
         """Samples a line of a prompts file; closing the iterator ends the work after the current step.
 
         Without a seed one is drawn. Raises ConfigError before any work, SamplingError if the sample cannot be
@@ -89,23 +89,27 @@ class Studio:
         self.platform.reset_peak_memory()
         started = time.monotonic()
         preview_s, shown = 0.0, started - 1
+        last: Step | None = None
         try:
             text = self._encode(request)
             for step in self.pipeline.steps([request], self._unless_stopped):
-                latents, preview, now = step.latents, None, time.monotonic()
+                last, preview, now = step, None, time.monotonic()
                 if (now - shown) * _PREVIEW_SHARE >= preview_s and step.number < step.total:
                     preview = self._preview(step)
                     shown = time.monotonic()
                     preview_s = shown - now
                 yield Progress(step.number, step.total, time.monotonic() - started, preview)
+            assert last is not None, "there is at least one step"
             self.platform.synchronize()
             total_s = time.monotonic() - started
-            timing = {"text_s": text, "denoise_s": total_s - text, "s_per_step": (total_s - text) / step.total}
-            self.archive.keep(request, latents, self.pipeline, {**timing, "batch": 1})
+            timing = {"text_s": text, "denoise_s": total_s - text, "s_per_step": (total_s - text) / last.total}
+            self.archive.keep(request, last.latents, self.pipeline, {**timing, "batch": 1})
         except torch.OutOfMemoryError as error:
             self.platform.release_memory()
             raise SamplingError(f"the device's memory is too small for this size: {error}") from None
         entry = record.read(self.archive.folder / f"{request.name}.json")
+        if entry is None:
+            raise SamplingError(f"{request.name}: its record cannot be read back; was the folder changed?")
         yield Done({**entry, "name": request.name})
 
     def _unless_stopped(self) -> None:

@@ -68,7 +68,7 @@ class JointAttention(nn.Module):
         q, k = _normed(self.norm_q, q, rope), _normed(self.norm_k, k, rope)
         text_q, text_k = _normed(self.norm_added_q, text_q), _normed(self.norm_added_k, text_k)
 
-        out = attend(*(self._joint(*pair) for pair in ((q, text_q), (k, text_k), (v, text_v))), keep)
+        out = attend(self._joint(q, text_q), self._joint(k, text_k), self._joint(v, text_v), keep)
         video, text = split_text(out, self.sparsity, self.group, q.shape[0])
         project, dropout = self.to_out
         video = project(join_heads(video, self.parallel).flatten(2))

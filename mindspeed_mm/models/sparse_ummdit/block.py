@@ -54,6 +54,7 @@ class FeedForward(nn.Module):
         seeds, tokens: for dropout, see `Places`; None without.
         """
         expand, dropout, contract = self.net
+        assert isinstance(expand, Gelu)
         inner = expand(x)
         active, again = recomputed(lean, expand.activate, inner)
         with again:
@@ -115,7 +116,7 @@ class Block(nn.Module):
         with again:
             if self.last or self.ff_enc is not None:
                 video = gated(video, gate, self.ff(video_in, lean, seeds, places and places.video))
-                if self.last:
+                if self.ff_enc is None:  # the last block
                     return video, text
                 return video, gated(text, text_gate, self.ff_enc(text_in, lean, seeds, places and places.text))
         # One feed-forward for both. The text enters it without norm and modulation, as in the original.

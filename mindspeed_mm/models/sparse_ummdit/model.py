@@ -9,11 +9,13 @@ Notable choices, all the original's:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mindspeed_mm.families.base import Grid
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.denoiser import Conditions, Denoiser
 from mindspeed_mm.models.sparse_ummdit.block import Block
@@ -100,16 +102,16 @@ class SparseUMMDiT(Denoiser):
         """
         skips: list[tuple[Tensor, Tensor]] = []
         last = len(self.transformer_blocks) - 1
-        streams = self._stage(0, video, text, skips, shared)
+        video, text = self._stage(0, video, text, skips, shared)
         if step_cache is not None and step_cache.reuse:
-            streams = step_cache.add(*streams)
+            video, text = step_cache.add(video, text)
         else:
-            before = streams
+            before = video, text
             for index in range(1, last):
-                streams = self._stage(index, *streams, skips, shared)
+                video, text = self._stage(index, video, text, skips, shared)
             if step_cache is not None:
-                step_cache.keep(before, streams)
-        return self._stage(last, *streams, skips, shared)[0]
+                step_cache.keep(before, (video, text))
+        return self._stage(last, video, text, skips, shared)[0]
 
     def _stage(self, index: int, video: Tensor, text: Tensor, skips: list, shared: tuple) -> tuple[Tensor, Tensor]:
         """Runs one stage; `skips` is the stack of outputs that the second half has not used yet."""
@@ -120,7 +122,7 @@ class SparseUMMDiT(Denoiser):
             join = index - middle - 1
             video = self.skip_norm_linear[join](torch.cat((video, skip_video), dim=-1))
             text = self.skip_norm_linear_enc[join](torch.cat((text, skip_text), dim=-1))
-        for depth, block in enumerate(self.transformer_blocks[index], start=sum(self.config.num_layers[:index]) + 1):
+        for depth, block in enumerate(self._blocks_of(index), start=sum(self.config.num_layers[:index]) + 1):
             before_block()
             whole = depth <= self.recompute_blocks and self.training
             feed_forward = depth <= self.recompute_feed_forwards
@@ -132,22 +134,18 @@ class SparseUMMDiT(Denoiser):
             skips.append((video, text))
         return video, text
 
-    def _rope_offset(self, draws: SampleDraws | None, extent: tuple[int, int, int]) -> tuple[int, ...]:
+    def _rope_offset(self, draws: SampleDraws | None, extent: Grid) -> Grid:
         """First position per axis, in tokens: with explicit_uniform_rope, in training, anywhere within sample_size_*."""
-        if draws is None or not self.config.explicit_uniform_rope:
+        largest = self.config.largest_extent
+        if draws is None or largest is None:
             return 0, 0, 0
-        config = self.config
-        limits = [
-            limit - size
-            for limit, size in zip(
-                (config.sample_size_t, config.sample_size_h, config.sample_size_w), extent, strict=True
-            )
-        ]
+        limits = [limit - size for limit, size in zip(largest, extent, strict=True)]
         if min(limits) < 0:
             raise ValueError(
                 f"a latent of {extent[0]}x{extent[1]}x{extent[2]} tokens is larger than sample_size_t, _h, _w of the predictor"
             )
-        return draws.integers("rope", limits)
+        t, h, w = draws.integers("rope", limits)
+        return t, h, w
 
     def _dropout_places(self, draws: SampleDraws | None, tokens: int, columns: Tensor) -> Places | None:
         """Places of this forward pass; None without dropout."""
@@ -163,14 +161,18 @@ class SparseUMMDiT(Denoiser):
     def units(self) -> list[nn.Module]:
         units: list[nn.Module] = []
         middle = len(self.transformer_blocks) // 2
-        for index, stage in enumerate(self.transformer_blocks):
+        for index in range(len(self.transformer_blocks)):
             if index > middle and self.config.skip_connection:
                 units += [self.skip_norm_linear[index - middle - 1], self.skip_norm_linear_enc[index - middle - 1]]
-            units += stage
+            units += self._blocks_of(index)
         return [*units, self.norm_final, self.norm_out, self.proj_out]
 
     def blocks(self) -> list[Block]:
-        return [block for stage in self.transformer_blocks for block in stage]
+        return [block for stage in range(len(self.transformer_blocks)) for block in self._blocks_of(stage)]
+
+    def _blocks_of(self, stage: int) -> list[Block]:
+        blocks: Any = self.transformer_blocks[stage]
+        return list(blocks)
 
     def _check(self, latents: Tensor, sigma: Tensor, text: TextFeatures, keep: Tensor | None) -> tuple[int, int, int]:
         """Checks that shapes match; ValueError names them. Returns the grid of patches (t, h, w)."""
@@ -196,7 +198,7 @@ class SparseUMMDiT(Denoiser):
         check_divisible(text.sequence.shape[1], "text tokens", self.parallel)
         return extent
 
-    def partial_gradients(self):
+    def partial_gradients(self) -> Iterator[nn.Parameter]:
         """Parameters whose gradients are partial on each TP rank, so that they must be summed.
 
         Norms of queries and keys process a rank's own heads. Under sequence parallel, layers between the split linears
@@ -210,9 +212,9 @@ class SparseUMMDiT(Denoiser):
             for block in self.blocks():
                 modules += [block.norm1.norm, block.norm1.norm_enc, block.norm2.norm]
                 modules += [] if block.norm2.norm_enc is None else [block.norm2.norm_enc]
-                yield block.attn1.to_out[0].bias
+                yield block.attn1.to_out[0].get_parameter("bias")
                 if block.attn1.to_add_out is not None:
-                    yield block.attn1.to_add_out.bias
+                    yield block.attn1.to_add_out.get_parameter("bias")
         for module in modules:
             yield from module.parameters()
 

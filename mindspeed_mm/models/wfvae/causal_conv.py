@@ -37,7 +37,12 @@ class CausalConv3d(nn.Module):
         """[B,C,T,H,W] -> [B,C',t,H',W'] with t = (T-1)//stride + 1 at the start of a clip, T/stride behind it."""
         if self.past == 0:
             return _convolve(self.conv, channels_last(video))
-        before = self.past * [video[:, :, :1]] if chunk.first else [chunk.take(self)]
+        if chunk.first:
+            before = self.past * [video[:, :, :1]]
+        else:
+            kept = chunk.take(self)
+            assert kept is not None, "the previous chunk keeps it"
+            before = [kept]
         video = channels_last(torch.cat((*before, video), dim=2))
         chunk.keep(self, video, self.past // self.conv.stride[0])
         return _convolve(self.conv, video)

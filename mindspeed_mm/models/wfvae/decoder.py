@@ -102,7 +102,7 @@ class Decoder(nn.Module):
 class _Level(nn.Sequential):
     """Residual blocks, an upsampler and one more block. Returns the chunk at the frame rate behind the upsampler."""
 
-    def forward(self, video: Tensor, chunk: Chunk) -> tuple[Tensor, Chunk]:
+    def forward(self, video: Tensor, chunk: Chunk) -> tuple[Tensor, Chunk]:  # pyright: ignore[reportIncompatibleMethodOverride]
         *blocks, upsample, last = self
         for block in blocks:
             video = block(video, chunk)

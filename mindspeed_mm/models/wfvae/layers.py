@@ -21,7 +21,7 @@ _NORM_GROUPS = 32
 class Chain(nn.Sequential):
     """Parts one after the other, all on the same chunk."""
 
-    def forward(self, video: Tensor, chunk: Chunk) -> Tensor:
+    def forward(self, video: Tensor, chunk: Chunk) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         for part in self:
             video = part(video, chunk)
         return video
@@ -46,7 +46,7 @@ class FrameConv2d(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
 
-    def forward(self, video: Tensor, chunk: Chunk) -> Tensor:
+    def forward(self, video: Tensor, chunk: Chunk) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return unfold_frames(super().forward(fold_frames(video)), video.shape[0])
 
 

@@ -83,9 +83,10 @@ class WFVAE(nn.Module):
         Raises ConfigError for a number of frames or a size that the strides do not divide.
         """
         _check_shape("video", video, VIDEO_CHANNELS)
-        LatentGrid.of_video(*video.shape[2:], self.strides)
-        spans = self._spans(encode_spans, video.shape[2])
-        frames = (video.shape[2] - 1) // self.strides[0] + 1
+        frames, height, width = video.shape[2:]
+        LatentGrid.of_video(frames, height, width, self.strides)
+        spans = self._spans(encode_spans, frames)
+        frames = (frames - 1) // self.strides[0] + 1
         moments = _in_chunks(self.encoder, video.to(self.dtype), spans, frames, draws)
         mean, logvar = moments.chunk(2, dim=1)
         return mean, logvar.clamp(*_LOGVAR_RANGE)

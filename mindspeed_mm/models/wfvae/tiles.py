@@ -60,4 +60,5 @@ def decode(rise: Callable[[Tensor], Tensor], features: Tensor, size: int, overla
         y = slice(top * stride, (top + high) * stride)
         x = slice(left * stride, (left + wide) * stride)
         video[..., y, x] += piece * (down[i, y, None] * across[j, x]).to(video.device)
+    assert video is not None, "there is at least one tile"
     return video.to(features.dtype)
