@@ -19,8 +19,8 @@ rank = int(os.environ.get("RANK", "0"))
 def made():
     print("{made}", flush=True)
 {patch}
-from mindspeed_mm.launch import {entry}
-{entry}()
+from mindspeed_mm.cli.{entry}
+start()
 """
 _SLOW_SAVE = """
 from mindspeed_mm.files import torch_state
@@ -108,7 +108,7 @@ class Faults:
     def start(
         self, world: Path, name: str, attempt: int, patch: str = "", more: tuple = (), interval: int = 2
     ) -> Started:
-        program = _program(world, name, patch, "pretrain")
+        program = _program(world, name, patch, "training import train as start")
         words = [sys.executable, *self.launcher, program, *self.flags(world, name, 1, interval), *more]
         return Started(world, words, attempt)
 
@@ -140,7 +140,9 @@ class Faults:
 
     def full_for_samples(self, world: Path, attempt: int) -> None:
         words = self.sampling(world)
-        words[words.index(ROOT / "inference.py")] = _program(world, "full_samples", _FULL_FOR_RECORDS, "inference")
+        words[words.index(ROOT / "inference.py")] = _program(
+            world, "full_samples", _FULL_FOR_RECORDS, "sampling import sample as start"
+        )
         with Started(world, words, attempt) as run:
             found, _ = run.end()
             expect(found == 1 and "samples could not be made" in run.text(), f"exit code {found}")

@@ -83,9 +83,9 @@ def slow(launcher: str, seconds: int, code: int, world: Path, attempt: int) -> f
     program = world / "slow_save.py"
     program.write_text(
         f"import sys, time\nsys.path.insert(0, {str(ROOT)!r})\n"
-        "from mindspeed_mm.files import torch_state\nfrom mindspeed_mm.launch import pretrain\nsave = torch_state.save\n"
+        "from mindspeed_mm.files import torch_state\nfrom mindspeed_mm.cli.training import train\nsave = torch_state.save\n"
         f"def slowly(*values):\n    time.sleep({seconds})\n    return save(*values)\n"
-        "torch_state.save = slowly\npretrain()\n"
+        "torch_state.save = slowly\ntrain()\n"
     )
     before = {"torchrun": (*TORCHRUN, *TORCHRUN_STOPS), "ours": OURS}[launcher]
     with Started(world, [sys.executable, *before, program, *flags(world, save, 2, 1000)], attempt) as run:

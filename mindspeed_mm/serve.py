@@ -1,6 +1,6 @@
 """A web page that samples videos: `python -m mindspeed_mm.serve --help`."""
 
-from mindspeed_mm.launch import serve
+from mindspeed_mm.cli.sampling import serve
 
 if __name__ == "__main__":
     serve()

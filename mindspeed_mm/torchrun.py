@@ -4,12 +4,14 @@
 
 torchrun itself dies of SIGUSR1; after SIGTERM it kills ranks that take longer than 30 s, and then ends with exit code 1 and
 a traceback whatever the ranks did. Here SIGTERM, SIGUSR1, SIGHUP and Ctrl-C are handed on, and the ranks may take as long as
-they need; a second Ctrl-C kills them. The exit code is 0, or that of the first rank that failed. Everything else is
-torchrun's, its flags and its restarts included; after a signal nothing is restarted.
+they need; a second Ctrl-C kills them. The exit code is 0, or that of the first rank that failed, whose error is the last line
+(`leave_word`). Everything else is torchrun's, its flags and its restarts included; after a signal nothing is restarted.
 """
 
 import collections
 import contextlib
+import json
+import logging
 import os
 import signal
 import sys
@@ -17,11 +19,14 @@ import threading
 import time
 import traceback
 import types
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mindspeed_mm import stopping
 
 _SAME_PRESS_S = 0.25
+_OURS = "MINDSPEED_MM_TORCHRUN"  # set for the ranks of this launcher
 _LAST_LINES_S = 5.0  # time for pending output; a process that outlives its rank may hold the pipe open
 
 
@@ -115,6 +120,21 @@ def _write(descriptor: int, piece: bytes) -> None:
         piece = piece[os.write(descriptor, piece) :]
 
 
+def leave_word(error: str, environment: Mapping[str, str]) -> bool:
+    """Leaves a rank's last line to this launcher, which prints it after all other output. False if the rank has to print
+    it itself: under another launcher, or if the ranks are to be started again.
+    """
+    tries = [int(environment.get(f"TORCHELASTIC_{name}", "0")) for name in ("RESTART_COUNT", "MAX_RESTARTS")]
+    place = environment.get("TORCHELASTIC_ERROR_FILE")
+    if _OURS not in environment or not place or tries[0] < tries[1]:
+        return False
+    try:
+        Path(place).write_text(json.dumps({"message": error, "timestamp": int(time.time())}), encoding="utf-8")
+    except OSError:
+        return False
+    return True
+
+
 def launch(argv: list[str], orders: Orders) -> int:
     """Runs torchrun's flags and program. Returns the exit code."""
     from torch.distributed import DistNetworkError, run
@@ -145,6 +165,10 @@ def launch(argv: list[str], orders: Orders) -> int:
             return super()._monitor_workers(worker_group)
 
     api.LocalElasticAgent = Agent  # torch has no other way to set an agent
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(
+        logging.CRITICAL
+    )  # `_exit_code` says it
+    os.environ[_OURS] = "1"
     arguments = run.parse_args(argv)
     if hasattr(arguments, "signals_to_handle"):  # newer than torch 2.7
         arguments.signals_to_handle = "SIGQUIT"
@@ -162,10 +186,16 @@ def launch(argv: list[str], orders: Orders) -> int:
 
 
 def _exit_code(error, said: bool) -> int:
-    """Exit code of the first failed rank, as in a shell. said: True after a signal, so the user knows the reason."""
-    rank, failure = error.get_first_failure()
+    """Exit code of the first failed rank, as in a shell; prints its word, or which rank it was. said: True after a signal,
+    so the user knows the reason.
+    """
+    words = {rank: failure.error_file_data.get("message") for rank, failure in error.failures.items()}
+    # A rank that left a word has an error of its own; others of the same second may have failed for want of it.
+    rank, failure = min(error.failures.items(), key=lambda item: (not words[item[0]], item[1].timestamp))
     code = failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
-    if not said:
+    if words[rank]:
+        print(words[rank].rstrip("\n"), file=sys.stderr)
+    elif not said:
         print(f"error: rank {rank} ended with exit code {code}; its own output says why", file=sys.stderr)
     return code
 

@@ -33,10 +33,13 @@ FLOORS = {
     "sampling": 7,
     "api": 8,
     "web": 8,
-    "launch": 9,
-    "serve": 10,
-    "torchrun": 10,
-    "__init__": 11,
+    "torchrun": 8,
+    "launchers": 9,
+    "launch": 10,
+    "cli": 11,  # the command; the published programs call its functions
+    "serve": 12,
+    "__main__": 12,
+    "__init__": 12,
 }
 # Rooms of data/, with floors of their own: a room imports lower rooms and its own files only.
 ROOMS = {

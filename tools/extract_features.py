@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Encode a list once, so that training needs neither the autoencoder nor the text encoders: see --help."""
+"""Encode a list once: `python tools/extract_features.py --help`, or `mindspeed-mm extract`."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout without installing it
 
-from mindspeed_mm.launch import extract_features
+from mindspeed_mm.cli.training import extract
 
 if __name__ == "__main__":
-    extract_features()
+    extract()

@@ -6,7 +6,7 @@ name. `resolve.py` checks values against each other.
 
 from mindspeed_mm.config.run import ExtractionFlags, RunFlags
 from mindspeed_mm.config.sample import JobFlags, ServeFlags
-from mindspeed_mm.schema import Given, parse
+from mindspeed_mm.schema import Program
 
 # Flags of the published launch scripts without effect: the model JSON describes the network, and its precision rules
 # are fixed. They are accepted and logged once. Flag -> number of values.
@@ -56,49 +56,45 @@ MEANINGLESS_IN_SAMPLING = {
 }
 
 
-def parse_train(argv: list[str]) -> Given[RunFlags]:
-    """Flags of `pretrain_opensoraplan.py`."""
-    return parse(
-        RunFlags,
-        argv,
-        prog="pretrain_opensoraplan.py",
-        description="Train Open-Sora Plan v1.5.",
-        without_effect=MEANINGLESS,
-    )
-
-
-def parse_extract(argv: list[str]) -> Given[ExtractionFlags]:
-    """Flags of `tools/extract_features.py`."""
-    return parse(
-        ExtractionFlags,
-        argv,
-        prog="extract_features.py",
-        description="Encode a list once, so that training needs neither the autoencoder nor the text encoders. Takes the "
-        "flags of the training run, so that it makes the same features as that run; flags of the optimizer may be "
-        "left out. The features go to feature_folder of the data JSON. Runs in one process or under torchrun with any "
-        "number; when it was stopped, it goes on where it ended. Then train with load_video_features and "
-        "load_text_features true in the model JSON.",
-        without_effect=MEANINGLESS,
-    )
-
-
-def parse_sample(argv: list[str]) -> Given[JobFlags]:
-    """Flags of `inference.py`."""
-    return parse(
-        JobFlags,
-        argv,
-        prog="inference.py",
-        description="Sample videos with Open-Sora Plan v1.5.",
-        without_effect={**MEANINGLESS, **MEANINGLESS_IN_SAMPLING},
-    )
-
-
-def parse_serve(argv: list[str]) -> Given[ServeFlags]:
-    """Flags of `python -m mindspeed_mm.serve`."""
-    return parse(
-        ServeFlags,
-        argv,
-        prog="python -m mindspeed_mm.serve",
-        description="A web page that samples videos.",
-        without_effect={**MEANINGLESS, **MEANINGLESS_IN_SAMPLING},
-    )
+TRAIN = Program(
+    flags=RunFlags,
+    description="Train the denoiser of Open-Sora Plan v1.5, or go on with a run.",
+    remarks="A run that was stopped goes on when it is started again with the same --save and --load. Without --nproc, torchrun, "
+    "srun or mpirun there is one process.",
+    examples=(
+        "mindspeed-mm train --mm-model model.json --mm-data data.json --lr 1e-5 \\\n"
+        "      --train-iters 5000 --model_custom_precision --save run1 --load run1",
+        "mindspeed-mm train --nproc 8 --tensor-model-parallel-size 8 \\\n      --sequence-parallel ...",
+        "srun --ntasks-per-node 8 mindspeed-mm train ...",
+    ),
+    without_effect=MEANINGLESS,
+)
+EXTRACT = Program(
+    flags=ExtractionFlags,
+    description="Encode a list once, so that training needs neither the autoencoder nor the text encoders.",
+    remarks="Takes the flags of the training run, so that it makes the same features as that run; flags of the optimizer may be "
+    "left out. The features go to feature_folder of the data JSON. Any number of processes may share the work; when it "
+    "was stopped, it goes on where it ended. Then train with load_video_features and load_text_features true in the "
+    "model JSON.",
+    examples=(
+        "mindspeed-mm extract --mm-model model.json --mm-data data.json \\\n      --model_custom_precision --nproc 8",
+    ),
+    without_effect=MEANINGLESS,
+)
+SAMPLE = Program(
+    flags=JobFlags,
+    description="Sample videos with Open-Sora Plan v1.5.",
+    remarks="Each sample is an mp4 and a JSON record; a gallery shows all. A job that was stopped goes on with --resume.",
+    examples=(
+        'mindspeed-mm sample --mm-model sample.json --prompt "a red tram"',
+        "mindspeed-mm sample --mm-model sample.json --prompt prompts.jsonl \\\n      --save out --resume --nproc 8",
+        "mindspeed-mm sample --mm-model sample.json --load run1 --ema",
+    ),
+    without_effect={**MEANINGLESS, **MEANINGLESS_IN_SAMPLING},
+)
+SERVE = Program(
+    flags=ServeFlags,
+    description="A web page that samples videos. Needs the extra `serve`: pip install 'mindspeed_mm[serve]'.",
+    examples=("mindspeed-mm serve --mm-model sample.json --save samples --port 7860",),
+    without_effect={**MEANINGLESS, **MEANINGLESS_IN_SAMPLING},
+)

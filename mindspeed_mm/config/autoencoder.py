@@ -1,10 +1,11 @@
-"""Config of training and evaluating the autoencoder: the flags of tools/train_wfvae.py and tools/eval_vae.py.
+"""Config of training and evaluating the autoencoder: the flags of `mindspeed-mm train-vae` and `eval-vae`.
 
 Both read only the `ae` block of a model JSON, and the data JSON of a training run.
 """
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from mindspeed_mm import families, logs
@@ -17,7 +18,7 @@ from mindspeed_mm.config.run import CheckpointConfig, EvaluationConfig, Training
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.families.base import DTYPES
 from mindspeed_mm.families.wfvae import WFVAEConfig
-from mindspeed_mm.schema import build, find, flag, group, parse, read_json
+from mindspeed_mm.schema import Notes, Program, build, find, flag, group, read_json
 
 _log = logs.get(__name__)
 # Settings of the optimizer that an autoencoder's run fixes: AdamW with an EMA (unless --ema-decay is 0), sharded over
@@ -65,7 +66,7 @@ def _weights_flag() -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class AutoencoderTrainingFlags(TrainingFlags):
-    """The flags of tools/train_wfvae.py: those of every training program, and its own."""
+    """The flags of `mindspeed-mm train-vae`: those of every training program, and its own."""
 
     mm_model: str = _model_flag()
     weights: str | None = _weights_flag()
@@ -101,7 +102,7 @@ class AutoencoderRunConfig(AutoencoderTrainingFlags):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationFlags:
-    """The flags of tools/eval_vae.py."""
+    """The flags of `mindspeed-mm eval-vae`."""
 
     mm_model: str = _model_flag()
     mm_data: str = flag("", "--mm-data", required=True, metavar="JSON", help="data.json: lists, filters, transforms")
@@ -109,7 +110,9 @@ class EvaluationFlags:
     launch: LaunchConfig = group(LaunchConfig, "device", only=("device",))
     seed: int = flag(1234, "--seed", at_least=0, at_most=2**63 - 1, help="seed of all random numbers")
     clips: int = flag(64, "--clips", at_least=1, help="number of clips to evaluate, in the order of the list")
-    batch_size: int = flag(4, "--batch-size", at_least=1, help="clips per batch")
+    batch_size: int = flag(
+        4, "--micro-batch-size", published=("--batch-size",), at_least=1, help="clips that are handled at a time"
+    )
     data_path: str | None = flag(
         None, "--data-path", metavar="DATA.TXT", help="list of clips to use instead of the data JSON's"
     )
@@ -138,34 +141,44 @@ class AutoencoderEvaluationConfig(EvaluationFlags):
         return self.data.dataset_param.preprocess_parameters.train_fps
 
 
-def training_config(argv: list[str], world_size: int | None = None) -> AutoencoderRunConfig:
-    """A run from the flags of tools/train_wfvae.py. world_size: default torchrun's $WORLD_SIZE."""
-    given = parse(
-        AutoencoderTrainingFlags,
-        argv,
-        prog="train_wfvae.py",
-        description="Train or finetune a WFVAE on the clips of a data list: L1, KL and wavelet losses of WF-VAE "
-        "(2411.17459). Several processes (torchrun) share the batch.",
-    )
-    flags, notes = given.values, []
+TRAIN_VAE = Program(
+    flags=AutoencoderTrainingFlags,
+    description="Train or finetune a WFVAE on the clips of a data list: L1, KL and wavelet losses of WF-VAE (2411.17459).",
+    remarks="Several processes share the batch.",
+    examples=(
+        "mindspeed-mm train-vae --mm-model model.json --mm-data data.json --nproc 8 \\\n"
+        "      --lr 1e-4 --train-iters 20000 --save vae --load vae --export vae.pt",
+    ),
+)
+EVAL_VAE = Program(
+    flags=EvaluationFlags,
+    description="PSNR and SSIM of a WFVAE on the clips of a data list, a side-by-side mp4, and the latents' mean and "
+    "deviation as shift and scale.",
+    examples=(
+        "mindspeed-mm eval-vae --mm-model model.json --mm-data data.json \\\n"
+        "      --weights vae.pt --video side_by_side.mp4",
+    ),
+)
+
+
+def training_config(
+    argv: Sequence[str], world_size: int | None = None, prog: str | None = None
+) -> AutoencoderRunConfig:
+    """A run from the flags of `mindspeed-mm train-vae`. world_size: default torchrun's $WORLD_SIZE."""
+    given = TRAIN_VAE.parse(argv, prog)
+    flags, notes = given.values, Notes()
     autoencoder, data = _read(flags.mm_model, flags.mm_data, flags.weights)
     values = flags.completed(AutoencoderTrainingFlags, checks.processes(world_size), given.flags, notes)
     optimizer: OptimizerSettings = values["optimizer"]
     values["optimizer"] = dataclasses.replace(optimizer, use_ema=optimizer.ema_decay > 0)
-    for note in notes:
-        _log.info(note)
+    for line in notes.lines():
+        _log.info(line)
     return AutoencoderRunConfig(**values, autoencoder=autoencoder, data=flags.with_workers(data))
 
 
-def evaluation_config(argv: list[str]) -> AutoencoderEvaluationConfig:
-    """An evaluation from the flags of tools/eval_vae.py."""
-    flags = parse(
-        EvaluationFlags,
-        argv,
-        prog="eval_vae.py",
-        description="PSNR and SSIM of a WFVAE on the clips of a data list, a side-by-side mp4, and the latents' mean and "
-        "deviation as shift and scale.",
-    ).values
+def evaluation_config(argv: Sequence[str], prog: str | None = None) -> AutoencoderEvaluationConfig:
+    """An evaluation from the flags of `mindspeed-mm eval-vae`."""
+    flags = EVAL_VAE.parse(argv, prog).values
     autoencoder, data = _read(flags.mm_model, flags.mm_data, flags.weights)
     if autoencoder.from_pretrained is None:
         raise ConfigError(f"{flags.mm_model}: ae.from_pretrained is missing (or give --weights)")

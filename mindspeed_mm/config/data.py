@@ -5,18 +5,18 @@ from typing import ClassVar
 
 from mindspeed_mm.config.model import TokenizerConfig
 from mindspeed_mm.config.transforms import CenterCropResizeVideo, read_transforms
-from mindspeed_mm.schema import Node, did_you_mean, option
+from mindspeed_mm.schema import Node, Notes, did_you_mean, option
 
 VIDEO_READERS = ("decoder", "pyav", "decord", "torchcodec")
 # Reader names of published configs that are replaced here: torchvision's is gone, MindSpeed-MM's is decord.
 _OLD_VIDEO_READERS = {"torchvision": "decoder", "DecordVideo": "decoder"}
 
 
-def _read_video_reader(node: Node, notes: list[str] | None) -> str:
+def _read_video_reader(node: Node, notes: Notes | None) -> str:
     name = node.value
     if name in _OLD_VIDEO_READERS:
         if notes is not None:
-            notes.append(
+            notes.remarks.append(
                 f"{node.path} {name}: videos are read by the project's default; 'decord' asks for decord itself"
             )
         return _OLD_VIDEO_READERS[name]

@@ -1,8 +1,9 @@
-"""Device of a program and layout of its ranks: flags of every program with ranks."""
+"""Device of a program, layout of its ranks, and how they are started: flags of every program with ranks."""
 
 import dataclasses
+from collections.abc import Mapping
 
-from mindspeed_mm.schema import flag
+from mindspeed_mm.schema import flag, flags_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,3 +50,56 @@ class LaunchConfig:
                 f"{self.pipeline_size}: must be 1; the long skips of the U-shaped model join its first and last blocks, "
                 "so it is not cut into stages. Use --tensor-model-parallel-size",
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RanksConfig:
+    """Processes that a program starts itself where no launcher did, and where they meet."""
+
+    processes: int | None = flag(
+        None,
+        "--nproc",
+        published=("--nproc_per_node",),
+        at_least=1,
+        at_most=2**16,
+        help="processes to start on this machine, one per device; default: this one alone, or those that torchrun, srun "
+        "or mpirun has started",
+    )
+    nodes: int | None = flag(
+        None, "--nnodes", at_least=1, at_most=2**16, help="machines of the run; default: srun's, or 1"
+    )
+    node: int | None = flag(
+        None, "--node-rank", at_least=0, at_most=2**16, help="number of this machine, from 0; default: srun's, or 0"
+    )
+    address: str | None = flag(
+        None, "--master-addr", metavar="ADDRESS", help="address of machine 0; default: srun's first, or localhost"
+    )
+    port: int | None = flag(
+        None,
+        "--master-port",
+        at_least=1,
+        at_most=2**16 - 1,
+        help="free port there; default: any free one on one machine, else 12345",
+    )
+    max_restarts: int = flag(
+        0, "--max-restarts", at_least=0, at_most=10_000, help="starts all processes again after one was lost, so often"
+    )
+    log_file: str | None = flag(
+        None, "--log-file", metavar="FILE", help="write all that is printed to this file as well"
+    )
+
+    def problems(self):
+        if self.processes is None:
+            for name in ("nodes", "node", "address", "port", "log_file"):
+                if getattr(self, name) is not None:
+                    yield name, f"{getattr(self, name)}: only with --nproc, which starts the processes"
+            if self.max_restarts:
+                yield "max_restarts", f"{self.max_restarts}: only with --nproc, which starts the processes"
+        if self.node is not None and self.node >= (self.nodes or 1):
+            yield "node", f"{self.node}: must be below --nnodes {self.nodes or 1}"
+
+
+def of_the_run(flags: Mapping[str, object]) -> tuple[tuple[str, object], ...]:
+    """Flags that belong in a checkpoint: those of the run, not those of starting its processes."""
+    starting = {flag.key for flag in flags_of(RanksConfig)}
+    return tuple(sorted((name, value) for name, value in flags.items() if name not in starting))

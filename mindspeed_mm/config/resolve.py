@@ -5,43 +5,44 @@ single flag are at its field.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TypeVar
 
 from mindspeed_mm import logs
 from mindspeed_mm.config import arguments, checks, data_dialects, model_dialects
 from mindspeed_mm.config.data import DataConfig
-from mindspeed_mm.config.launch import LaunchConfig
+from mindspeed_mm.config.launch import LaunchConfig, of_the_run
 from mindspeed_mm.config.model import TrainModelConfig
 from mindspeed_mm.config.optimizer import OPTIMIZERS, OptimizerSettings
 from mindspeed_mm.config.run import EvaluationConfig, PrecisionConfig, RunConfig, RunFlags
 from mindspeed_mm.config.sample import SampleConfig, SampleFlags, SampleModelConfig, ServeConfig
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.families.base import DenoiserConfig
-from mindspeed_mm.schema import Given, Node, build, find, read_json
+from mindspeed_mm.schema import Given, Node, Notes, build, find, read_json
 
 _log = logs.get(__name__)
 _Sample = TypeVar("_Sample", bound=SampleFlags)
 
 
-def run_config(argv: list[str], world_size: int | None = None) -> RunConfig:
-    """A training run from the flags of `pretrain_opensoraplan.py`. world_size: default torchrun's $WORLD_SIZE."""
-    return _run_config(arguments.parse_train(argv), world_size)
+def run_config(argv: Sequence[str], world_size: int | None = None, prog: str | None = None) -> RunConfig:
+    """A training run from the flags of `mindspeed-mm train`. world_size: default torchrun's $WORLD_SIZE."""
+    return _run_config(arguments.TRAIN.parse(argv, prog), world_size)
 
 
-def extraction_config(argv: list[str]) -> tuple[RunConfig, str | None]:
-    """Config of the run for which `tools/extract_features.py` makes features, and "video" or "text" if only one is
+def extraction_config(argv: Sequence[str], prog: str | None = None) -> tuple[RunConfig, str | None]:
+    """Config of the run for which `mindspeed-mm extract` makes features, and "video" or "text" if only one is
     wanted.
 
     The run's layout must be valid, but need not fit the current number of processes.
     """
-    given = arguments.parse_extract(argv)
+    given = arguments.EXTRACT.parse(argv, prog)
     launch = given.values.launch
     return _run_config(given, launch.tensor_size * launch.context_size), given.values.only
 
 
 def _run_config(given: Given, world_size: int | None) -> RunConfig:
     flags: RunFlags = given.values
-    notes: list[str] = []
+    notes = Notes()
     model_node = model_dialects.model_node(read_json(flags.mm_model))
     data_node = data_dialects.data_node(read_json(flags.mm_data))
     model, data = build(TrainModelConfig, model_node, notes), build(DataConfig, data_node, notes)
@@ -59,7 +60,7 @@ def _run_config(given: Given, world_size: int | None) -> RunConfig:
         launch=launch,
         optimizer=optimizer,
         evaluation=_evaluation(flags, model.predictor, launch),
-        flags=tuple(sorted({**given.flags, "clip_grad_ema_decay": optimizer.clip_grad_ema_decay}.items())),
+        flags=of_the_run({**given.flags, "clip_grad_ema_decay": optimizer.clip_grad_ema_decay}),
     )
     config = RunConfig(
         **values,
@@ -73,9 +74,9 @@ def _run_config(given: Given, world_size: int | None) -> RunConfig:
     return config
 
 
-def sample_config(argv: list[str], world_size: int | None = None) -> SampleConfig:
-    """A sampling job from the flags of `inference.py`. world_size: default torchrun's $WORLD_SIZE."""
-    given = arguments.parse_sample(argv)
+def sample_config(argv: Sequence[str], world_size: int | None = None, prog: str | None = None) -> SampleConfig:
+    """A sampling job from the flags of `mindspeed-mm sample`. world_size: default torchrun's $WORLD_SIZE."""
+    given = arguments.SAMPLE.parse(argv, prog)
     flags = given.values
     config = _sample_config(
         given, prompt=flags.prompt, micro_batch_size=flags.micro_batch_size, max_prompts=flags.max_prompts
@@ -89,19 +90,21 @@ def sample_config(argv: list[str], world_size: int | None = None) -> SampleConfi
     return dataclasses.replace(config, resume=flags.resume)
 
 
-def serve_config(argv: list[str], world_size: int | None = None) -> ServeConfig:
-    """A web page from the flags of `python -m mindspeed_mm.serve`."""
-    given = arguments.parse_serve(argv)
+def serve_config(argv: Sequence[str], world_size: int | None = None, prog: str | None = None) -> ServeConfig:
+    """A web page from the flags of `mindspeed-mm serve`."""
+    given = arguments.SERVE.parse(argv, prog)
     config = _sample_config(given)
     if checks.processes(world_size) != 1 or config.launch.tensor_size * config.launch.context_size != 1:
-        raise ConfigError("the web page runs in one process on one device; sample on several with inference.py")
+        raise ConfigError(
+            "the web page runs in one process on one device; sample on several with `mindspeed-mm sample`"
+        )
     flags = given.values
     return ServeConfig(sample=config, host=flags.host, port=flags.port, max_queue=flags.max_queue)
 
 
 def _sample_config(given: Given[_Sample], **replaced: object) -> SampleConfig:
     """Reads the part shared by both sampling programs. replaced: values of flags that override keys of the JSON."""
-    flags, notes = given.values, []
+    flags, notes = given.values, Notes()
     node = model_dialects.sample_node(read_json(flags.mm_model))
     model = build(SampleModelConfig, node, notes)
     replaced.update(save_path=flags.save_path, weight_dtype=flags.weight_dtype)
@@ -166,8 +169,8 @@ def _evaluation(flags: RunFlags, predictor: DenoiserConfig, launch: LaunchConfig
     return dataclasses.replace(evaluation, sample_model=model)
 
 
-def _report(without_effect: list[str], notes: list[str]) -> None:
+def _report(without_effect: list[str], notes: Notes) -> None:
     if without_effect:
         _log.info(f"flags without effect here: {' '.join(without_effect)}")
-    for note in notes:
-        _log.info(note)
+    for line in notes.lines():
+        _log.info(line)

@@ -7,12 +7,12 @@ from typing import Any
 
 from mindspeed_mm.config import checks
 from mindspeed_mm.config.data import DataConfig
-from mindspeed_mm.config.launch import LaunchConfig
+from mindspeed_mm.config.launch import LaunchConfig, RanksConfig, of_the_run
 from mindspeed_mm.config.model import StoredFeatures, TrainModelConfig
 from mindspeed_mm.config.optimizer import OptimizerSettings
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.config.tool import ToolConfig
-from mindspeed_mm.schema import build, flag, group, read_json, switches
+from mindspeed_mm.schema import Notes, build, flag, group, read_json, switches
 
 _REPORTS, _DATA, _BATCHES, _PRECISION = "reports", "data", "batches", "precision"
 _BF16 = ("bf16", "bf16 weights, fp32 main weights")
@@ -185,6 +185,7 @@ class TrainingFlags:
     mm_data: str = flag("", "--mm-data", required=True, metavar="JSON", help="data.json: lists, filters, loader")
     seed: int = flag(1234, "--seed", at_least=0, at_most=2**63 - 1, help="seed of all random numbers")
     launch: LaunchConfig = group(LaunchConfig, "device", only=("device", "mindspeed", "timeout_minutes"))
+    ranks: RanksConfig = group(RanksConfig, "starting processes")
     micro_batch_size: int = flag(
         1, "--micro-batch-size", at_least=1, section=_BATCHES, help="samples that a rank handles at a time"
     )
@@ -237,7 +238,7 @@ class TrainingFlags:
     flags: tuple[tuple[str, object], ...] = ()  # as given, kept in the checkpoint as Megatron's `args`
 
     def completed(
-        self, fields: "type[TrainingFlags]", data_size: int, given: Mapping[str, object], notes: list[str]
+        self, fields: "type[TrainingFlags]", data_size: int, given: Mapping[str, object], notes: Notes
     ) -> dict[str, Any]:
         """The values of a class's fields, completed by what all programs derive alike: the batch, the length of the
         decay, the ledger's folder, the profiler.
@@ -254,7 +255,7 @@ class TrainingFlags:
             "optimizer": dataclasses.replace(self.optimizer, lr_decay_iters=decay_iters),
             "data_ledger": self.data_ledger or (os.path.join(save, "data") if save else None),
             "tools": build(ToolConfig, read_json(self.mm_tool), notes) if self.mm_tool else ToolConfig(),
-            "flags": tuple(sorted(given.items())),
+            "flags": of_the_run(given),
         }
 
     def with_workers(self, data: DataConfig) -> DataConfig:
@@ -267,7 +268,7 @@ class TrainingFlags:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RunFlags(TrainingFlags):
-    """The flags of `pretrain_opensoraplan.py`."""
+    """The flags of `mindspeed-mm train`."""
 
     launch: LaunchConfig = group(LaunchConfig, "device and layout", without=("guidance_parallel",))
     max_empty_captions: float = flag(
@@ -297,7 +298,7 @@ class RunFlags(TrainingFlags):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ExtractionFlags(RunFlags):
-    """The flags of `tools/extract_features.py`: those of a training run; flags that do not affect features may be
+    """The flags of `mindspeed-mm extract`: those of a training run; flags that do not affect features may be
     omitted.
     """
 

@@ -1,4 +1,4 @@
-"""Config of a sampling job: the inference JSON, the lines of a prompts file and the flags of `inference.py`."""
+"""Config of a sampling job: the inference JSON, the lines of a prompts file and the flags of `mindspeed-mm sample`."""
 
 import dataclasses
 import os
@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from mindspeed_mm import families
 from mindspeed_mm.config.geometry import LatentGrid
-from mindspeed_mm.config.launch import LaunchConfig
+from mindspeed_mm.config.launch import LaunchConfig, RanksConfig
 from mindspeed_mm.config.model import DiffusionConfig, TextEncoderConfig, TokenizerConfig
 from mindspeed_mm.families.base import DTYPES, AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.schema import check, flag, group, option, switches
@@ -186,7 +186,12 @@ class SampleFlags:
     )
     use_ema: bool = flag(False, "--ema", section=_OUTPUT, help="use the EMA weights of --load")
     save_path: str | None = flag(
-        None, "--save-path", metavar="DIR", section=_OUTPUT, help="output directory, instead of the JSON's save_path"
+        None,
+        "--save",
+        published=("--save-path",),
+        metavar="DIR",
+        section=_OUTPUT,
+        help="output directory, instead of the JSON's save_path",
     )
     weight_dtype: str | None = switches(None, _WEIGHTS, section=_OUTPUT)
     options: SamplingOptions = group(SamplingOptions, "speed and memory")
@@ -203,7 +208,7 @@ class SampleFlags:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class JobFlags(SampleFlags):
-    """The flags of `inference.py`."""
+    """The flags of `mindspeed-mm sample`."""
 
     prompt: str | None = flag(
         None,
@@ -226,11 +231,12 @@ class JobFlags(SampleFlags):
         None, "--micro-batch-size", at_least=1, section="the job", help="prompts sampled together; default: the JSON's"
     )
     resume: bool = flag(False, "--resume", section="the job", help="skip samples that exist with the same settings")
+    ranks: RanksConfig = group(RanksConfig, "starting processes")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ServeFlags(SampleFlags):
-    """The flags of `python -m mindspeed_mm.serve`."""
+    """The flags of `mindspeed-mm serve`."""
 
     launch: LaunchConfig = group(LaunchConfig, "device and layout", without=("guidance_parallel",))
     host: str = flag("127.0.0.1", "--host", metavar="ADDRESS", section="the page", help="address to listen at")

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from mindspeed_mm.schema import Node, build, did_you_mean, option
+from mindspeed_mm.schema import Node, Notes, build, did_you_mean, option
 
 _INTERPOLATIONS = ("bicubic", "bilinear")
 
@@ -98,14 +98,14 @@ TRANSFORMS = {
 }
 
 
-def read_transforms(node: Node, notes: list[str] | None) -> tuple:
+def read_transforms(node: Node, notes: Notes | None) -> tuple:
     """The list of `{"trans_type": name, "param": {...}}` as transform configs."""
     if not isinstance(node.value, list):
         raise node.error("expected a list of transforms")
     return tuple(_read_transform(item, notes) for item in node.value)
 
 
-def _read_transform(node: Node, notes):
+def _read_transform(node: Node, notes: Notes | None):
     entry = build(_Entry, node, notes)
     if entry.trans_type not in TRANSFORMS:
         raise node.value["trans_type"].error(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mindspeed_mm.families import sparse_ummdit, wfvae
 from mindspeed_mm.families.base import AutoencoderConfig, DenoiserConfig, DenoiserFamily, Dialect, Family
-from mindspeed_mm.schema import Node, build, did_you_mean, read_json
+from mindspeed_mm.schema import Node, Notes, build, did_you_mean, read_json
 
 DENOISERS: dict[str, DenoiserFamily] = {family.model_id: family for family in (sparse_ummdit.FAMILY,)}
 AUTOENCODERS: dict[str, Family] = {family.model_id: family for family in (wfvae.FAMILY,)}
@@ -44,12 +44,12 @@ def needs_pooled_text(config: DenoiserConfig) -> bool:
     return "text_encoder_2" in of_denoiser(config).text_widths(config)
 
 
-def read_denoiser(node: Node, notes: list[str] | None = None) -> DenoiserConfig:
+def read_denoiser(node: Node, notes: Notes | None = None) -> DenoiserConfig:
     """Config of a `predictor` block in any published spelling; its `model_id` selects the family."""
     return _read(DENOISERS, node, notes)
 
 
-def read_autoencoder(node: Node, notes: list[str] | None = None) -> AutoencoderConfig:
+def read_autoencoder(node: Node, notes: Notes | None = None) -> AutoencoderConfig:
     """Config of an `ae` block in any published spelling; its `model_id` selects the family."""
     return _read(AUTOENCODERS, node, notes)
 
@@ -64,7 +64,7 @@ def read_file(path: str | Path, block: str = "predictor") -> DenoiserConfig | Au
     return {"predictor": read_denoiser, "ae": read_autoencoder}[block](node)
 
 
-def _read(table: Mapping[str, Family], node: Node, notes: list[str] | None):
+def _read(table: Mapping[str, Family], node: Node, notes: Notes | None):
     family = next(iter(table.values()))  # a block without a model_id belongs to the first network
     if isinstance(node.value, dict) and "model_id" in node.value:
         named = node.value["model_id"]

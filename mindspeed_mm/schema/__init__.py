@@ -2,16 +2,18 @@
 network.
 """
 
+from mindspeed_mm.schema.build import Notes as Notes
 from mindspeed_mm.schema.build import build as build
 from mindspeed_mm.schema.build import check as check
 from mindspeed_mm.schema.build import did_you_mean as did_you_mean
 from mindspeed_mm.schema.command import Given as Given
-from mindspeed_mm.schema.command import flags_of as flags_of
+from mindspeed_mm.schema.command import Program as Program
 from mindspeed_mm.schema.command import parse as parse
 from mindspeed_mm.schema.fields import flag as flag
 from mindspeed_mm.schema.fields import group as group
 from mindspeed_mm.schema.fields import option as option
 from mindspeed_mm.schema.fields import switches as switches
+from mindspeed_mm.schema.flags import flags_of as flags_of
 from mindspeed_mm.schema.node import Node as Node
 from mindspeed_mm.schema.node import find as find
 from mindspeed_mm.schema.node import node_from_python as node_from_python

@@ -19,17 +19,30 @@ from mindspeed_mm.schema.node import Node, join, name_of
 Config = TypeVar("Config")
 
 
+@dataclasses.dataclass(slots=True)
+class Notes:
+    """What the reader of a config found that is no error."""
+
+    unused: dict[str, str] = dataclasses.field(default_factory=dict)  # path of a key without effect -> the reason
+    remarks: list[str] = dataclasses.field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """For the log: one line that names the keys without effect, and the remarks."""
+        names = ", ".join(dict.fromkeys(path.rpartition(".")[2] for path in self.unused))
+        return [*([f"keys without effect here: {names}"] if names else []), *self.remarks]
+
+
 class Place(Protocol):
     """The place of a value, a key's `Node` or a flag, and its error."""
 
     def error(self, message: str) -> ConfigError: ...
 
 
-def build(cls: type[Config], node: Node, notes: list[str] | None = None) -> Config:
+def build(cls: type[Config], node: Node, notes: Notes | None = None) -> Config:
     """Reads a node into the dataclass `cls`. Raises ConfigError with file, line and key for any mismatch.
 
-    `cls.ACCEPTED` (key -> reason) lists keys of published files that have no effect here; each one found adds a
-    sentence to `notes`. `cls.problems()` yields (field, message) for impossible combinations.
+    `cls.ACCEPTED` (key -> reason) lists keys of published files that have no effect here; each one found is added to
+    `notes.unused`. `cls.problems()` yields (field, message) for impossible combinations.
     """
     if not isinstance(node.value, dict):
         raise node.error(f"expected an object, found {name_of(node.value)}")
@@ -47,7 +60,7 @@ def build(cls: type[Config], node: Node, notes: list[str] | None = None) -> Conf
     return result
 
 
-def _keys(cls: type, fields: dict, items: dict[str, Node], notes: list[str] | None) -> dict[str, Node]:
+def _keys(cls: type, fields: dict, items: dict[str, Node], notes: Notes | None) -> dict[str, Node]:
     """Nodes of an object, by the names of their fields."""
     spellings = {alias: name for name, field in fields.items() for alias in facts_of(field).aliases}
     accepted = getattr(cls, "ACCEPTED", {})
@@ -60,7 +73,7 @@ def _keys(cls: type, fields: dict, items: dict[str, Node], notes: list[str] | No
             given[name] = item
         elif key in accepted:
             if notes is not None:
-                notes.append(f"{item.path} has no effect here: {accepted[key]}")
+                notes.unused[item.path] = accepted[key]
         else:
             raise item.error(f"unknown key{did_you_mean(key, [*fields, *spellings, *accepted])}")
     return given
@@ -85,7 +98,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _read_field(field: dataclasses.Field, hint: Any, node: Node, notes: list[str] | None) -> Any:
+def _read_field(field: dataclasses.Field, hint: Any, node: Node, notes: Notes | None) -> Any:
     facts = facts_of(field)
     if facts.read:
         return facts.read(node, notes)
@@ -98,7 +111,7 @@ def _read_field(field: dataclasses.Field, hint: Any, node: Node, notes: list[str
     return value
 
 
-def _convert(hint: Any, node: Node, notes: list[str] | None) -> Any:
+def _convert(hint: Any, node: Node, notes: Notes | None) -> Any:
     """The node's value as type `hint`. An int is accepted as a float; nothing else is converted."""
     origin, arguments, value = typing.get_origin(hint), typing.get_args(hint), node.value
     if origin in (typing.Union, types.UnionType):

@@ -6,68 +6,17 @@ that begins with the flag.
 
 import argparse
 import dataclasses
-import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.schema.build import check, did_you_mean
-from mindspeed_mm.schema.fields import Facts, Group, facts_of
+from mindspeed_mm.schema.flags import Flag, flags_of
 from mindspeed_mm.schema.node import one_line
-from mindspeed_mm.schema.text import read_float, read_int
+from mindspeed_mm.schema.usage import parser_of
 
 Flags = TypeVar("Flags")
-_METAVARS = {int: "N", float: "X", str: "TEXT"}
-_READERS = {int: read_int, float: read_float}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Flag:
-    """A flag of a program, or a positional argument.
-
-    path: names of the fields that lead to its value. kind: type of one value: bool (a switch), int, float or str.
-    constant: value that a switch sets.
-    """
-
-    name: str
-    path: tuple[str, ...]
-    kind: type
-    facts: Facts
-    default: Any
-    section: str
-    required: bool
-    constant: Any = None
-    help: str = ""
-
-    @property
-    def is_switch(self) -> bool:
-        return self.constant is not None
-
-    @property
-    def key(self) -> str:
-        """Its name in `Given.flags`, as in argparse and Megatron."""
-        return self.name.lstrip("-").replace("-", "_")
-
-    def read(self, text: str) -> Any:
-        """Parses the flag's value; ConfigError if it is not allowed."""
-        try:
-            value = _READERS.get(self.kind, str)(text)
-            fault = self.facts.fault(value)
-        except ValueError as error:
-            value, fault = text, str(error)
-        if isinstance(value, str) and fault is None:
-            if any("\ud800" <= character <= "\udfff" for character in value):
-                fault = "is not UTF-8"
-            elif not value and not self.facts.may_be_empty:
-                fault = "must not be empty"
-        if fault is None and self.facts.choices and value not in self.facts.choices:
-            known = ", ".join(map(repr, self.facts.choices))
-            close = did_you_mean(text, self.facts.choices) if self.kind is str else ""
-            fault = f"must be one of {known}{close}"
-        if fault is not None:
-            raise ConfigError(one_line(f"{self.name} {text or repr(text)}: {fault}"))
-        return value
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,130 +28,84 @@ class Given(Generic[Flags]):
     without_effect: list[str]
 
 
-def parse(
-    cls: type[Flags],
-    argv: Sequence[str],
-    *,
-    prog: str | None = None,
-    description: str | None = None,
-    epilog: str | None = None,
-    without_effect: Mapping[str, int] | None = None,
-) -> Given[Flags]:
-    """Reads argv into `cls`, a dataclass of `flag` fields and groups of them. --help prints and exits.
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Program(Generic[Flags]):
+    """What a program takes, and what its --help says.
 
-    without_effect: flags that are accepted and ignored -> number of values (0 or 1).
+    flags: a dataclass of `flag` fields and groups of them. remarks: a paragraph after the flags. examples: command
+    lines. without_effect: flags that are accepted and ignored -> number of values (0 or 1).
     """
-    flags, ignored = list(flags_of(cls)), without_effect or {}
-    parser = _parser(flags, ignored, prog, description, epilog)
-    takes_value = {flag.name for flag in flags if not flag.is_switch and not flag.facts.many and flag.name[0] == "-"}
-    takes_value.update(name for name, count in ignored.items() if count)
-    options = {option for action in parser._actions for option in action.option_strings}
-    found, unknown = parser.parse_known_args(_joined(argv, takes_value, options))
-    if unknown:
-        name = unknown[0].split("=")[0]
-        what = "unknown flag" if name.startswith("-") else "unexpected argument"
-        raise ConfigError(one_line(f"{name}: {what}{did_you_mean(name, options)} (--help lists them)"))
-    given = {name: value for name, value in vars(found).items() if value is not None}
-    values: dict[tuple[str, ...], Any] = {}
-    by_name: dict[str, Any] = {}
+
+    flags: type[Flags]
+    description: str = ""
+    remarks: str = ""
+    examples: tuple[str, ...] = ()
+    without_effect: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def parser(self, prog: str | None = None) -> argparse.ArgumentParser:
+        """prog: name of the program in --help; default: the file that runs."""
+        paragraphs = [self.remarks] if self.remarks else []
+        if self.examples:
+            paragraphs.append("\n".join(["examples:", *(f"  {line}" for line in self.examples)]))
+        flags = list(flags_of(self.flags))
+        return parser_of(flags, self.without_effect, prog, self.description, "\n\n".join(paragraphs))
+
+    def parse(self, argv: Sequence[str], prog: str | None = None) -> Given[Flags]:
+        """Reads argv. --help prints and exits. Raises ConfigError for any mistake."""
+        flags, ignored = list(flags_of(self.flags)), self.without_effect
+        parser = self.parser(prog)
+        takes_value = {
+            flag.name for flag in flags if not flag.is_switch and not flag.facts.many and flag.name[0] == "-"
+        }
+        takes_value.update(name for name, count in ignored.items() if count)
+        options = {option for action in parser._actions for option in action.option_strings}
+        found, unknown = parser.parse_known_args(_joined(argv, takes_value, options, _spellings(flags)))
+        if unknown:
+            name = unknown[0].split("=")[0]
+            what = "unknown flag" if name.startswith("-") else "unexpected argument"
+            raise ConfigError(one_line(f"{name}: {what}{did_you_mean(name, options)} (--help lists them)"))
+        given = {name: value for name, value in vars(found).items() if value is not None}
+        values: dict[tuple[str, ...], Any] = {}
+        by_name: dict[str, Any] = {}
+        for flag in flags:
+            _take(flag, given.get(flag.name), values, by_name)
+        without_effect = [name for name in ignored if name in given]
+        return Given(_filled(self.flags, values, flags), by_name, without_effect)
+
+
+def parse(cls: type[Flags], argv: Sequence[str], *, without_effect: Mapping[str, int] | None = None) -> Given[Flags]:
+    """Reads argv into `cls`; see `Program`."""
+    return Program(flags=cls, without_effect=without_effect or {}).parse(argv)
+
+
+def _spellings(flags: Sequence[Flag]) -> dict[str, str]:
+    """Other spellings of flags -> their names: published ones, and dashes for underscores or the other way round."""
+    found: dict[str, str] = {}
     for flag in flags:
-        _take(flag, given.get(flag.name), values, by_name)
-    return Given(_filled(cls, values, flags), by_name, [name for name in ignored if name in given])
-
-
-def flags_of(cls: type) -> Iterator[Flag]:
-    """Every flag of a dataclass and of its groups."""
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        chosen: Group | None = field.metadata.get("group")
-        if chosen is None:
-            yield from _of_field(field, hints[field.name], field.default, (), "")
-            continue
-        inner_hints = typing.get_type_hints(type(field.default))
-        for inner in dataclasses.fields(typing.cast(Any, field.default)):
-            if inner.name in chosen.without or (chosen.only is not None and inner.name not in chosen.only):
-                continue
-            default, required = getattr(field.default, inner.name), inner.name in chosen.required
-            hint = inner_hints[inner.name]
-            yield from _of_field(inner, hint, default, (field.name,), chosen.section, required)
-
-
-def _of_field(
-    field: dataclasses.Field, hint: Any, default: Any, above: tuple[str, ...], section: str, required: bool = False
-) -> Iterator[Flag]:
-    facts = facts_of(field)
-    kind = _kind(hint)
-    for (name, constant), text in zip(facts.flags.items(), facts.help.split("\n"), strict=False):
-        if constant is None and kind is bool:
-            constant = not default
-        yield Flag(
-            name=name,
-            path=(*above, field.name),
-            kind=kind,
-            facts=facts,
-            default=default,
-            section=facts.section or section,
-            required=required or facts.required,
-            constant=constant,
-            help=text,
-        )
-
-
-def _kind(hint: Any) -> type:
-    """The type of one value: int for `int | None` and for `tuple[int, ...]`."""
-    arguments = [item for item in typing.get_args(hint) if item not in (type(None), Ellipsis)]
-    if typing.get_origin(hint) in (tuple, typing.Union, types.UnionType):
-        return _kind(arguments[0])
-    return hint
-
-
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are ConfigErrors."""
-
-    def error(self, message: str) -> typing.NoReturn:
-        raise ConfigError(one_line(message.removeprefix("argument ")))
-
-
-def _parser(flags: list[Flag], ignored: Mapping[str, int], prog, description, epilog) -> argparse.ArgumentParser:
-    """Reads all values as text; `Flag.read` parses them."""
-    parser = _Parser(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
-    sections: dict[str, Any] = {"": parser}
-    for flag in flags:
-        if flag.section not in sections:
-            sections[flag.section] = parser.add_argument_group(flag.section)
-        options: dict[str, Any] = {"help": _help(flag)}
         if flag.name.startswith("-"):
-            options.update(dest=flag.name, default=None, required=flag.required)
-        if flag.is_switch:
-            options.update(action="store_const", const=True)
-        else:
-            metavar = flag.facts.metavar or flag.facts.unit.upper() or _METAVARS[flag.kind]
-            options["metavar"] = "{" + ",".join(map(str, flag.facts.choices)) + "}" if flag.facts.choices else metavar
-            options.update({"nargs": "+"} if flag.facts.many else {})
-        sections[flag.section].add_argument(flag.name, **options)
-    if ignored:
-        group = parser.add_argument_group("accepted without effect", " ".join(ignored))
-        for name, count in ignored.items():
-            kind: dict[str, Any] = {"nargs": count} if count else {"action": "store_const", "const": True}
-            group.add_argument(name, dest=name, help=argparse.SUPPRESS, default=None, **kind)
-    return parser
+            for name in (flag.name, *flag.facts.published):
+                bare = name.removeprefix("--")
+                found |= dict.fromkeys((name, f"--{bare.replace('_', '-')}", f"--{bare.replace('-', '_')}"), flag.name)
+    return found
 
 
-def _help(flag: Flag) -> str:
-    """Help, range and default in one sentence."""
-    notes = [] if flag.is_switch else [flag.facts.range()]
-    if not flag.is_switch and not flag.required and flag.default not in (None, "", ()) and "default" not in flag.help:
-        notes.append(f"default {flag.default}")
-    note = ", ".join(note for note in notes if note)
-    return (f"{flag.help} ({note})" if note else flag.help).strip().replace("%", "%%")
+def _joined(
+    argv: Sequence[str], takes_value: Collection[str], options: Collection[str], spellings: Mapping[str, str]
+) -> list[str]:
+    """Puts each flag in the spelling that argparse knows, and joins `--flag`, `value` into `--flag=value`, so that
+    argparse does not take -inf or -1e5 for a flag.
+    """
 
+    def known(item: str) -> str:
+        name, equals, value = item.partition("=")
+        return name if name in options else spellings.get(name, name)
 
-def _joined(argv: Sequence[str], takes_value: set[str], options: set[str]) -> list[str]:
-    """Joins `--flag`, `value` into `--flag=value`, so that argparse does not take -inf or -1e5 for a flag."""
     joined, rest = [], list(argv)
     while rest:
         item = rest.pop(0)
-        if item in takes_value and rest and rest[0].split("=")[0] not in options:
+        name = known(item)
+        item = name + item[len(item.partition("=")[0]) :]
+        if item in takes_value and rest and known(rest[0]) not in options:
             item = f"{item}={rest.pop(0)}"
         joined.append(item)
     return joined

@@ -33,6 +33,7 @@ class Facts:
     read: Callable | None = None
     # flag -> the value it sets; None: the flag's argument
     flags: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    published: tuple[str, ...] = ()  # other spellings of the flag, such as those of published scripts
     help: str = ""
     section: str = ""  # section of --help
     metavar: str = ""
@@ -107,6 +108,7 @@ def flag(
     default: Any,
     name: str,
     *,
+    published: Collection[str] = (),
     help: str = "",
     unit: str = "",
     section: str = "",
@@ -121,11 +123,12 @@ def flag(
 ) -> Any:
     """A field that is set by a flag, or by a positional argument if `name` has no dashes.
 
-    A bool field is a switch that inverts its default; a tuple takes one or more values. The default is not checked: a
-    later check may replace it, such as 0 for "another flag's value".
+    published: other spellings that are accepted. A bool field is a switch that inverts its default; a tuple takes one or
+    more values. The default is not checked: a later check may replace it, such as 0 for "another flag's value".
     """
     facts = Facts(
         flags={name: None},
+        published=tuple(published),
         help=help,
         unit=unit,
         section=section,

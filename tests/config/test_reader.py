@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.schema import Node, build, node_from_python, option, read_json
+from mindspeed_mm.schema import Node, Notes, build, node_from_python, option, read_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,10 +91,11 @@ def test_mistakes_name_the_file_the_line_and_the_key(tmp_path, text, message):
 
 
 def test_an_alias_and_a_key_without_effect(tmp_path):
-    notes = []
+    notes = Notes()
     outer = build(Outer, parse(tmp_path, '{"name": "x", "rihgt": true, "old": 1}'), notes)
     assert outer.right
-    assert notes == ["old has no effect here: it was never read"]
+    assert notes.unused == {"old": "it was never read"}
+    assert notes.lines() == ["keys without effect here: old"]
 
 
 def test_a_dict_from_python_is_checked_like_a_file():

@@ -9,6 +9,7 @@ from simulation.device import OnHost
 from simulation.trace import Trace
 
 from mindspeed_mm import launch
+from mindspeed_mm.cli import sampling, training
 from mindspeed_mm.config.run import LaunchConfig
 from mindspeed_mm.config.sample import PromptConfig
 from mindspeed_mm.sampling.pipeline import T2VPipeline
@@ -18,10 +19,10 @@ TENSOR_PARALLEL = LaunchConfig(device="npu", mindspeed="off", tensor_size=2, seq
 
 
 def program(name: str, flags: list[str]) -> dict[str, int]:
-    """Run `launch.pretrain` or `launch.inference` as its script does, with these flags; returns the kernels launched."""
+    """Run `train` or `sample` as its script does, with these flags; returns the kernels launched."""
     sys.argv = [f"{name}.py", "--device", "npu", "--mindspeed", "off", *flags]
     with OnHost(launch=True), Trace() as trace:
-        getattr(launch, name)()
+        {"train": training.train, "sample": sampling.sample}[name]()
     return trace.counts()
 
 

@@ -85,9 +85,7 @@ def on_npus(npu, world) -> Path:
     """A run on two NPUs that ended, and was resumed, in the middle."""
     run = world / "npu"
     for steps in (SAVED, STEPS):
-        counts = npu.run(
-            cases_programs.program, "pretrain", flags(world, run, *LAYOUT, "--train-iters", steps), ranks=2
-        )
+        counts = npu.run(cases_programs.program, "train", flags(world, run, *LAYOUT, "--train-iters", steps), ranks=2)
         for name in ("aclnnFlashAttentionScore", "aclnnFlashAttentionScoreGrad", "aclnnRmsNorm", "aclnnApplyAdamWV2"):
             assert all(rank[name] > 0 for rank in counts), name
     return run
@@ -139,7 +137,7 @@ def test_samples_are_the_cpus(npu, on_npus, world):
 
 def test_the_sampling_program_writes_its_file(npu, on_npus, world, tmp_path):
     more = ["--mm-model", world / "sample.json", "--load", on_npus, "--save-path", tmp_path, "--seed", 3, *LAYOUT[:3]]
-    npu.run(cases_programs.program, "inference", [str(flag) for flag in more], ranks=2)
+    npu.run(cases_programs.program, "sample", [str(flag) for flag in more], ranks=2)
     assert (tmp_path / "video_000000.mp4").stat().st_size > 500
 
 
@@ -148,7 +146,7 @@ def test_bf16(npu, world):
     runs = {device: world / f"{device}_bf16" for device in ("cpu", "npu")}
     train_on_the_cpu(world, runs["cpu"], model="model_bf16.json")
     more = flags(world, runs["npu"], *LAYOUT, "--train-iters", STEPS, model="model_bf16.json")
-    npu.run(cases_programs.program, "pretrain", more, ranks=2)
+    npu.run(cases_programs.program, "train", more, ranks=2)
     found, wanted = (metrics(runs[device]) for device in ("npu", "cpu"))
     for mine, theirs in zip(found, wanted, strict=True):
         assert math.isclose(mine["loss"], theirs["loss"], rel_tol=2e-2), mine["iteration"]

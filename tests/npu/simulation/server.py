@@ -92,7 +92,7 @@ def main() -> None:
     from mindspeed_mm.platforms.npu import NpuPlatform
 
     NpuPlatform("off").prepare()
-    import mindspeed_mm.launch
+    import mindspeed_mm.cli.training
     import mindspeed_mm.training.build  # noqa: F401
 
     while True:

@@ -2,15 +2,12 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-
-import plot_run
+from mindspeed_mm.cli import plot as plotting
 
 
 def write(folder: Path, rows: list[dict]) -> Path:
@@ -33,7 +30,7 @@ def folder(tmp_path):
 
 
 def test_of_an_iteration_that_was_run_twice_the_later_counts(folder):
-    run = plot_run.Run(folder)
+    run = plotting.Run(folder)
     iterations, losses = run.series("loss")
     assert iterations == [1, 2, 3, 4]
     assert losses[:2] == [1.0, 0.5] and math.isnan(losses[2]) and losses[3] == 0.4
@@ -41,24 +38,30 @@ def test_of_an_iteration_that_was_run_twice_the_later_counts(folder):
 
 
 def test_smoothing_passes_over_gaps():
-    assert plot_run.smoothed([2.0, math.nan, 2.0], 0.9) == pytest.approx([2.0, 2.0, 2.0])
-    assert plot_run.smoothed([1.0, 0.0], 0.5) == pytest.approx([1.0, 1 / 3])
-    assert plot_run.smoothed([1.0, 3.0], 0.0) == [1.0, 3.0]
+    assert plotting.smoothed([2.0, math.nan, 2.0], 0.9) == pytest.approx([2.0, 2.0, 2.0])
+    assert plotting.smoothed([1.0, 0.0], 0.5) == pytest.approx([1.0, 1 / 3])
+    assert plotting.smoothed([1.0, 3.0], 0.0) == [1.0, 3.0]
 
 
 def test_a_picture_is_drawn(folder, capsys):
-    assert plot_run.main([str(folder), str(folder / "metrics.jsonl"), "--log-loss"]) == 0
+    plotting.plot([str(folder), str(folder / "metrics.jsonl"), "--log-loss"])
     assert capsys.readouterr().out.strip() == str(folder / "run.png")
     with Image.open(folder / "run.png") as image:
         assert image.width > 1000
         assert len(image.convert("RGB").getcolors(1 << 24)) > 50
 
 
+def refusal(capsys, *argv) -> str:
+    with pytest.raises(SystemExit) as ending:
+        plotting.plot([*map(str, argv)])
+    assert ending.value.code == 1
+    return capsys.readouterr().err
+
+
 def test_what_is_no_run_is_named(tmp_path, capsys):
-    assert plot_run.main([str(tmp_path)]) == 1
-    assert "metrics.jsonl" in capsys.readouterr().err
+    assert "metrics.jsonl: no such file" in refusal(capsys, tmp_path)
     bad = write(tmp_path / "b", [step(1, 1.0), {"loss": 3}])
-    assert plot_run.main([str(bad)]) == 1
-    assert "metrics.jsonl, line 2: not an event of a run" in capsys.readouterr().err
-    assert plot_run.main([str(tmp_path), "--smooth", "1"]) == 1
-    assert capsys.readouterr().err == "error: --smooth 1: must be at least 0 and below 1\n"
+    assert "metrics.jsonl, line 2: not an event of a run" in refusal(capsys, bad)
+    assert refusal(capsys, tmp_path, "--smooth", "1") == "error: --smooth 1: must be at least 0 and below 1\n"
+    good = write(tmp_path / "c", [step(1, 1.0)])
+    assert refusal(capsys, good, "--output", tmp_path / "run.xyz").startswith(f"error: --save {tmp_path / 'run.xyz'}: ")

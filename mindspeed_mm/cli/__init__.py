@@ -1,0 +1,1 @@
+"""The command `mindspeed-mm`: one function per command, one file per group. The published programs call the same ones."""

@@ -1,0 +1,267 @@
+"""Commands on weights as files: merge, split, inspect, export, convert-vae. They need no process group."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from mindspeed_mm import families, logs
+from mindspeed_mm.config.model_dialects import sample_node
+from mindspeed_mm.config.sample import SampleModelConfig
+from mindspeed_mm.errors import said_in_one_line
+from mindspeed_mm.schema import Program, build, flag, read_json
+
+_DTYPES = ("fp32", "bf16", "fp16")
+_DRY_RUN = "print what would be written, and write nothing"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class MergeFlags:
+    load: str = flag(
+        "",
+        "--load",
+        published=("--load_dir",),
+        required=True,
+        metavar="DIR",
+        help="directory of a run (its --save), or one iter_XXXXXXX of it",
+    )
+    save: str = flag(
+        "",
+        "--save",
+        published=("--save_dir",),
+        required=True,
+        metavar="DIR",
+        help="folder for model.pt, or for model_ema.pt with --ema",
+    )
+    ema: bool = flag(False, "--ema", help="merge the EMA weights instead of the live ones")
+    format: str = flag("pt", "--format", choices=("pt", "safetensors"), help="format of the result")
+    dtype: str | None = flag(None, "--dtype", choices=_DTYPES, help="dtype of the result; default: as trained")
+    max_shard_gb: float | None = flag(
+        None,
+        "--max-shard-gb",
+        at_least=1e-3,
+        at_most=1e6,
+        unit="GB",
+        help="safetensors: several files of at most this size, and an index; default: one file",
+    )
+    dry_run: bool = flag(False, "--dry-run", help=_DRY_RUN)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SplitFlags:
+    load: str = flag(
+        "",
+        "--load",
+        required=True,
+        metavar="PATH",
+        help="merged .pt or .safetensors file, index of several, folder of them, or a Megatron directory of any TP size",
+    )
+    save: str = flag(
+        "",
+        "--save",
+        published=("--save_dir",),
+        required=True,
+        metavar="DIR",
+        help="folder for iter_XXXXXXX (release, if the source has no iteration) and the tracker",
+    )
+    tensor_size: int = flag(
+        1,
+        "--tensor-model-parallel-size",
+        required=True,
+        at_least=1,
+        at_most=2**16,
+        help="number of ranks to split over",
+    )
+    dialect: str = flag(
+        "osp",
+        "--dialect",
+        choices=[dialect.name.lower() for family in families.DENOISERS.values() for dialect in family.dialects],
+        help="names of parameters: Open-Sora Plan's, which this project uses too, or MindSpeed-MM 26.0.0's",
+    )
+    text_tail: str = flag(
+        "keep",
+        "--text-tail",
+        choices=("keep", "drop", "write"),
+        help="tensors of the last block that Open-Sora Plan's own code wants at TP > 1 and never uses: as the source has "
+        "them, none, or always. MindSpeed-MM has none",
+    )
+    dtype: str | None = flag(None, "--dtype", choices=_DTYPES, help="dtype of the result; default: as the source")
+    dry_run: bool = flag(False, "--dry-run", help=_DRY_RUN)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class InspectFlags:
+    path: str = flag(
+        "",
+        "path",
+        metavar="PATH",
+        help="Megatron directory, merged .pt or .safetensors file, index, WFVAE .ckpt, or a folder with one",
+    )
+    mm_model: str | None = flag(
+        None, "--mm-model", metavar="JSON", help="model or inference JSON: list what does not fit its network"
+    )
+    block: str = flag(
+        "predictor",
+        "--block",
+        choices=("predictor", "ae"),
+        help="block of the JSON to compare: the denoiser or the autoencoder",
+    )
+    norms: bool = flag(True, "--no-norms", help="read names and shapes only, which takes a second")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ExportFlags:
+    mm_model: str = flag(
+        "", "--mm-model", required=True, metavar="JSON", help="inference JSON: configs, and where the weights are"
+    )
+    save: str = flag(
+        "",
+        "--save",
+        published=("--save_dir",),
+        required=True,
+        metavar="DIR",
+        help="folder to write; it must not hold a config.json yet",
+    )
+    load: str | None = flag(
+        None, "--load", metavar="DIR", help="a run's directory, instead of predictor.from_pretrained"
+    )
+    ema: bool = flag(False, "--ema", help="use the EMA weights of --load")
+    dtype: str | None = flag(None, "--dtype", choices=_DTYPES, help="dtype of the denoiser; default: as the source")
+    max_shard_gb: float = flag(
+        5.0, "--max-shard-gb", at_least=1e-3, at_most=1e6, unit="GB", help="largest size of a weight file"
+    )
+    copy_encoders: bool = flag(False, "--copy-encoders", help="copy the text encoders' folders into it as well")
+    dry_run: bool = flag(False, "--dry-run", help=_DRY_RUN)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ConvertVaeFlags:
+    load: str = flag(
+        "", "--load", required=True, metavar="PATH", help="a .ckpt, .pt or .safetensors file, or a folder with one"
+    )
+    save: str = flag(
+        "", "--save", required=True, metavar="FILE", help="file to write; it ends in .safetensors, or in .pt"
+    )
+    dtype: str | None = flag(None, "--dtype", choices=_DTYPES, help="dtype of the result; default: as the source")
+    dry_run: bool = flag(False, "--dry-run", help=_DRY_RUN)
+
+
+PROGRAMS = {
+    "merge": Program(
+        flags=MergeFlags,
+        description="Merge the tensor-parallel shards of a training run into one file that sampling loads.",
+        remarks="Shards are read and written tensor by tensor: neither they nor the result is ever held in memory. "
+        "Names are Open-Sora Plan's, also if the run is MindSpeed-MM's. The path of the result is printed last.",
+        examples=(
+            "mindspeed-mm merge --load run1 --save merged --ema",
+            "mindspeed-mm merge --load run1 --save merged --format safetensors \\\n      --max-shard-gb 5 --dtype bf16",
+        ),
+    ),
+    "split": Program(
+        flags=SplitFlags,
+        description="Split weights over tensor-parallel ranks: a Megatron directory that a run can start from, in either "
+        "dialect.",
+        remarks="EMA weights are split as well if the source has both. Another TP size than a run was trained with is "
+        "reached directly, without a merged file in between.",
+        examples=("mindspeed-mm split --load model.pt --save run2 \\\n      --tensor-model-parallel-size 8",),
+    ),
+    "inspect": Program(
+        flags=InspectFlags,
+        description="Say what a checkpoint holds: kind, dialect, TP size, iteration, EMA, dtypes, norms, and how it fits a "
+        "config.",
+        examples=("mindspeed-mm inspect run1 --mm-model model.json",),
+    ),
+    "export": Program(
+        flags=ExportFlags,
+        description="Write all parts for sampling to one folder, laid out as on the Hugging Face hub: "
+        "T2VPipeline.from_pretrained(FOLDER).",
+        examples=("mindspeed-mm export --mm-model sample.json --save folder \\\n      --load run1 --ema --dtype bf16",),
+    ),
+    "convert-vae": Program(
+        flags=ConvertVaeFlags,
+        description="Convert the weights of a WFVAE, such as the published .ckpt, to one flat .safetensors or .pt file.",
+        remarks="Taken are the EMA weights (`ema_state_dict`) if the file has any, else `state_dict`, and `gen_model` "
+        "in it. NOT_USE_EMA_MODEL=1 in the environment takes the live weights.",
+        examples=("mindspeed-mm convert-vae --load merged.ckpt --save vae.safetensors",),
+    ),
+}
+
+
+def merge(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """`mindspeed-mm merge` and convert_mm_to_ckpt.py."""
+    with said_in_one_line():
+        flags: MergeFlags = _begin("merge", argv, prog)
+        from mindspeed_mm.weights import merge_checkpoint  # imports torch, which --help does not need
+
+        path = merge_checkpoint(
+            flags.load,
+            flags.save,
+            flags.ema,
+            format=flags.format,
+            dtype=flags.dtype,
+            largest=None if flags.max_shard_gb is None else int(flags.max_shard_gb * 1e9),
+            dry_run=flags.dry_run,
+        )
+        print(path)
+
+
+def split(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """`mindspeed-mm split` and tools/convert_ckpt_to_mm.py."""
+    with said_in_one_line():
+        flags: SplitFlags = _begin("split", argv, prog)
+        from mindspeed_mm.weights import split_checkpoint
+
+        path = split_checkpoint(
+            flags.load,
+            flags.save,
+            flags.tensor_size,
+            dialect=flags.dialect.upper(),
+            text_tail=flags.text_tail,
+            dtype=flags.dtype,
+            dry_run=flags.dry_run,
+        )
+        print(path)
+
+
+def inspect(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """`mindspeed-mm inspect` and tools/inspect_checkpoint.py."""
+    with said_in_one_line():
+        flags: InspectFlags = _begin("inspect", argv, prog)
+        from mindspeed_mm.weights import describe
+
+        config = None if flags.mm_model is None else families.read_file(flags.mm_model, flags.block)
+        for line in describe(flags.path, config, norms=flags.norms):
+            print(line)
+
+
+def export(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """`mindspeed-mm export` and tools/export_pretrained.py."""
+    with said_in_one_line():
+        flags: ExportFlags = _begin("export", argv, prog)
+        from mindspeed_mm.weights import folder
+
+        path = folder.from_config(
+            build(SampleModelConfig, sample_node(read_json(flags.mm_model))),
+            flags.save,
+            load=flags.load,
+            ema=flags.ema,
+            dtype=flags.dtype,
+            largest=int(flags.max_shard_gb * 1e9),
+            copy_encoders=flags.copy_encoders,
+            dry_run=flags.dry_run,
+        )
+        print(path)
+
+
+def convert_vae(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """`mindspeed-mm convert-vae` and tools/convert_vae.py."""
+    with said_in_one_line():
+        flags: ConvertVaeFlags = _begin("convert-vae", argv, prog)
+        from mindspeed_mm.weights import convert_autoencoder
+
+        print(convert_autoencoder(flags.load, flags.save, dtype=flags.dtype, dry_run=flags.dry_run))
+
+
+def _begin(command: str, argv: Sequence[str] | None, prog: str | None):
+    """The flags of a command. argv: default: those of the command line."""
+    logs.setup()
+    return PROGRAMS[command].parse(sys.argv[1:] if argv is None else argv, prog).values
