@@ -1,12 +1,29 @@
 """Package metadata. `pip install -e .` for development; requirements.txt holds the exact versions that were tested."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 _HERE = Path(__file__).parent
 _VERSION = re.search(r'__version__ = "(.+)"', (_HERE / "mindspeed_mm" / "version.py").read_text(encoding="utf-8"))[1]
+
+
+class BuildWithPublishedFiles(build_py):
+    """Puts the published configs and prompts, which lie beside the package, into it: `mindspeed-mm config init` needs them."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return  # the files are found where they are
+        folder = Path(self.build_lib, "mindspeed_mm", "published")
+        folder.mkdir(parents=True, exist_ok=True)
+        for pattern in ("examples/opensoraplan1.5/*.json", "examples/opensoraplan1.5/*.txt", "configs/tool/tools.json"):
+            for file in _HERE.glob(pattern):
+                shutil.copy(file, folder / file.name)
+
 
 setup(
     name="mindspeed_mm",
@@ -16,6 +33,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
+    cmdclass={"build_py": BuildWithPublishedFiles},
+    entry_points={"console_scripts": ["mindspeed-mm = mindspeed_mm.cli.main:main"]},
     packages=find_packages(include=["mindspeed_mm", "mindspeed_mm.*"]),
     install_requires=[
         "torch>=2.7,<2.14",
@@ -34,11 +53,12 @@ setup(
         "tqdm>=4.60",
         "matplotlib>=3.8",
         "pyarrow>=14",  # lists in .parquet
+        "shtab>=1.7",  # mindspeed-mm completion
         # Checksums of checkpoints ten times as fast; without a wheel of it zlib's serve.
         'isal>=1.9,<2; platform_machine == "x86_64" or platform_machine == "aarch64"',
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "jsonschema>=4.20"],
         # torch_npu pairs with one torch and one CANN version (docs: which); MindSpeed is installed from its repository.
         "npu": ["torch_npu", "einops", "scipy"],
         "serve": ["gradio>=6,<7"],  # the web page

@@ -96,8 +96,8 @@ def start_ranks(ranks: RanksConfig, words: Sequence[str], environment: Mapping[s
     root = Path(__file__).resolve().parents[1]
     if (root / "setup.py").is_file():  # a checkout that is not installed; the ranks have to find it, too
         os.environ["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [*log, "--nproc_per_node", ranks.processes, *meeting, *restarts, "-m", "mindspeed_mm", *words]
-    return torchrun.main([str(word) for word in command])
+    command = [*log, "--nproc_per_node", ranks.processes, *meeting, *restarts, "-m", "mindspeed_mm"]
+    return torchrun.main([str(word) for word in command], words)
 
 
 def world_size(ranks: RanksConfig, environment: Mapping[str, str]) -> int:

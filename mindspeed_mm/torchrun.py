@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +135,8 @@ def leave_word(error: str, environment: Mapping[str, str]) -> bool:
     return True
 
 
-def launch(argv: list[str], orders: Orders) -> int:
-    """Runs torchrun's flags and program. Returns the exit code."""
+def launch(argv: list[str], orders: Orders, words: Sequence[str] = ()) -> int:
+    """Runs torchrun's flags and program. Returns the exit code. words: more arguments of the program."""
     from torch.distributed import DistNetworkError, run
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -170,6 +170,7 @@ def launch(argv: list[str], orders: Orders) -> int:
     )  # `_exit_code` says it
     os.environ[_OURS] = "1"
     arguments = run.parse_args(argv)
+    arguments.training_script_args = [*arguments.training_script_args, *words]
     if hasattr(arguments, "signals_to_handle"):  # newer than torch 2.7
         arguments.signals_to_handle = "SIGQUIT"
     try:
@@ -200,14 +201,15 @@ def _exit_code(error, said: bool) -> int:
     return code
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], words: Sequence[str] = ()) -> int:
+    """words: arguments of the program that torchrun does not look at; it takes --nproc for a flag of its own."""
     orders = Orders()
     orders.take()
     copy = None
     if argv[:1] == ["--log-file"]:
         copy, argv = Copy(argv[1]), argv[2:]
     try:
-        return launch(argv, orders)
+        return launch(argv, orders, words)
     except Exception:
         traceback.print_exc()  # while the log still receives it
         return 1

@@ -95,7 +95,7 @@ def test_who_starts_ranks():
 def started(monkeypatch):
     """The words that torchrun gets."""
     calls: list[list[str]] = []
-    monkeypatch.setattr(launchers.torchrun, "main", lambda words: calls.append(words) or 0)
+    monkeypatch.setattr(launchers.torchrun, "main", lambda flags, words: calls.append([*flags, *words]) or 0)
     monkeypatch.setenv("PYTHONPATH", "")
 
     def start(ranks: RanksConfig, **environment: str) -> str:

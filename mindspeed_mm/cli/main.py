@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -35,6 +37,9 @@ COMMANDS = {
     "convert-vae": Command("weights", "convert the weights of an autoencoder", "weights"),
     "train-vae": Command("autoencoder", "train or finetune the autoencoder", "training"),
     "eval-vae": Command("autoencoder", "measure what the autoencoder keeps", "training"),
+    "config": Command("set-up", "write, show and compare configs", "configs"),
+    "schema": Command("set-up", "print the JSON Schema of a kind of config, for editors", "schemas"),
+    "completion": Command("set-up", "print a script that completes commands in a shell", "completion"),
 }
 
 
@@ -49,7 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     with said_in_one_line():
         function = command(words[0])
-    function(words[1:], f"{NAME} {words[0]}")
+    try:
+        function(words[1:], f"{NAME} {words[0]}")
+    except BrokenPipeError:  # the reader of stdout has gone, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def command(name: str) -> Callable[[Sequence[str], str], None]:

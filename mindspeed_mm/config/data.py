@@ -9,19 +9,19 @@ from mindspeed_mm.schema import Node, Notes, did_you_mean, option
 
 VIDEO_READERS = ("decoder", "pyav", "decord", "torchcodec")
 # Reader names of published configs that are replaced here: torchvision's is gone, MindSpeed-MM's is decord.
-_OLD_VIDEO_READERS = {"torchvision": "decoder", "DecordVideo": "decoder"}
+OLD_VIDEO_READERS = {"torchvision": "decoder", "DecordVideo": "decoder"}
 
 
-def _read_video_reader(node: Node, notes: Notes | None) -> str:
+def read_video_reader(node: Node, notes: Notes | None) -> str:
     name = node.value
-    if name in _OLD_VIDEO_READERS:
+    if isinstance(name, str) and name in OLD_VIDEO_READERS:
         if notes is not None:
             notes.remarks.append(
                 f"{node.path} {name}: videos are read by the project's default; 'decord' asks for decord itself"
             )
-        return _OLD_VIDEO_READERS[name]
+        return OLD_VIDEO_READERS[name]
     if name not in VIDEO_READERS:
-        known = (*VIDEO_READERS, *_OLD_VIDEO_READERS)
+        known = (*VIDEO_READERS, *OLD_VIDEO_READERS)
         close = did_you_mean(name, known) if isinstance(name, str) else ""
         raise node.error(f"{name!r} is not one of {', '.join(map(repr, known))}{close}")
     return name
@@ -80,7 +80,7 @@ class PreprocessConfig:
     seed: int = option(42, at_least=0, at_most=2**32 - 1)  # seed of the drop_short draw
     cfg: float = option(0.1, at_least=0, at_most=1)  # probability of dropping a caption
     use_aesthetic: bool = False
-    video_reader_type: str = option("decoder", read=_read_video_reader)
+    video_reader_type: str = option("decoder", read=read_video_reader)
     frame_index_folder: str | None = None  # folder that keeps frame indexes from run to run; None: in memory only
     image_reader_type: str = option("Image", choices=("Image",))
     # seconds for one clip; then its process is killed and the clip is a bad sample

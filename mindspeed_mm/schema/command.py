@@ -21,10 +21,13 @@ Flags = TypeVar("Flags")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Given(Generic[Flags]):
-    """Parsed flags. flags: every flag's value by Megatron's name. without_effect: given flags that have no effect."""
+    """Parsed flags. flags: every flag's value by Megatron's name. given: names of those in the command line.
+    without_effect: given flags that have no effect.
+    """
 
     values: Flags
     flags: dict[str, Any]
+    given: frozenset[str]
     without_effect: list[str]
 
 
@@ -70,7 +73,7 @@ class Program(Generic[Flags]):
         for flag in flags:
             _take(flag, given.get(flag.name), values, by_name)
         without_effect = [name for name in ignored if name in given]
-        return Given(_filled(self.flags, values, flags), by_name, without_effect)
+        return Given(_filled(self.flags, values, flags), by_name, frozenset(given), without_effect)
 
 
 def parse(cls: type[Flags], argv: Sequence[str], *, without_effect: Mapping[str, int] | None = None) -> Given[Flags]:

@@ -14,8 +14,8 @@ from typing import Any
 
 # An integer flag or key without its own limit stays below 2^31, and a number within fp32: larger values would
 # silently overflow in a tensor.
-_MOST_INT = 2**31 - 1
-_MOST_FLOAT = 3e38
+MOST_INT = 2**31 - 1
+MOST_FLOAT = 3e38
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +51,7 @@ class Facts:
             return "must be finite"
         if self._outside(value):
             return f"must be {self.range()}"
-        most = _MOST_INT if isinstance(value, int) else _MOST_FLOAT
+        most = MOST_INT if isinstance(value, int) else MOST_FLOAT
         if self.at_most is None and self.below is None and abs(value) > most:
             return f"must be at most {most}"
         return None

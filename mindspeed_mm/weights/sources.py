@@ -111,10 +111,11 @@ def _open_directory(path: Path) -> Checkpoint:
         )
     opened = {group: open_checkpoint(file) for group, file in found.items()}
     groups = {group: checkpoint.weights().shards for group, checkpoint in opened.items()}
-    kinds = " and ".join(sorted({checkpoint.kind for checkpoint in opened.values()}))
+    kinds = sorted({checkpoint.kind for checkpoint in opened.values()})
+    held = " and ".join(kind if kind.endswith("s") else f"a {kind}" for kind in kinds)
     paths = [file for checkpoint in opened.values() for file in checkpoint.files]
     records = [record for checkpoint in opened.values() for record in checkpoint.records]
-    return _checkpoint(path, f"folder with a {kinds}", groups, paths, records=records)
+    return _checkpoint(path, f"folder with {held}", groups, paths, records=records)
 
 
 def _open_megatron(location: layout.Location) -> Checkpoint:
