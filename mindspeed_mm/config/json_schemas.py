@@ -78,7 +78,11 @@ def _sample(writer: Writer) -> Spellings:
 
 
 def _dataset(writer: Writer) -> Spellings:
-    return Spellings({"tokenizer_config": _one_or_two(TokenizerConfig)(writer), "use_text_processer": {"const": True}})
+    """In MindSpeed-MM's list the first tokenizer's length is that of the captions, which is never null."""
+    one = writer.object(TokenizerConfig)
+    first = {"allOf": [one, {"properties": {"model_max_length": {"type": "integer"}}}]}
+    two = {"type": "array", "prefixItems": [first, {"anyOf": [one, {"type": "null"}]}], "minItems": 1, "maxItems": 2}
+    return Spellings({"tokenizer_config": {"anyOf": [one, two]}, "use_text_processer": {"const": True}})
 
 
 def _denoiser(writer: Writer) -> Spellings:

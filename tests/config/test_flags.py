@@ -8,13 +8,13 @@ import pytest
 
 from mindspeed_mm.cli import main as cli
 from mindspeed_mm.config.arguments import MEANINGLESS
-from mindspeed_mm.config.autoencoder import EvaluationFlags, TrainingFlags
+from mindspeed_mm.config.autoencoder import AutoencoderTrainingFlags, EvaluationFlags
 from mindspeed_mm.config.run import ExtractionFlags, RunFlags
 from mindspeed_mm.config.sample import JobFlags, ServeFlags
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.schema import flags_of, parse
 
-PROGRAMS = (RunFlags, ExtractionFlags, JobFlags, ServeFlags, TrainingFlags, EvaluationFlags)
+PROGRAMS = (RunFlags, ExtractionFlags, JobFlags, ServeFlags, AutoencoderTrainingFlags, EvaluationFlags)
 NEVER = (
     "nan",
     "inf",
