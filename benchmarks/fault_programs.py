@@ -57,20 +57,16 @@ def tracker(world: Path, save: str) -> int:
 
 
 def sampling(world: Path) -> list:
-    """Uses the weights of a run that the first try makes."""
+    words = ["--mm-model", world / "sample.json", "--device", "cpu", "--load", _weights(world)]
+    return [sys.executable, *OURS, ROOT / "inference.py", *words]
+
+
+def _weights(world: Path) -> Path:
+    """A run's folder; the first call makes it."""
     if not (world / "to_sample").exists():
         with start(world, "python", "to_sample", 0, more=("--exit-interval", 1)) as run:
             expect(run.end()[0] == 0, "no weights to sample with")
-    words = [
-        ROOT / "inference.py",
-        "--mm-model",
-        world / "sample.json",
-        "--device",
-        "cpu",
-        "--load",
-        world / "to_sample",
-    ]
-    return [sys.executable, *OURS, *words]
+    return world / "to_sample"
 
 
 def extraction(world: Path) -> list:
@@ -85,14 +81,5 @@ def checking(world: Path) -> list:
 
 
 def serving(world: Path) -> list:
-    return [
-        sys.executable,
-        "-m",
-        "mindspeed_mm.serve",
-        "--mm-model",
-        world / "sample.json",
-        "--port",
-        0,
-        "--device",
-        "cpu",
-    ]
+    words = ["--mm-model", world / "sample.json", "--load", _weights(world), "--port", 0, "--device", "cpu"]
+    return [sys.executable, "-m", "mindspeed_mm.serve", *words]

@@ -60,7 +60,7 @@ def _check_saved(run: Started, world: Path, save: str, found: int, code: int) ->
 
 
 def evaluating(world: Path) -> tuple:
-    return ("--eval-data", world / "data" / "data.txt", "--eval-interval", 2, "--eval-iters", 40)
+    return ("--eval-data", world / "data" / "data.txt", "--eval-interval", 2, "--eval-iters", 10)
 
 
 def with_samples(world: Path) -> tuple:
@@ -271,7 +271,9 @@ def signal_rows() -> list[Row]:
             functools.partial(two_kinds, signal.SIGUSR1, signal.SIGTERM, 0),
             most=5,
         ),
-        Row("SIGTERM in an evaluation", SAVES, functools.partial(between, evaluating, "evaluation"), most=3),
+        Row(
+            "SIGTERM in an evaluation", SAVES, functools.partial(between, evaluating, "encoding held-out clips"), most=3
+        ),
         Row("SIGTERM in --mm-sample", SAVES, functools.partial(between, with_samples, r"iteration +2/"), most=3),
         Row("SIGSTOP of a rank for 20 s", "the run goes on", functools.partial(paused, 20.0), most=2),
         Row(
@@ -297,7 +299,7 @@ def signal_rows() -> list[Row]:
     programs = (
         ("inference.py", sampling, "TP 1, CP 1, DP 2"),
         ("extract_features.py", extraction, "crops of clips to encode"),
-        ("check_dataset.py", checking, ""),
+        ("check_dataset.py", checking, "rows are used"),
         ("serve", serving, "the page is at"),
     )
     for name, command, mark in programs:

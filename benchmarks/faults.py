@@ -11,6 +11,7 @@ torch already, which saves most of the time (`fault_warm.py`). Slow faults have 
 
 import argparse
 import contextlib
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -36,6 +37,9 @@ def main() -> int:
     parser.add_argument("--world", type=Path, metavar="DIR", help="keep the runs here, for another call to go on with")
     parser.add_argument("--results", type=Path, metavar="FILE", help="a line a try; those in it are not done again")
     options = parser.parse_args()
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored by a job in the background, and then by all it starts
     rows = [row for make in ROWS for row in make() if options.only.lower() in row.fault.lower()]
     with contextlib.ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults_")))
