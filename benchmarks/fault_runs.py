@@ -96,7 +96,13 @@ class Started:
         self.mark = uuid.uuid4().hex
         self.output = world / f"output_{self.mark}"
         self.output.touch()
-        variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, _MARK: self.mark}
+        variables = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHON": sys.executable,
+            "PYTHONUNBUFFERED": "1",
+            _MARK: self.mark,
+        }
         variables |= {name: str(value) for name, value in (environment or {}).items()}
         words = [str(word) for word in command]
         if attempt >= COLD_TRIES and words[0] == "bash":

@@ -97,6 +97,8 @@ def _forget(environment: dict[str, str], folder: Path) -> None:
 def _run(command: list[str]) -> int:
     """Runs a program as Python does, up to the end of its threads and what is registered for its exit."""
     words = [word for word in command[1:] if word != "-u"]
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # as on a terminal
     code = 0
     try:
         if words[0] == "-m":
