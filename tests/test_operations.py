@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from mindspeed_mm import atomic
 from mindspeed_mm.checkpoint import lock, places
 from mindspeed_mm.config.launch import LaunchConfig
 from mindspeed_mm.config.run import ReportConfig
-from mindspeed_mm.files import integrity, torch_state
+from mindspeed_mm.files import integrity
 from mindspeed_mm.parallel import descriptors
 from mindspeed_mm.training.heartbeat import Heartbeat
 
@@ -70,7 +71,7 @@ NUMBERS = {
     r"`--hang-timeout-minutes` \| (\d+)": default(ReportConfig, "hang_minutes"),
     r"`--distributed-timeout-minutes` \| (\d+)": default(LaunchConfig, "timeout_minutes"),
     r"\| (\d+) [s秒]": inspect.signature(Heartbeat.__init__).parameters["gone_after_s"].default,
-    r"(\d+) MiB ?(?:of a file that is written|或)": torch_state._STRETCH / 2**20,
+    r"(\d+) MiB ?(?:of a file that is written|或)": atomic._STRETCH / 2**20,
     r"(\d+) MiB ?(?:of one that is checked|。)": integrity._BLOCK / 2**20,
     r"(\d+) MiB ?(?:before weights|;不能)": places._PROBE_BYTES / 2**20,
     r"(\d+) \+ \d x (?:ranks|rank 数) ?(?:open|个)": descriptors._ALONE,
