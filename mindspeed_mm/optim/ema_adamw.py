@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from mindspeed_mm.parallel.engine import adopt_groups
+from mindspeed_mm.parallel.megatron_engine import adopt_groups
 
 _ADAMW = 1  # the kernel's mode for decoupled weight decay; 0 would be Adam's
 

@@ -20,6 +20,7 @@ from mindspeed_mm.parallel import partition
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.engine import Engine
 from mindspeed_mm.parallel.meeting import meet
+from mindspeed_mm.parallel.megatron_engine import MegatronEngine
 from mindspeed_mm.parallel.seeds import derive, generator
 from mindspeed_mm.platforms.base import Platform
 from mindspeed_mm.training.autoencoder_loss import AutoencoderLoss
@@ -48,7 +49,7 @@ def build_autoencoder_trainer(config: AutoencoderRunConfig, platform: Platform, 
     network = AutoencoderLoss(_autoencoder(config, device), config.loss)
     partition.mark(network, ())
     meet("loading weights", parallel)
-    engine = Engine(network, parallel, platform, config.optimizer)
+    engine = MegatronEngine(network, parallel, platform, config.optimizer)
     engine.schedule(config.global_batch_size)
     optimizer = optimizer_step(config.optimizer, engine)
     objective = Autoencoding(config.autoencoder, config.seed, device)

@@ -21,6 +21,7 @@ from mindspeed_mm.optim.step import OptimizerStep
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.engine import Engine
 from mindspeed_mm.parallel.meeting import meet
+from mindspeed_mm.parallel.megatron_engine import MegatronEngine
 from mindspeed_mm.platforms.base import Platform
 from mindspeed_mm.training.denoiser_data import DenoiserData
 from mindspeed_mm.training.denoising import Denoising
@@ -60,7 +61,7 @@ def build_trainer(
     network = _denoiser(config, parallel, device)
     # the engine's collectives have a time limit, and a rank with a slow disk may come late
     meet("loading weights", parallel)
-    engine = Engine(network, parallel, platform, config.optimizer, network.units())
+    engine = MegatronEngine(network, parallel, platform, config.optimizer, network.units())
     engine.schedule(config.global_batch_size)
     optimizer = optimizer_step(config.optimizer, engine)
     task = FlowMatchingTask(config.model.diffusion, config.model.predictor, config.seed)

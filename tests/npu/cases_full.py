@@ -24,6 +24,7 @@ from mindspeed_mm.optim.step import OptimizerStep
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.engine import Engine
 from mindspeed_mm.parallel.megatron import parallel_state
+from mindspeed_mm.parallel.megatron_engine import MegatronEngine
 from mindspeed_mm.platforms.npu import NpuPlatform
 from mindspeed_mm.schema import build, read_json
 from mindspeed_mm.training.denoising import Denoising
@@ -95,7 +96,7 @@ def kernels(fused: bool, whole_step: bool) -> dict[str, dict]:
         engine = None
         if whole_step:
             platform.fused_adamw = fused
-            engine = Engine(
+            engine = MegatronEngine(
                 network, parallel, platform, OptimizerSettings(use_distributed_optimizer=True, lr_decay_iters=1)
             )
         block = block_kernels(network, device)

@@ -9,6 +9,7 @@ from mindspeed_mm.config.run import OptimizerSettings
 from mindspeed_mm.optim.ema import Ema
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.engine import Engine
+from mindspeed_mm.parallel.megatron_engine import MegatronEngine
 from mindspeed_mm.platforms.base import Platform
 
 
@@ -66,7 +67,7 @@ def _start(recorded: dict, platform: Platform, fused: Callable | None, distribut
         weight_decay=hyper["weight_decay"],
         use_distributed_optimizer=distributed,
     )
-    engine = Engine(network, ParallelContext.current(), platform, settings)
+    engine = MegatronEngine(network, ParallelContext.current(), platform, settings)
     for group in engine.optimizer.param_groups:
         group["wd_mult"] = 1.0  # Megatron gives vectors, such as biases, no weight decay
     engine.schedule(1)

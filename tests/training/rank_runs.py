@@ -22,7 +22,7 @@ from mindspeed_mm.optim.ema import Ema
 from mindspeed_mm.optim.step import OptimizerStep
 from mindspeed_mm.parallel import shards
 from mindspeed_mm.parallel.context import ParallelContext
-from mindspeed_mm.parallel.engine import Engine
+from mindspeed_mm.parallel.megatron_engine import MegatronEngine
 from mindspeed_mm.parallel.seeds import generator
 from mindspeed_mm.platforms.cpu import CpuPlatform
 from mindspeed_mm.training.denoising import Denoising
@@ -197,7 +197,7 @@ class Run:
             # The loss scale is a little too high for this network, so that fp16 has to find it.
             **{"lr_decay_iters": 100, "initial_loss_scale": 2.0**20, **(optimizer or {})},
         )
-        self.engine = Engine(self.network, self.parallel, CpuPlatform(), settings, self.network.units())
+        self.engine = MegatronEngine(self.network, self.parallel, CpuPlatform(), settings, self.network.units())
         self.engine.schedule(batch)
         clip = AdaptiveClip(layout.clip_decay) if layout.clip_decay else FixedClip(1.0)
         self.ema = Ema(self.engine, 0.9999) if ema else None

@@ -1,0 +1,281 @@
+"""A network under megatron-core's gradient buffers and optimizer: joins distributed training to this project.
+
+Megatron's optimizer step has separate parts (`prepare_grads`, `get_grad_norm`, `step_with_ready_grads`). This engine
+exposes each.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mindspeed_mm.config.run import OptimizerSettings
+from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.parallel.engine import MainShard
+from mindspeed_mm.parallel.gathering import Gathering
+from mindspeed_mm.parallel.megatron import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    DistributedOptimizer,
+    OptimizerConfig,
+    finalize_model_grads,
+    get_megatron_optimizer,
+)
+from mindspeed_mm.parallel.schedule import Schedule
+from mindspeed_mm.platforms.base import Platform
+
+
+class MegatronEngine:
+    """The `Engine` of this package: Megatron's gradient buffers, distributed optimizer and AdamW."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        parallel: ParallelContext,
+        platform: Platform,
+        settings: OptimizerSettings,
+        units: Sequence[nn.Module] = (),
+    ):
+        """units: modules of the network whose weights are gathered one by one while it runs, in call order (see
+        `Gathering`). Without units --overlap-param-gather waits for all weights before the network runs.
+        """
+        self.network = network
+        self.parallel = parallel
+        self.platform = platform
+        self.settings = settings
+        dtype = next(network.parameters()).dtype
+        with platform.engine_scope():
+            self.ddp = DistributedDataParallel(
+                # With TP, Megatron sums the gradients that `partition.mark` flagged as partial.
+                parallel.config(split_sequence=parallel.tensor_size > 1),
+                DistributedDataParallelConfig(
+                    grad_reduce_in_fp32=settings.grad_reduce_in_fp32,
+                    overlap_grad_reduce=settings.overlap_grad_reduce,
+                    overlap_param_gather=settings.overlap_param_gather,
+                    use_distributed_optimizer=settings.use_distributed_optimizer,
+                    bucket_size=settings.ddp_bucket_size,
+                ),
+                network,
+            )
+            if settings.overlap_param_gather:
+                Gathering(self.ddp, units)
+            options = _optimizer_config(settings, dtype)
+            chained: Any = get_megatron_optimizer(options, [self.ddp], use_gloo_process_groups=False)
+            self.optimizer = chained.chained_optimizers[0]
+            if platform.fused_adamw:
+                self.replace_inner(_fused)
+            self._create_optimizer_state()
+        self._schedule: Schedule | None = None
+
+    def replace_inner(self, make: Callable[[torch.optim.Optimizer], torch.optim.Optimizer]) -> None:
+        """Replaces the AdamW inside Megatron's optimizer by make(AdamW), over the same parameter groups."""
+        self.optimizer.optimizer = make(self.optimizer.optimizer)
+
+    def schedule(self, global_batch_size: int) -> None:
+        """Starts the learning-rate schedule."""
+        self._schedule = Schedule(self.optimizer, self.settings, global_batch_size)
+
+    @property
+    def scheduler(self) -> Schedule:
+        """The learning-rate schedule, once `schedule` has started it."""
+        assert self._schedule is not None
+        return self._schedule
+
+    # -------------------------------------------------------------------------------------------------------- one step
+
+    def start_step(self) -> None:
+        """Clears the gradients."""
+        with self.platform.engine_scope():
+            self.ddp.zero_grad_buffer()
+            self.optimizer.zero_grad()
+
+    def micro_batch(self, last: bool) -> contextlib.AbstractContextManager:
+        """Context around forward and backward of a micro-batch; gradients are exchanged in the last one only."""
+        return contextlib.nullcontext() if last else self.ddp.no_sync()
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulates the gradients of a scalar loss, with fp16's loss scale."""
+        (loss * self.loss_scale()).backward()
+
+    def loss_scale(self) -> float:
+        return float(self.optimizer.get_loss_scale())
+
+    @property
+    def lowest_loss_scale(self) -> float:
+        """Lower limit of fp16's loss scale; the scale itself if it is constant."""
+        return self.settings.min_loss_scale if self.settings.loss_scale is None else self.settings.loss_scale
+
+    def finish_gradients(self) -> bool:
+        """Averages the gradients over the data ranks and passes them to the main weights. True if fp16 overflowed."""
+        with self.platform.engine_scope():
+            finalize_model_grads([self.ddp])
+            return bool(self.optimizer.prepare_grads())
+
+    def gradient_norm(self) -> float:
+        """L2 norm of the whole network's gradient; the same on every rank."""
+        with self.platform.engine_scope():
+            return float(self.optimizer.get_grad_norm())
+
+    def scale_gradients(self, factor: float) -> None:
+        """Multiplies all gradients."""
+        gradients = [parameter.grad for parameter in self.optimizer.get_parameters() if parameter.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, factor)
+
+    def update(self) -> None:
+        """Runs one AdamW step on the main weights, and updates the network's weights on every rank.
+
+        With --overlap-param-gather the next training forward pass gathers them; earlier readers must call `publish`.
+        """
+        with self.platform.engine_scope():
+            self._settle()
+            self.optimizer.step_with_ready_grads()
+
+    def advance_schedule(self) -> None:
+        self.scheduler.advance()
+
+    def learning_rate(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+    # ---------------------------------------------------------------------------------------------------------- weights
+
+    def main_shards(self) -> list[MainShard]:
+        """This rank's main weights, in the order of the network's parameters."""
+        shards = []
+        for name, parameter in self.network.named_parameters():
+            whole = (0, parameter.numel())
+            if isinstance(self.optimizer, DistributedOptimizer):
+                if parameter not in self.optimizer.model_param_group_index_map:
+                    continue  # other data ranks own all of it
+                group, order = self.optimizer.model_param_group_index_map[parameter]
+                main = self.optimizer.param_groups[group]["params"][order]
+                part = self.optimizer._get_model_param_range_map(parameter)["param"]
+                shards.append(MainShard(name, main, part.start, part.end, parameter.shape))
+            else:
+                shards.append(MainShard(name, getattr(parameter, "main_param", parameter), *whole, parameter.shape))
+        return shards
+
+    def moments(self) -> dict[str, list[Tensor]]:
+        """AdamW's two moments, one tensor for each of `main_shards`."""
+        state = self.optimizer.optimizer.state
+        shards = self.main_shards()
+        return {key: [state[shard.main][key] for shard in shards] for key in ("exp_avg", "exp_avg_sq")}
+
+    def counters(self) -> dict:
+        """The rest of the optimizer's state: step count and fp16's loss scale."""
+        scaler = getattr(self.optimizer, "grad_scaler", None)
+        steps = {int(state["step"]) for state in self.optimizer.optimizer.state.values()}
+        return {
+            "step": max(steps, default=0),
+            "grad_scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def load_counters(self, state: dict) -> None:
+        """Restores a result of `counters`."""
+        for parameter_state in self.optimizer.optimizer.state.values():
+            parameter_state["step"].fill_(state["step"])
+        if state["grad_scaler"] is not None and getattr(self.optimizer, "grad_scaler", None) is not None:
+            with self.platform.engine_scope():
+                self.optimizer.grad_scaler.load_state_dict(state["grad_scaler"])
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Copies the main weights into the network on every rank; collective.
+
+        Call it before any reader other than a training forward pass, and after any writer of main weights other than
+        `update`.
+        """
+        with self.platform.engine_scope():
+            self._settle()
+            if hasattr(self.optimizer, "_copy_main_params_to_model_params"):  # absent if they are the same tensors
+                self.optimizer._copy_main_params_to_model_params()
+            if isinstance(self.optimizer, DistributedOptimizer):
+                self.ddp.start_param_sync(force_sync=True)
+
+    @contextlib.contextmanager
+    @torch.no_grad()
+    def weights_of(self, values: list[Tensor]):
+        """Context in which the network has other weights: one tensor for each of `main_shards`, such as their
+        averages.
+
+        Collective. Afterwards the weights are bitwise restored.
+        """
+        mains = [shard.main for shard in self.main_shards()]
+        kept = [main.detach().clone() for main in mains]
+        self._show(mains, values)
+        try:
+            yield
+        finally:
+            self._show(mains, kept)
+
+    def _show(self, mains: list[Tensor], values: list[Tensor]) -> None:
+        self._settle()
+        for main, value in zip(mains, values, strict=True):
+            main.data.copy_(value)
+        self.publish()
+
+    def _settle(self) -> None:
+        """Waits for pending gathers: they write into the memory that is overwritten next."""
+        for group in self.ddp.bucket_groups:
+            if group.param_gather_handle is not None:
+                # `start_param_sync(force_sync=True)` waits as well, but MindSpeed's fails: its handle is a list.
+                group.finish_param_sync(skip_next_bucket_dispatch=True)
+
+    def weights_changed(self) -> None:
+        """Copies the network's weights into the main weights, after loading a file."""
+        with self.platform.engine_scope():
+            self.optimizer.reload_model_params()
+
+    def _create_optimizer_state(self) -> None:
+        """Creates zero moments at the start, so that a checkpoint before the first step looks like any other."""
+        inner = self.optimizer.optimizer
+        for group in inner.param_groups:
+            for parameter in group["params"]:
+                inner.state[parameter] = {
+                    "step": torch.zeros((), device=parameter.device if self.platform.fused_adamw else "cpu"),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+
+
+def _fused(adamw: torch.optim.Optimizer) -> torch.optim.AdamW:
+    """torch's AdamW with one kernel per parameter, whichever AdamW Megatron found or MindSpeed installed."""
+    fused = torch.optim.AdamW([torch.empty(0)], fused=True)
+    fused.param_groups = adopt_groups(adamw.param_groups, fused)
+    return fused
+
+
+def adopt_groups(groups: list[dict], into: torch.optim.Optimizer) -> list[dict]:
+    """The same groups with the options of another optimizer, whose constructor would refuse shards, since they are
+    views.
+    """
+    for group in groups:
+        group.update({key: into.defaults[key] for key in ("fused", "foreach")})
+        for key, value in into.defaults.items():
+            group.setdefault(key, value)
+    return groups
+
+
+def _optimizer_config(settings: OptimizerSettings, dtype: torch.dtype) -> OptimizerConfig:
+    return OptimizerConfig(
+        optimizer="adam",
+        lr=settings.lr,
+        min_lr=settings.min_lr,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.beta1,
+        adam_beta2=settings.beta2,
+        adam_eps=settings.eps,
+        fp16=dtype == torch.float16,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        loss_scale=settings.loss_scale,
+        initial_loss_scale=settings.initial_loss_scale,
+        min_loss_scale=settings.min_loss_scale,
+        loss_scale_window=settings.loss_scale_window,
+        hysteresis=settings.hysteresis,
+        use_distributed_optimizer=settings.use_distributed_optimizer,
+        overlap_param_gather=settings.overlap_param_gather,
+        clip_grad=0.0,  # optim/step.py clips
+    )
