@@ -26,7 +26,8 @@ def split_tokens(x: Tensor, parallel: ParallelContext) -> Tensor:
         x = scatter_to_sequence_parallel_region(x, group=parallel.context)
     if parallel.sequence_parallel:
         x = scatter_to_sequence_parallel_region(x, group=parallel.tensor)
-    return x
+    # A share is a view; the first layer keeps it for its backward pass, and with it all S tokens of every rank.
+    return x.clone() if token_parts(parallel) > 1 else x
 
 
 def join_tokens(x: Tensor, parallel: ParallelContext) -> Tensor:
