@@ -13,7 +13,7 @@ import torch
 from common import measure, table
 from torch import Tensor
 
-from mindspeed_mm.families.sparse_ummdit import attention_flops
+from mindspeed_mm.families.sparse_ummdit_costs import attention_flops
 from mindspeed_mm.ops.attention import attend
 from mindspeed_mm.ops.skiparse import join_text, split_text
 from mindspeed_mm.types import TORCH_DTYPES

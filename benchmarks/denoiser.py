@@ -14,7 +14,8 @@ import torch
 from common import clock_of, denoiser, denoiser_config, denoiser_inputs, measure, peak_bytes, synchronize, table
 from original_way import OriginalWay
 
-from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig, forward_flops
+from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
+from mindspeed_mm.families.sparse_ummdit_costs import forward_flops
 
 ORIGINAL = "SUV in the original's way"
 

@@ -11,7 +11,7 @@ import math
 import torch
 from common import denoiser, denoiser_config, denoiser_inputs, measure, table
 
-from mindspeed_mm.families.sparse_ummdit import forward_flops
+from mindspeed_mm.families.sparse_ummdit_costs import forward_flops
 
 
 def main() -> None:

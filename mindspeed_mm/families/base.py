@@ -95,6 +95,21 @@ class Parameter:
     kind: str = ""  # its part of the network, such as "attention"
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Share:
+    """One rank's share of a training step's micro-batch, for estimates of its memory."""
+
+    batch: int  # samples
+    video_tokens: int  # of a whole sample
+    text_tokens: int  # of a whole sample, those that are computed
+    itemsize: int  # bytes of a number of weights and activations
+    tensor: int = 1  # TP ranks
+    context: int = 1  # CP ranks
+    sequence_parallel: bool = False
+    recompute_blocks: int = 0  # first blocks that are recomputed as a whole
+    recompute_feed_forwards: int = 0  # first blocks whose feed-forward is recomputed
+
+
 class Renaming:
     """A dialect's names of the same parameters, as pairs of templates: ours -> theirs.
 
@@ -202,6 +217,8 @@ class DenoiserFamily(Family[Config]):
     extent: Callable[[Config, Grid], Grid]  # config, latent (t, h, w) -> the grid of its video tokens
     forward_flops: Callable[[Config, Grid, int], int]  # config, grid of tokens, number of text tokens
     activation_bytes: ActivationBytes
+    # config, a rank's share -> peak bytes of a training step beside weights and gradients; None: not known
+    training_bytes: Callable[[Config, Share], int] | None = None
 
 
 def _renamed(name: str, rules: list[tuple[re.Pattern, str]]) -> str:

@@ -4,11 +4,11 @@ Names are Open-Sora Plan's own ("OSP"). The network is in `models/sparse_ummdit/
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar
 
+from mindspeed_mm.families import sparse_ummdit_costs as costs
 from mindspeed_mm.families.base import (
     DenoiserFamily,
     Dialect,
@@ -314,55 +314,6 @@ def extent(config: SparseUMMDiTConfig, latent: tuple[int, int, int]) -> tuple[in
     return t, h // config.patch_size, w // config.patch_size
 
 
-def forward_flops(config: SparseUMMDiTConfig, extent: tuple[int, int, int], text_tokens: int) -> int:
-    """Floating-point operations of one sample's forward pass; extent: (t, h, w) in patches.
-
-    A matrix product of [m,k] and [k,n] counts 2mkn; norms, activations, RoPE and softmax are left out, as in every such
-    count. Per block, with S video tokens, L text tokens, width D, condition width C and sparsity k:
-        queries, keys, values    3 * 2 (S + L) D^2
-        attention                2 * 2 k (S'/k + L)^2 D     k parts of S'/k video tokens (S' = S padded to k^2), each with the text
-        output projections       2 (S + L) D^2
-        feed-forward             2 * 2 (S + L) D 4D
-        modulation               2 * 2 C 6D                 once per sample
-    Without text output the last block has neither its projection nor its feed-forward. A training step takes three times a
-    forward pass (the backward pass has two products for each of its one); recomputation comes on top and is not counted.
-    """
-    video_tokens, width, condition = math.prod(extent), config.hidden_size, config.timestep_embed_dim
-    total = 2 * video_tokens * width * config.patch_size**2 * (config.in_channels + config.velocity_channels)
-    total += 2 * text_tokens * config.caption_channels * width
-    total += 2 * condition * (config.pooled_projection_dim + 3 * condition)
-    total += 2 * condition * 2 * width
-    for sparsity, count in zip(config.sparsities, config.num_layers, strict=True):
-        total += count * attention_flops(video_tokens, text_tokens, width, sparsity)
-    per_block = (3 + 1 + 8) * 2 * (video_tokens + text_tokens) * width**2 + 2 * 2 * condition * 6 * width
-    total += sum(config.num_layers) * per_block
-    total -= (1 + 8) * 2 * text_tokens * width**2  # the text tail that the last block lacks
-    if config.skip_connection:
-        total += len(config.num_layers) // 2 * 2 * (video_tokens + text_tokens) * 2 * width * width
-    return total
-
-
-def attention_flops(video_tokens: int, text_tokens: int, width: int, sparsity: int) -> int:
-    """Operations of attention in one block, for one sample, without its projections."""
-    padded = video_tokens + -video_tokens % sparsity**2
-    part = padded // sparsity + text_tokens
-    return 4 * sparsity * part**2 * width
-
-
-def activation_bytes(
-    config: SparseUMMDiTConfig, extent: tuple[int, int, int], text_tokens: int, *, itemsize: int, ranks: int
-) -> int:
-    """See `ActivationBytes`.
-
-    The peak is either in the feed-forward, whose activations are four times as wide and fp32 in GELU, or in the
-    sparsest attention, where each part of the video has its own copy of the text. The U's skip connections are held
-    meanwhile.
-    """
-    tokens = math.prod(extent) + max(config.sparsities) * text_tokens
-    skips = len(config.num_layers) // 2
-    return tokens // ranks * config.hidden_size * (60 + (4 + skips) * itemsize)
-
-
 def channel_problems(config: SparseUMMDiTConfig, latent: int) -> Iterator[tuple[str, str]]:
     """Input and output have the channels of the latent."""
     if config.in_channels != latent:
@@ -430,7 +381,8 @@ FAMILY = DenoiserFamily(
     channel_problems=channel_problems,
     text_widths=text_widths,
     extent=extent,
-    forward_flops=forward_flops,
-    activation_bytes=activation_bytes,
+    forward_flops=costs.forward_flops,
+    activation_bytes=costs.activation_bytes,
+    training_bytes=costs.peak_bytes,
     unused=text_tail,
 )

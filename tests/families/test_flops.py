@@ -8,7 +8,7 @@ from tiny_denoiser import CONFIG
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mindspeed_mm.families.sparse_ummdit import attention_flops, forward_flops
+from mindspeed_mm.families.sparse_ummdit_costs import attention_flops, forward_flops
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.types import TextFeatures

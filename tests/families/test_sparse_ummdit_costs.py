@@ -1,0 +1,103 @@
+"""The formulas of training memory equal the tensors that real steps keep, for layouts that nobody chose by hand."""
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import run_ranks
+
+from mindspeed_mm.families import sparse_ummdit_costs
+from mindspeed_mm.families.base import Share
+from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
+from mindspeed_mm.models.build import build_denoiser
+from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.types import TORCH_DTYPES, TextFeatures
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+# world size: (TP, CP)
+LAYOUTS = {1: [(1, 1)], 2: [(2, 1), (1, 2)], 4: [(2, 2)]}
+CASES = 24
+
+
+def case(number: int) -> tuple[SparseUMMDiTConfig, tuple[int, int, int], Share]:
+    """A random network, grid of video tokens, and share; the number is the seed."""
+    draw = random.Random(number)
+    sparsity = draw.choice([2, 4])
+    world = (1, 1, 2, 2, 4, 1)[number % 6]
+    tensor, context = draw.choice(LAYOUTS[world])
+    recompute = draw.choice(["none", "none", "feed-forwards", "blocks"])
+    stages = draw.choice([(2, 2, 2), (2, 4, 2), (2, 2, 2, 2, 2)])
+    config = SparseUMMDiTConfig(
+        num_layers=stages,
+        sparse_n={3: (1, sparsity, 1), 5: (1, 2, sparsity, 2, 1)}[len(stages)],
+        sparse1d=draw.random() < 0.8,
+        double_ff=draw.random() < 0.7,
+        skip_connection=draw.random() < 0.7,
+        num_heads=4,
+        head_dim=32,
+        in_channels=8,
+        caption_channels=64,
+        pooled_projection_dim=32,
+        timestep_embed_dim=32,
+    )
+    blocks = sum(config.num_layers)
+    grid = draw.choice([(2, 16, 16), (3, 16, 16), (2, 12, 24)])
+    share = Share(
+        batch=draw.choice([1, 2]),
+        video_tokens=grid[0] * grid[1] * grid[2],
+        text_tokens=draw.choice([32, 64, 128]),
+        itemsize=draw.choice([2, 4]),
+        tensor=tensor,
+        context=context,
+        sequence_parallel=tensor > 1 and draw.random() < 0.7,
+        recompute_blocks=draw.choice([blocks, blocks // 2]) if recompute == "blocks" else 0,
+        recompute_feed_forwards=draw.choice([blocks, blocks // 2]) if recompute == "feed-forwards" else 0,
+    )
+    return config, grid, share
+
+
+def counted(number: int) -> tuple[int, int]:
+    """Bytes that a real step on this rank keeps, and its peak."""
+    from tensor_memory import TensorMemory
+
+    config, (t, h, w), share = case(number)
+    parallel = ParallelContext.start(
+        tensor_size=share.tensor, context_size=share.context, sequence_parallel=share.sequence_parallel
+    )
+    dtype = {2: "bf16", 4: "fp32"}[share.itemsize]
+    network = build_denoiser(
+        config,
+        parallel,
+        dtype=dtype,
+        seed=0,
+        recompute_blocks=share.recompute_blocks,
+        recompute_feed_forwards=share.recompute_feed_forwards,
+    ).train()
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    floats = {"dtype": TORCH_DTYPES[dtype]}
+    with TensorMemory() as memory:
+        latents = torch.zeros(share.batch, config.in_channels, t, 2 * h, 2 * w, **floats)
+        sequence = torch.zeros(share.batch, share.text_tokens, config.caption_channels, **floats)
+        text = TextFeatures(
+            sequence,
+            torch.ones(share.batch, share.text_tokens, dtype=torch.bool),
+            torch.zeros(share.batch, config.pooled_projection_dim, **floats),
+        )
+        velocity = network(latents, torch.full((share.batch,), 0.5), text)
+        kept = memory.now
+        velocity.float().square().mean().backward()
+    return kept, memory.peak
+
+
+@pytest.mark.parametrize("number", range(CASES))
+def test_kept_and_peak_within_five_percent(number):
+    config, _, share = case(number)
+    kept = sum(sparse_ummdit_costs.kept_bytes(config, share).values())
+    peak = sparse_ummdit_costs.peak_bytes(config, share)
+    for found_kept, found_peak in run_ranks(counted, share.tensor * share.context, number):
+        assert kept == pytest.approx(found_kept, rel=0.05), share
+        assert peak == pytest.approx(found_peak, rel=0.05), share
