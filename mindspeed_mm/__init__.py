@@ -16,6 +16,10 @@ def __getattr__(name: str):
         from mindspeed_mm import api
 
         return getattr(api, name)
+    if name == "plan":
+        from mindspeed_mm.planning.report import plan
+
+        return plan
     if name == "T2VPipeline":
         from mindspeed_mm.sampling.pipeline import T2VPipeline
 
@@ -24,4 +28,4 @@ def __getattr__(name: str):
 
 
 def __dir__():
-    return [*globals(), *_API, "T2VPipeline"]
+    return [*globals(), *_API, "T2VPipeline", "plan"]

@@ -101,7 +101,7 @@ def _make(studio: Studio, owner: str, values: tuple) -> Iterator[tuple]:
     try:
         line = limits.line_of(*values)
     except ConfigError as error:
-        yield _said(error), unchanged, unchanged
+        yield _failure(error), unchanged, unchanged
         return
     yield "<p>Reading the prompt ...</p>", "", unchanged
     picture = ""
@@ -112,16 +112,15 @@ def _make(studio: Studio, owner: str, values: tuple) -> Iterator[tuple]:
                 picture = _inline(news.preview) if news.preview is not None else picture
                 yield _progress(news) + picture, unchanged, unchanged
             elif isinstance(news, Done):
-                warning = "" if news.warning is None else _said(news.warning)
-                yield warning, _figure(news.entry, autoplay=True), _history(studio)
+                yield "", _figure(news.entry, autoplay=True), _history(studio)
     except MMError as error:
-        yield _said(error), unchanged, unchanged
+        yield _failure(error), unchanged, unchanged
     finally:
         work.close()
 
 
-def _said(fault: MMError | str) -> str:
-    return f'<p class="failed" role="alert">{escape(str(fault))}</p>'
+def _failure(error: MMError) -> str:
+    return f'<p class="failed" role="alert">{escape(str(error))}</p>'
 
 
 def _progress(news: Progress) -> str:

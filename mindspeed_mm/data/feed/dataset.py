@@ -36,7 +36,7 @@ class Sample:
     video: [3,T,H,W] float32, or its stored posterior (no batch axis). text: [1,L] ids of the first tokenizer, or
     stored features. pooled_text: ids of the second tokenizer (None without one, or with stored features). caption: the
     text, "" if dropped. key: "TxHxW". address: the requested (epoch, index). chosen: the index that was used.
-    substitutions: files that failed before. traits: see `shown.traits`.
+    substitutions: files that failed before.
     """
 
     video: Tensor | Posterior
@@ -48,7 +48,6 @@ class Sample:
     address: tuple[int, int]
     chosen: int
     substitutions: tuple[Substitution, ...]
-    traits: tuple[str, ...] = ()
 
 
 class Tokens:
@@ -146,12 +145,10 @@ class ClipDataset:
     def _sample(self, chosen: int, address: tuple[int, int], missed: tuple[Substitution, ...], allocate: Allocate):
         clip, epoch = self.clips[chosen], address[0]
         # A text seed is hashed with SHA-512, which is the same in every process.
-        traits: set[str] = set()
-        video = self._videos.load(clip, self.video_draws(chosen, epoch), self.crop(epoch), allocate, traits.add)
+        video = self._videos.load(clip, self.video_draws(chosen, epoch), self.crop(epoch), allocate)
         caption = self._caption(clip, random.Random(f"{self.seed}:{epoch}:{chosen}:caption"))
         text, pooled_text = self._texts.load(caption)
-        special = tuple(sorted(traits))
-        return Sample(video, text, pooled_text, caption, clip.row.path, clip.key, address, chosen, missed, special)
+        return Sample(video, text, pooled_text, caption, clip.row.path, clip.key, address, chosen, missed)
 
     def crop(self, epoch: int) -> int:
         """Number of every clip's temporal crop in an epoch, with `fixed_crops`; else 0."""

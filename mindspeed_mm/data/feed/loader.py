@@ -101,7 +101,7 @@ class Loader:
                 mine, ranks = self._share
                 for turn in range(ranks):
                     if turn == mine:
-                        self.ledger.note(one.substitutions, len(one.batch.paths), one.traits)
+                        self.ledger.note(one.substitutions, len(one.batch.paths))
                     if ahead is self._ahead:
                         self._position = ahead.popleft()
                     yield one.batch
@@ -291,13 +291,12 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Made:
-    """A micro-batch, its clips, the files that failed before, and (trait, path) for each special trait of its clips."""
+    """A micro-batch, its clips, and the files that failed before."""
 
     request: Request
     batch: Batch
     chosen: tuple[int, ...]
     substitutions: tuple[Substitution, ...]
-    traits: tuple[tuple[str, str], ...] = ()
 
 
 class Refused(DataError):
@@ -344,8 +343,7 @@ class _BatchSource:
         except MMError as error:
             return error
         substitutions = tuple(item for sample in samples for item in sample.substitutions)
-        traits = tuple((trait, sample.path) for sample in samples for trait in sample.traits)
-        return Made(request, batch, tuple(sample.chosen for sample in samples), substitutions, traits)
+        return Made(request, batch, tuple(sample.chosen for sample in samples), substitutions)
 
     def _sample(self, request: Request, place: int, announce: Announce, allocate):
         index = request.indices[place]

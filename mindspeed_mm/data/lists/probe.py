@@ -21,12 +21,10 @@ from mindspeed_mm.data.lists.sources import read_list
 from mindspeed_mm.data.workers.faults import unforeseen
 from mindspeed_mm.data.workers.pool import Announce, WorkerPool
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.files.checksum import crc32
 
 log = logs.get(__name__)
 
-_VERSION = 3
-_EXAMPLES = 20
+_VERSION = 2
 _SECONDS_BETWEEN_SAVES = 30.0
 
 
@@ -61,7 +59,7 @@ def probe(paths: Sequence[str], cache: str | Path | None = None, processes: int 
     facts = {path: known[path][1] for path in paths if path in known and known[path][0] == stamps[path]}
     todo = [path for path in paths if path not in facts]
     if not todo:
-        return _said(facts)
+        return facts
     log.info(f"data: probing {len(todo)} files ({len(facts)} are known)")
     pool = WorkerPool(
         _probe_one,
@@ -81,18 +79,6 @@ def probe(paths: Sequence[str], cache: str | Path | None = None, processes: int 
     finally:
         pool.close()
         _save(cache, known)
-    return _said(facts)
-
-
-def _said(facts: Mapping[str, Facts]) -> Mapping[str, Facts]:
-    """Logs which files have a variable frame rate."""
-    variable = [path for path, one in facts.items() if one.variable]
-    if variable:
-        more = ", ..." if len(variable) > _EXAMPLES else ""
-        log.info(
-            f"data: {len(variable)} of {len(facts)} files have a variable frame rate; their frames are taken by time: "
-            f"{', '.join(variable[:_EXAMPLES])}{more}"
-        )
     return facts
 
 
@@ -149,11 +135,9 @@ def _load(cache: Path | None) -> dict[str, tuple[tuple[int, int], Facts]]:
         content = json.loads(cache.read_text(encoding="utf-8"))
         if content["version"] != _VERSION:
             return {}
-        if content["checksum"] != _checksum(content["files"]):
-            raise ValueError("another checksum")
         files = content["files"].items()
         return {path: ((size, date), Facts(*facts, tuple(special))) for path, (size, date, *facts, special) in files}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning(f"data: {cache} is not a probe cache ({type(error).__name__}); probing all files again")
         return {}
 
@@ -163,12 +147,6 @@ def _save(cache: Path | None, known: dict) -> None:
         return
     files = {path: (*stamp, *dataclasses.astuple(facts)) for path, (stamp, facts) in known.items()}
     try:
-        content = {"version": _VERSION, "files": files, "checksum": _checksum(files)}
-        atomic.write_text(cache, json.dumps(content, ensure_ascii=False))
+        atomic.write_text(cache, json.dumps({"version": _VERSION, "files": files}, ensure_ascii=False))
     except OSError as error:
         log.warning(f"data: what was probed cannot be kept for the next run: {cache}: {error.strerror}")
-
-
-def _checksum(files: dict) -> int:
-    """A changed digit would be another size or length, which no later check could tell."""
-    return crc32(json.dumps(files).encode())

@@ -1,0 +1,77 @@
+"""What a plan has to know of a run: its network, the size of its samples, its precision and its optimizer."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+from mindspeed_mm import families
+from mindspeed_mm.config import data_dialects, model_dialects
+from mindspeed_mm.config.data import DataConfig
+from mindspeed_mm.config.geometry import LatentGrid
+from mindspeed_mm.config.model import TrainModelConfig
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.families.base import DenoiserConfig
+from mindspeed_mm.schema import build, read_json
+
+ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
+# Parameters of the published text encoders: T5 v1.1 XL's encoder, and CLIP bigG's text tower.
+_TEXT_ENCODERS = 1_223_527_424 + 694_659_840
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Job:
+    """A training run, without its layout."""
+
+    denoiser: DenoiserConfig
+    size: tuple[int, int, int]  # frames, height, width of a sample, in pixels
+    grid: tuple[int, int, int]  # video tokens: t, h, w
+    text_tokens: int
+    dtype: str
+    frozen_bytes: int  # weights of autoencoder and text encoders; 0 for those that stored features replace
+    micro_batch: int = 1
+    ema: bool = True
+    distributed_optimizer: bool = True
+
+    @property
+    def video_tokens(self) -> int:
+        return math.prod(self.grid)
+
+
+def read(model_json: str | Path, data_json: str | Path, text_tokens: int | None = None, micro_batch: int = 1) -> Job:
+    """The job of a model and a data JSON. Their paths need not exist.
+
+    text_tokens: real tokens of a caption; default: the longest caption that the data JSON allows.
+    """
+    model = build(TrainModelConfig, model_dialects.model_node(read_json(model_json)))
+    data = build(DataConfig, data_dialects.data_node(read_json(data_json)))
+    size = _largest(data)
+    latent = LatentGrid.of_video(*size, model.ae.strides)
+    family = families.of_denoiser(model.predictor)
+    return Job(
+        denoiser=model.predictor,
+        size=size,
+        grid=family.extent(model.predictor, (latent.frames, latent.height, latent.width)),
+        text_tokens=text_tokens or data.dataset_param.model_max_length,
+        dtype=model.weight_dtype,
+        frozen_bytes=_frozen_bytes(model),
+        micro_batch=micro_batch,
+    )
+
+
+def _largest(data: DataConfig) -> tuple[int, int, int]:
+    """Frames, height and width of the largest sample."""
+    clips = data.dataset_param.preprocess_parameters
+    if clips.force_resolution:
+        return clips.num_frames, clips.max_height, clips.max_width
+    if clips.max_hxw is None:
+        raise ConfigError("max_hxw is missing in data.json: with several resolutions it is the largest height x width")
+    # a plan needs the area alone: the squarest size in whole strides that is not larger
+    side = math.isqrt(clips.max_hxw) // clips.hw_stride * clips.hw_stride
+    return clips.num_frames, side, clips.max_hxw // side // clips.hw_stride * clips.hw_stride
+
+
+def _frozen_bytes(model: TrainModelConfig) -> int:
+    family = families.of_config(model.ae)
+    autoencoder = sum(math.prod(parameter.shape) for parameter in family.parameters(model.ae).values())
+    total = 0 if model.load_video_features else autoencoder * ITEMSIZE[model.ae.dtype]
+    return total + (0 if model.load_text_features else _TEXT_ENCODERS * ITEMSIZE[model.weight_dtype])

@@ -1,0 +1,125 @@
+"""A plan as a table, as JSON, and as the command that runs it."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from mindspeed_mm.planning import layouts
+from mindspeed_mm.planning.job import Job, read
+from mindspeed_mm.planning.memory import GIB, USABLE, Layout, parts, rank_parameters
+
+_RECOMPUTE_FLAGS = {
+    "none": "RECOM_FFN_LAYERS=0",
+    "feed-forwards": "",
+    "blocks": "RECOM_FFN_LAYERS=0",
+}
+
+
+def plan(
+    model_json: str | Path,
+    data_json: str | Path,
+    *,
+    cards: int,
+    memory_gib: float,
+    text_tokens: int | None = None,
+    micro_batch: int = 1,
+) -> list[dict]:
+    """The layouts of a training run that fit `cards` cards of memory_gib each, cheapest first; empty if none does.
+
+    Each is a dict: cards, tensor, context, data, recompute ("none", "feed-forwards", "blocks"), gib (of one card, by part),
+    total_gib, command. The JSONs' paths need not exist. text_tokens: real tokens of a caption; default: the longest one
+    that the data JSON allows. Raises ConfigError for a mistake in a JSON.
+    """
+    return rows(read(model_json, data_json, text_tokens, micro_batch), cards, memory_gib)
+
+
+def rows(job: Job, cards: int, memory_gib: float) -> list[dict]:
+    """The layouts that fit, cheapest first: their sizes, GiB by part, and the command of each."""
+    return [row(job, layout) for layout in layouts.fitting(job, cards, memory_gib)]
+
+
+def row(job: Job, layout: Layout) -> dict:
+    """One layout as plain values."""
+    gib = {name: size / GIB for name, size in parts(job, layout).items()}
+    return {
+        "cards": layout.cards,
+        "tensor": layout.tensor,
+        "context": layout.context,
+        "data": layout.data,
+        "recompute": layout.recompute,
+        "gib": gib,
+        "total_gib": sum(gib.values()),
+        "command": command(job, layout),
+    }
+
+
+def command(job: Job, layout: Layout, model_json: str = "", data_json: str = "") -> str:
+    """The published script with this layout's variables."""
+    nodes = max(1, layout.cards // 8)
+    words = [f"TP={layout.tensor}", f"CP={layout.context}", f"NPUS_PER_NODE={min(8, layout.cards)}"]
+    words += [f"NNODES={nodes}"] if nodes > 1 else []
+    words += [f"MBS={job.micro_batch}"] if job.micro_batch > 1 else []
+    words += [word for word in (_RECOMPUTE_FLAGS[layout.recompute],) if word]
+    words += [f"MM_MODEL={shlex.quote(model_json)}"] if model_json else []
+    words += [f"MM_DATA={shlex.quote(data_json)}"] if data_json else []
+    words += ["bash examples/opensoraplan1.5/pretrain_opensoraplan1_5.sh"]
+    if layout.recompute == "blocks":
+        words += ["--recompute-granularity full --recompute-method block --recompute-num-layers 1024"]
+    return " ".join(words)
+
+
+def table(found: Sequence[dict]) -> str:
+    """GiB of one rank by part, a line for each layout."""
+    names = list(found[0]["gib"])
+    header = ["TP", "CP", "DP", "recompute", *names, "total"]
+    lines = [header]
+    for one in found:
+        sizes = [f"{one['gib'][name]:.1f}" for name in names]
+        lines.append(
+            [
+                str(one["tensor"]),
+                str(one["context"]),
+                str(one["data"]),
+                one["recompute"],
+                *sizes,
+                f"{one['total_gib']:.1f}",
+            ]
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def text(job: Job, cards: int, memory_gib: float, model_json: str = "", data_json: str = "", most: int = 8) -> str:
+    """The whole report for people."""
+    frames, height, width = job.size
+    lines = [
+        f"{rank_parameters(job, 1):,} parameters in {job.dtype}; samples of {frames}x{height}x{width}: "
+        f"{job.video_tokens:,} video and {job.text_tokens} text tokens; {cards} cards of {memory_gib:g} GiB, "
+        f"of which {USABLE:.0%} count",
+        "",
+    ]
+    found = rows(job, cards, memory_gib)
+    if found:
+        best = layouts.fitting(job, cards, memory_gib)[0]
+        more = f"\n({len(found) - most} more)" if len(found) > most else ""
+        return "\n".join(
+            [*lines, "GiB on each card:", table(found[:most]) + more, "", command(job, best, model_json, data_json)]
+        )
+    least = row(job, layouts.closest(job, cards))
+    lines += ["No layout fits. The smallest one, GiB on each card:", table([least]), "", *_advice(least)]
+    return "\n".join(lines)
+
+
+def _advice(least: dict) -> list[str]:
+    """What makes a job fit, the largest part first."""
+    ways = {
+        "activations": "smaller clips (num_frames, max_height, max_width), or a smaller --micro-batch-size",
+        "frozen": "stored features (load_video_features, load_text_features) leave the encoders out",
+        "gradients": "more cards with a larger TP",
+        "weights": "more cards with a larger TP",
+        "moments": "more cards: DP shares the optimizer's state",
+        "main weights": "more cards: DP shares the optimizer's state",
+        "average": "training without --use-ema",
+    }
+    largest = sorted(least["gib"], key=least["gib"].get, reverse=True)[:3]
+    return [f"{name} {least['gib'][name]:.1f} GiB: {ways[name]}" for name in largest]

@@ -1,0 +1,105 @@
+"""A plan: layouts that fit, cheapest first, without torch; what does not fit says what is largest."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import config_files
+import pytest
+
+import mindspeed_mm as mm
+from mindspeed_mm import families
+from mindspeed_mm.cli import planning
+from mindspeed_mm.planning import job, layouts, memory, report
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "opensoraplan1.5"
+PUBLISHED = EXAMPLES / "model_opensoraplan1_5.json", EXAMPLES / "data.json"
+
+
+@pytest.fixture(scope="module")
+def v1_5() -> job.Job:
+    return job.read(*PUBLISHED)
+
+
+def test_the_job_is_that_of_the_published_files(v1_5):
+    assert v1_5.size == (121, 576, 1024)
+    assert v1_5.grid == (16, 36, 64)
+    assert (v1_5.text_tokens, v1_5.dtype) == (512, "bf16")
+    assert job.read(*PUBLISHED, text_tokens=100).text_tokens == 100
+
+
+def test_parts_follow_from_the_parameters_and_the_layout(v1_5):
+    numbers = sum(math.prod(p.shape) for p in families.of_denoiser(v1_5.denoiser).parameters(v1_5.denoiser).values())
+    one = memory.parts(v1_5, memory.Layout(1, 1, 1, "none"))
+    assert one["weights"] == 2 * numbers
+    assert one["gradients"] == one["main weights"] == one["average"] == 4 * numbers
+    assert one["moments"] == 8 * numbers
+    eight = memory.parts(v1_5, memory.Layout(8, 1, 8, "none"))
+    assert eight["moments"] < one["moments"] / 55
+    assert eight["weights"] > one["weights"] / 8  # norms and embeddings are not split
+
+
+def test_every_layout_divides_heads_and_tokens(v1_5):
+    found = list(layouts.candidates(v1_5, 64))
+    assert {layout.cards for layout in found} == {64}
+    assert all(24 % (layout.tensor * layout.context) == 0 for layout in found)
+    assert {(layout.tensor, layout.context) for layout in found} >= {(1, 1), (8, 1), (4, 2), (1, 8)}
+
+
+def test_layouts_that_fit_come_cheapest_first_and_fit():
+    found = mm.plan(*PUBLISHED, cards=64, memory_gib=64)
+    assert all(one["total_gib"] <= 64 * memory.USABLE for one in found)
+    assert all(one["total_gib"] == pytest.approx(sum(one["gib"].values())) for one in found)
+    kinds = [one["recompute"] == "blocks" for one in found]
+    assert kinds == sorted(kinds)  # what repeats a third of the work comes last
+    assert "TP=4 CP=1 NPUS_PER_NODE=8 NNODES=8" in found[0]["command"]
+
+
+def test_what_does_not_fit_names_the_largest_parts(v1_5):
+    assert mm.plan(*PUBLISHED, cards=1, memory_gib=24) == []
+    text = report.text(v1_5, 1, 24)
+    assert "No layout fits" in text
+    assert "moments 63.4 GiB: more cards" in text
+
+
+def test_stored_features_leave_the_encoders_out(tmp_path):
+    config_files.write_all(tmp_path)
+    model, data = tmp_path / "model.json", tmp_path / "data.json"
+    assert job.read(model, data).frozen_bytes > 0
+    config_files.change(model, "load_video_features", True)
+    config_files.change(model, "load_text_features", True)
+    assert job.read(model, data).frozen_bytes == 0
+
+
+def test_the_command_prints_a_table_or_json_and_ends_with_1_if_nothing_fits(capsys):
+    files = ["--mm-model", str(PUBLISHED[0]), "--mm-data", str(PUBLISHED[1])]
+    planning.plan([*files, "--cards", "64", "--card", "910b-64g"])
+    assert "GiB on each card" in capsys.readouterr().out
+    planning.plan([*files, "--cards", "64", "--memory-gib", "64", "--json"])
+    assert json.loads(capsys.readouterr().out)[0]["cards"] == 64
+    with pytest.raises(SystemExit, match="1"):
+        planning.plan([*files, "--cards", "1", "--card", "4090-24g"])
+    assert "No layout fits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--card", "h100-80"], "h100-80g"),
+        ([], "give either --card or --memory-gib"),
+        (["--card", "h100-80g", "--memory-gib", "80"], "give either --card or --memory-gib"),
+        (["--card", "h100-80g", "--cards", "0"], "--cards"),
+    ],
+)
+def test_a_mistake_is_one_line(flags, message, capsys):
+    files = ["--mm-model", str(PUBLISHED[0]), "--mm-data", str(PUBLISHED[1])]
+    with pytest.raises(SystemExit):
+        planning.plan([*files, *flags])
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_plan_imports_neither_torch_nor_megatron():
+    code = "import sys; from mindspeed_mm.planning import report; assert not {'torch', 'megatron'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
