@@ -45,7 +45,7 @@ class Ema:
         self.updates += 1
         if self._in_optimizer:
             return
-        mains = [shard.main.detach().float() for shard in self._engine.main_shards()]
+        mains = [shard.main for shard in self._engine.main_shards()]
         if mains:
             averages = list(self.shards.values())
             torch._foreach_mul_(averages, decay)

@@ -17,11 +17,7 @@ with warnings.catch_warnings():
     from megatron.core import dist_checkpointing, parallel_state
     from megatron.core.dist_checkpointing import ShardedTensor
     from megatron.core.dist_checkpointing.strategies import filesystem_async
-    from megatron.core.distributed import (
-        DistributedDataParallel,
-        DistributedDataParallelConfig,
-        finalize_model_grads,
-    )
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -79,7 +75,6 @@ __all__ = [
     "all_gather_last_dim_from_tensor_parallel_region",
     "all_to_all",
     "dist_checkpointing",
-    "finalize_model_grads",
     "gather_from_sequence_parallel_region",
     "gather_from_tensor_model_parallel_region",
     "get_megatron_optimizer",

@@ -1,7 +1,7 @@
 """A network under megatron-core's gradient buffers and optimizer: joins distributed training to this project.
 
-Megatron's optimizer step has separate parts (`prepare_grads`, `get_grad_norm`, `step_with_ready_grads`). This engine
-exposes each.
+Megatron sums the gradients over the ranks, shards the weights over them and gathers them again. The update between is
+taken apart here, over lists of all shards (`main_weights.py`).
 """
 
 import contextlib
@@ -9,18 +9,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from mindspeed_mm.config.run import OptimizerSettings
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.engine import MainShard
 from mindspeed_mm.parallel.gathering import Gathering
+from mindspeed_mm.parallel.main_weights import MainWeights
 from mindspeed_mm.parallel.megatron import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
     DistributedOptimizer,
     OptimizerConfig,
-    finalize_model_grads,
     get_megatron_optimizer,
 )
 from mindspeed_mm.parallel.schedule import Schedule
@@ -48,8 +50,7 @@ class MegatronEngine:
         dtype = next(network.parameters()).dtype
         with platform.engine_scope():
             self.ddp = DistributedDataParallel(
-                # With TP, Megatron sums the gradients that `partition.mark` flagged as partial.
-                parallel.config(split_sequence=parallel.tensor_size > 1),
+                parallel.config(),
                 DistributedDataParallelConfig(
                     grad_reduce_in_fp32=settings.grad_reduce_in_fp32,
                     overlap_grad_reduce=settings.overlap_grad_reduce,
@@ -67,6 +68,9 @@ class MegatronEngine:
             if platform.fused_adamw:
                 self.replace_inner(_fused)
             self._create_optimizer_state()
+        self._main = MainWeights(self.optimizer, network, counts_whole=parallel.tensor_rank == 0)
+        self._partial = _partial_gradients(network) if parallel.tensor_size > 1 else []
+        self._alone = parallel.data_and_context.size() == 1  # nothing to exchange with other data ranks
         self._schedule: Schedule | None = None
 
     def replace_inner(self, make: Callable[[torch.optim.Optimizer], torch.optim.Optimizer]) -> None:
@@ -89,7 +93,7 @@ class MegatronEngine:
         """Clears the gradients."""
         with self.platform.engine_scope():
             self.ddp.zero_grad_buffer()
-            self.optimizer.zero_grad()
+            self._main.drop_gradients()
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager:
         """Context around forward and backward of a micro-batch; gradients are exchanged in the last one only."""
@@ -110,28 +114,45 @@ class MegatronEngine:
     def finish_gradients(self) -> bool:
         """Averages the gradients over the data ranks and passes them to the main weights. True if fp16 overflowed."""
         with self.platform.engine_scope():
-            finalize_model_grads([self.ddp])
-            return bool(self.optimizer.prepare_grads())
+            if not self._alone or self.settings.overlap_grad_reduce:
+                self.ddp.finish_grad_sync()
+            self._sum_partial_gradients()
+            if getattr(self.optimizer, "grad_scaler", None) is not None:
+                return bool(self.optimizer.prepare_grads())  # also divides by fp16's loss scale
+            self._main.take_gradients()
+            return False
+
+    def _sum_partial_gradients(self) -> None:
+        """Sums over TP the gradients that `partition.mark` flagged as partial, in one exchange."""
+        if self._partial:
+            together = _flatten_dense_tensors(self._partial)
+            dist.all_reduce(together, group=self.parallel.tensor)
+            torch._foreach_copy_(self._partial, _unflatten_dense_tensors(together, self._partial))
 
     def gradient_norm(self) -> float:
         """L2 norm of the whole network's gradient; the same on every rank."""
-        with self.platform.engine_scope():
-            return float(self.optimizer.get_grad_norm())
+        total = self._main.squared_norm()
+        dist.all_reduce(total, group=self.optimizer.get_grad_stats_parallel_group())
+        return total.item() ** 0.5
 
     def scale_gradients(self, factor: float) -> None:
         """Multiplies all gradients."""
-        gradients = [parameter.grad for parameter in self.optimizer.get_parameters() if parameter.grad is not None]
+        gradients = self._main.gradients()
         if gradients:
             torch._foreach_mul_(gradients, factor)
 
+    @torch.no_grad()
     def update(self) -> None:
         """Runs one AdamW step on the main weights, and updates the network's weights on every rank.
 
         With --overlap-param-gather the next training forward pass gathers them; earlier readers must call `publish`.
         """
-        with self.platform.engine_scope():
-            self._settle()
-            self.optimizer.step_with_ready_grads()
+        self._settle()
+        self.optimizer.optimizer.step()
+        self._main.to_network()
+        if isinstance(self.optimizer, DistributedOptimizer) and not (self._alone or self.settings.overlap_param_gather):
+            with self.platform.engine_scope():
+                self.ddp.start_param_sync()
 
     def advance_schedule(self) -> None:
         self.scheduler.advance()
@@ -143,19 +164,7 @@ class MegatronEngine:
 
     def main_shards(self) -> list[MainShard]:
         """This rank's main weights, in the order of the network's parameters."""
-        shards = []
-        for name, parameter in self.network.named_parameters():
-            whole = (0, parameter.numel())
-            if isinstance(self.optimizer, DistributedOptimizer):
-                if parameter not in self.optimizer.model_param_group_index_map:
-                    continue  # other data ranks own all of it
-                group, order = self.optimizer.model_param_group_index_map[parameter]
-                main = self.optimizer.param_groups[group]["params"][order]
-                part = self.optimizer._get_model_param_range_map(parameter)["param"]
-                shards.append(MainShard(name, main, part.start, part.end, parameter.shape))
-            else:
-                shards.append(MainShard(name, getattr(parameter, "main_param", parameter), *whole, parameter.shape))
-        return shards
+        return self._main.shards
 
     def moments(self) -> dict[str, list[Tensor]]:
         """AdamW's two moments, one tensor for each of `main_shards`."""
@@ -189,8 +198,7 @@ class MegatronEngine:
         """
         with self.platform.engine_scope():
             self._settle()
-            if hasattr(self.optimizer, "_copy_main_params_to_model_params"):  # absent if they are the same tensors
-                self.optimizer._copy_main_params_to_model_params()
+            self._main.to_network()
             if isinstance(self.optimizer, DistributedOptimizer):
                 self.ddp.start_param_sync(force_sync=True)
 
@@ -256,6 +264,11 @@ def adopt_groups(groups: list[dict], into: torch.optim.Optimizer) -> list[dict]:
         for key, value in into.defaults.items():
             group.setdefault(key, value)
     return groups
+
+
+def _partial_gradients(network: nn.Module) -> list[Tensor]:
+    marked = (parameter for parameter in network.parameters() if getattr(parameter, "sequence_parallel", False))
+    return [parameter.main_grad for parameter in marked]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _optimizer_config(settings: OptimizerSettings, dtype: torch.dtype) -> OptimizerConfig:

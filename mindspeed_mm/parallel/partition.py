@@ -37,15 +37,15 @@ def full_shape(shape: torch.Size, dim: int | None, tensor_size: int) -> tuple[in
 def mark(module: nn.Module, partial_gradients) -> None:
     """Marks for megatron-core the parameters that are split, and those with partial gradients on each TP rank.
 
-    Its gradient norm counts a parameter that is not split only on TP rank 0; `finalize_model_grads` sums the partial
-    gradients. Call this when the parameters have their final storage: leaving the meta device creates new ones.
+    A gradient norm counts a parameter that is not split only on TP rank 0; the engine sums the partial gradients.
+    Call this when the parameters have their final storage: leaving the meta device creates new ones.
     """
     for name, dim in partition_dims(module).items():
         parameter = module.get_parameter(name)
         if not hasattr(parameter, "tensor_model_parallel"):
             set_tensor_model_parallel_attributes(parameter, dim is not None, -1 if dim is None else dim, 1)
     for parameter in partial_gradients:
-        parameter.sequence_parallel = True  # the name that finalize_model_grads looks for
+        parameter.sequence_parallel = True  # megatron-core's name for it
 
 
 @torch.no_grad()

@@ -26,6 +26,7 @@ _CPU = torch.device("cpu")
 class CpuPlatform(Platform):
     name = "cpu"
     backend = "gloo"
+    fused_adamw = True
 
     def prepare(self, allow_tf32: bool = False, allow_internal_format: bool = False) -> None:
         ordered_launches()

@@ -54,4 +54,4 @@ def test_kernels_of_a_training_step(fused):
     assert step["aclnnFlashAttentionVarLenScore"] == step["aclnnFlashAttentionUnpaddingScoreGrad"] == 32
     assert step["aclnnRmsNorm"] == 4 * 32
     assert update["aclnnApplyAdamWV2"] == 1178  # one per parameter of this rank
-    assert update["HcclAllGather"] == 1
+    assert "HcclAllGather" not in update  # a data rank alone has all weights

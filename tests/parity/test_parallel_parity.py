@@ -5,12 +5,9 @@ import torch
 from denoiser_cases import Case, relative, run, train_gradients
 from ranks import run_ranks
 
+from mindspeed_mm.config.optimizer import OptimizerSettings
 from mindspeed_mm.parallel.context import ParallelContext
-from mindspeed_mm.parallel.megatron import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
+from mindspeed_mm.parallel.megatron_engine import MegatronEngine
 from mindspeed_mm.parallel.partition import partition_dims, shard
 from mindspeed_mm.platforms.cpu import CpuPlatform
 
@@ -27,14 +24,11 @@ def differences(path, tensor_size: int, context_size: int, sequence_parallel: bo
     network = case.network(parallel)
     with torch.no_grad():
         evaluation = run(network.eval(), case.inputs())
-    with CpuPlatform().engine_scope():
-        ddp = DistributedDataParallel(
-            parallel.config(split_sequence=tensor_size > 1), DistributedDataParallelConfig(), network
-        )
-        ddp.zero_grad_buffer()
-    out, *_ = train_gradients(case, ddp)
-    with CpuPlatform().engine_scope():
-        finalize_model_grads([ddp])
+    settings = OptimizerSettings(lr_decay_iters=1, use_distributed_optimizer=False)
+    engine = MegatronEngine(network, parallel, CpuPlatform(), settings)
+    engine.start_step()
+    out, *_ = train_gradients(case, engine.ddp)
+    engine.finish_gradients()
     found = {
         "evaluation": (evaluation - case.tensors["out"]).abs().max().item(),
         "training": (out - case.tensors["out_train"]).abs().max().item(),
