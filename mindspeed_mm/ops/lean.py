@@ -8,7 +8,7 @@ hints by `recomputed`. On an NPU the fused operators behind `norms` and `rope3d`
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -157,31 +157,48 @@ def gelu(x: Tensor, approximate: str) -> Tensor:
     return F.gelu(x, approximate=approximate)  # torch's 16-bit kernels compute in fp32 and round once
 
 
-def recomputed(on: bool, function: Callable, *arguments: Tensor) -> tuple[Tensor, AbstractContextManager]:
-    """Returns function(*arguments) and a context. Inside the context, an operator that would keep the result for its
-    backward pass keeps the arguments instead, and calls the function again.
+# Smaller results are kept: to make one again, hooks run for every tensor that the operators after it keep.
+LEAST_RECOMPUTED_BYTES = 2**20
 
-    Use it for cheap functions with contiguous results whose arguments are kept anyway. With `on` false this is a plain
-    call. Do not use it inside a checkpointed function (`parallel/recompute.py`), which would then hold the arguments.
-    When a compiler traces the call, the function is checkpointed instead.
+
+def recomputed(on: bool, function: Callable, *arguments: Tensor) -> tuple[Tensor, AbstractContextManager]:
+    """`recomputed_all` of one function."""
+    (result,), again = recomputed_all(on, (function, arguments))
+    return result, again
+
+
+def recomputed_all(on: bool, *calls: tuple[Callable, Sequence[Tensor]]) -> tuple[list[Tensor], AbstractContextManager]:
+    """Returns the result of each call function(*arguments), and a context. Inside the context, an operator that would
+    keep such a result for its backward pass keeps the arguments instead, and calls the function again; results below
+    LEAST_RECOMPUTED_BYTES are kept.
+
+    Use it for cheap functions with contiguous results whose arguments are kept anyway. With `on` false these are plain
+    calls. Do not use it inside a checkpointed function (`parallel/recompute.py`), which would then hold the arguments.
+    When a compiler traces the calls, the functions are checkpointed instead.
     """
-    if not on:
-        return function(*arguments), contextlib.nullcontext()
-    if torch.compiler.is_compiling():
-        return checkpoint(function, *arguments, use_reentrant=False), contextlib.nullcontext()
-    result = function(*arguments)
-    arguments = tuple(argument.detach() for argument in arguments)
-    address, size = result.data_ptr(), result.numel()
+    if on and torch.compiler.is_compiling():
+        results = [checkpoint(function, *arguments, use_reentrant=False) for function, arguments in calls]
+        return results, contextlib.nullcontext()
+    results = [function(*arguments) for function, arguments in calls]
+    again = {  # where a result lies -> its size and how to make it again
+        result.data_ptr(): (result.numel(), function, tuple(argument.detach() for argument in arguments))
+        for result, (function, arguments) in zip(results, calls, strict=True)
+        if on and result.nbytes >= LEAST_RECOMPUTED_BYTES
+    }
+    if not again:
+        return results, contextlib.nullcontext()
 
     def pack(tensor: Tensor):
-        if tensor.data_ptr() == address and tensor.numel() == size and tensor.is_contiguous():
-            return tensor.shape  # a linear keeps its input as a matrix
+        size, *call = again.get(tensor.data_ptr(), (None, None, None))
+        if tensor.numel() == size and tensor.is_contiguous():
+            return tensor.shape, call  # a linear keeps its input as a matrix
         return tensor
 
     def unpack(kept):
-        if isinstance(kept, torch.Size):
+        if isinstance(kept, tuple):
+            shape, (function, arguments) = kept
             with torch.no_grad():
-                return function(*arguments).view(kept)
+                return function(*arguments).view(shape)
         return kept
 
-    return result, saved_tensors_hooks(pack, unpack)
+    return results, saved_tensors_hooks(pack, unpack)

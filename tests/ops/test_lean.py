@@ -80,7 +80,9 @@ def test_a_compilers_gelu_is_the_same(monkeypatch):
     assert (lean.gelu(x, "tanh") - wanted).abs().max() <= 1e-6
 
 
-def test_recomputed_calls_the_function_again_and_gives_every_bit_of_the_gradients():
+@pytest.mark.parametrize(("least_bytes", "times"), [(0, 2), (5 * 2 * 8 * 4, 2), (5 * 2 * 8 * 4 + 1, 1)])
+def test_recomputed_calls_the_function_again_unless_it_is_small_and_gives_every_bit(monkeypatch, least_bytes, times):
+    monkeypatch.setattr(lean, "LEAST_RECOMPUTED_BYTES", least_bytes)
     x, weight = random(5, 2, 8), random(3, 8)
     wanted = torch.autograd.grad(F.linear(F.gelu(x), weight).sin().sum(), (x, weight))
     calls = []
@@ -94,12 +96,13 @@ def test_recomputed_calls_the_function_again_and_gives_every_bit_of_the_gradient
         out = F.linear(active, weight)
     assert len(calls) == 1
     found = torch.autograd.grad(out.sin().sum(), (x, weight))
-    assert calls == 2 * [x.data_ptr()]
+    assert calls == times * [x.data_ptr()]
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
-def test_recomputed_leaves_what_follows_the_function_alone():
+def test_recomputed_leaves_what_follows_the_function_alone(monkeypatch):
     """Such as a dropout between it and the linear: the linear's input is another tensor then, which it keeps."""
+    monkeypatch.setattr(lean, "LEAST_RECOMPUTED_BYTES", 0)
     x, weight = random(5, 2, 8), random(3, 8)
     active, again = lean.recomputed(True, F.gelu, x)
     dropped = active * 2
