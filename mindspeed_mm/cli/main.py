@@ -38,6 +38,7 @@ COMMANDS = {
     "convert-vae": Command("weights", "convert the weights of an autoencoder", "weights"),
     "train-vae": Command("autoencoder", "train or finetune the autoencoder", "training"),
     "eval-vae": Command("autoencoder", "measure what the autoencoder keeps", "training"),
+    "doctor": Command("set-up", "say what this machine has for a run, and what it lacks", "doctor"),
     "config": Command("set-up", "write, show and compare configs", "configs"),
     "schema": Command("set-up", "print the JSON Schema of a kind of config, for editors", "schemas"),
     "completion": Command("set-up", "print a script that completes commands in a shell", "completion"),
