@@ -128,8 +128,9 @@ def leave_word(error: str, environment: Mapping[str, str]) -> bool:
     place = environment.get("TORCHELASTIC_ERROR_FILE")
     if _OURS not in environment or not place or tries[0] < tries[1]:
         return False
+    word = {"message": error, "timestamp": int(time.time()), _OURS: True}
     try:
-        Path(place).write_text(json.dumps({"message": error, "timestamp": int(time.time())}), encoding="utf-8")
+        Path(place).write_text(json.dumps(word), encoding="utf-8")
     except OSError:
         return False
     return True
@@ -190,7 +191,9 @@ def _exit_code(error, said: bool) -> int:
     """Exit code of the first failed rank, as in a shell; prints its word, or which rank it was. said: True after a signal,
     so the user knows the reason.
     """
-    words = {rank: failure.error_file_data.get("message") for rank, failure in error.failures.items()}
+    # Without a word torch has a message of its own there.
+    data = {rank: failure.error_file_data for rank, failure in error.failures.items()}
+    words = {rank: found["message"] if _OURS in found else "" for rank, found in data.items()}
     # A rank that left a word has an error of its own; others of the same second may have failed for want of it.
     rank, failure = min(error.failures.items(), key=lambda item: (not words[item[0]], item[1].timestamp))
     code = failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode

@@ -31,7 +31,13 @@ if action == "killed" and not first:
 if action == "fails":
     print("port", os.environ["MASTER_PORT"])
     sys.exit(0 if first else 75)
-from mindspeed_mm import stopping
+from mindspeed_mm import stopping, torchrun
+if action == "says":
+    if not first:
+        assert torchrun.leave_word("error: a.json: no such file\\n", os.environ)
+        sys.exit(1)
+    print("a line of another rank", flush=True)
+    time.sleep(1000)
 stopping.die_with_parent()
 if action == "deaf":
     stopping.ignore()
@@ -181,6 +187,14 @@ def test_a_port_that_is_taken_is_one_line(launched):
     (line,) = (line for line in run.lines() if line.startswith("error: "))
     assert line.startswith("error: the ranks cannot meet: ") and port in line
     assert "Traceback" not in "\n".join(run.lines())
+
+
+def test_the_error_of_a_rank_is_the_last_line_and_said_once(launched):
+    run = launched("says")
+    assert run.exit_code() == 1
+    lines = run.lines()
+    assert lines[-1] == "error: a.json: no such file"
+    assert sum("error:" in line for line in lines) == 1
 
 
 def prints_into_a_full_log(output: Path) -> None:
