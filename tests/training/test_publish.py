@@ -130,7 +130,7 @@ def sampled() -> tuple[int, int]:
         sample = FakeEncoders()(next(run.stream))
         with torch.no_grad():
             for _ in range(1 + run.parallel.data_rank):
-                out = run.network(sample.latents, torch.full((2,), 0.5), sample.text, sample.keep)
+                out = run.network(sample.latents, torch.full((2,), 0.5), sample.conditions, sample.keep)
         found.append(int((~out.isfinite()).sum()))
 
     trainer = run.trainer(2)
