@@ -69,13 +69,13 @@ def _of_mpi(environment: Mapping[str, str]) -> dict[str, str] | None:
 
 def first_host(nodes: str) -> str:
     """The first of Slurm's list of machines: node[003-006,9],gpu1 -> node003."""
-    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)[0]
+    first = re.findall(r"(?:[^,\[]|\[[^\]]*\])*", nodes)[0]
     return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", first)
 
 
 def _first_number(text: str) -> str:
     """8(x2),4 -> 8."""
-    return re.match(r"\d*", text)[0] or "1"
+    return re.findall(r"^\d*", text)[0] or "1"
 
 
 def _port(job: str) -> str:
