@@ -27,9 +27,11 @@ import torch
 from tiny_encoders import write_encoders
 
 from mindspeed_mm.config.data import DataConfig
+from mindspeed_mm.data.feed.build import joiner
 from mindspeed_mm.data.feed.dataset import build_dataset
-from mindspeed_mm.data.feed.loader import Loader, joiner
-from mindspeed_mm.data.feed.sampler import GroupedSampler
+from mindspeed_mm.data.feed.loader import Loader
+from mindspeed_mm.data.feed.making import Making
+from mindspeed_mm.data.feed.sampler import GroupedSampler, Order, Split
 from mindspeed_mm.data.workers.buffers import SharedBuffers
 from mindspeed_mm.schema import build, node_from_python
 
@@ -66,7 +68,7 @@ def speed(folder: Path, options, t5: Path, clip: Path) -> dict:
     reader, buffers = dataset._videos._reader, SharedBuffers()
 
     def sample(turn: int) -> None:
-        made = dataset.item(turn % 4, turn, allocate=buffers.allocate)
+        made = dataset.sample(turn % 4, turn, buffers.allocate)
         buffers.take_back([buffers.lend(made.video)])
 
     parts = {
@@ -107,8 +109,8 @@ def memory(folder: Path, clips: int, t5: Path, clip: Path) -> dict:
     files = [write_clip(folder / f"{number}.mp4", 25, 360, 640, seed=number) for number in range(50)]
     config = data_config(folder, files, 25, 360, 640, 288, 512, t5, clip)
     dataset = build_dataset(config.dataset_param, global_batch_size=1, seed=0)
-    sampler = GroupedSampler(dataset.keys, seed=0, group_size=1)
-    loader = Loader(dataset, sampler, joiner(config, 1, (8, 8, 8), 2), num_workers=1)
+    sampler = GroupedSampler(dataset.keys, Split(1), Order(seed=0))
+    loader = Loader(dataset, sampler, joiner(config, 1, (8, 8, 8), 2), Making(num_workers=1))
     at: dict[int, float] = {}
     for number, _ in enumerate(loader, start=1):
         if number % max(1, clips // 10) == 0:

@@ -239,3 +239,13 @@ class DataConfig:
 
     dataset_param: DatasetConfig
     dataloader_param: LoaderConfig
+
+    def held_out(self, data_path: str | None) -> "DataConfig":
+        """The same with `data_path` in place of its list, if that is not None, and without caption dropout."""
+        dataset = self.dataset_param
+        sources = dataset.basic_parameters
+        if data_path is not None:
+            sources = dataclasses.replace(sources, data_path=data_path)
+        preprocess = dataclasses.replace(dataset.preprocess_parameters, cfg=0.0)
+        dataset = dataclasses.replace(dataset, basic_parameters=sources, preprocess_parameters=preprocess)
+        return dataclasses.replace(self, dataset_param=dataset)

@@ -9,7 +9,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mindspeed_mm.config.autoencoder import AutoencoderEvaluationConfig
-from mindspeed_mm.data.feed.loader import Loader, build_loader
+from mindspeed_mm.data.feed.build import build_loader, joiner
+from mindspeed_mm.data.feed.dataset import build_dataset
+from mindspeed_mm.data.feed.loader import Loader
+from mindspeed_mm.data.feed.sampler import Split
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.models.build import build_autoencoder
 from mindspeed_mm.models.wfvae.model import WFVAE
@@ -85,19 +88,16 @@ def measure(config: AutoencoderEvaluationConfig, device: torch.device) -> Autoen
     """Reconstructs the first clips of the list on one process. Raises CheckpointError if a latent channel is constant."""
     autoencoder = build_autoencoder(config.autoencoder, device=device)
     load_autoencoder(autoencoder, config.autoencoder.from_pretrained)
+    data = config.data.held_out(config.data_path)
     loader = build_loader(
-        config.data,
-        global_batch_size=config.batch_size,
-        micro_batch_size=config.batch_size,
-        dp_rank=0,
-        dp_size=1,
+        build_dataset(data.dataset_param, global_batch_size=None, seed=config.seed),
+        data,
+        Split(config.batch_size, config.batch_size),
+        joiner(data, config.batch_size, config.autoencoder.strides, patch_size=1),
         seed=config.seed,
-        autoencoder_strides=config.autoencoder.strides,
-        patch_size=1,
-        data_path=config.data_path,
         evaluation=True,
     )
-    clips = min(config.clips, len(loader.dataset))
+    clips = min(config.clips, len(loader.dataset.paths))
     latents, ratios, similarities, rows = _Moments(config.autoencoder.latent_dim), [], [], []
     rounds = -(-clips // config.batch_size)
     for batch in tqdm(itertools.islice(loader, rounds), total=rounds, desc="reconstructing", unit="batch", leave=False):

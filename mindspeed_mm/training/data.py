@@ -9,9 +9,11 @@ from typing import Any
 from mindspeed_mm import atomic, logs
 from mindspeed_mm.config.data import DataConfig, DatasetConfig
 from mindspeed_mm.config.run import TrainingFlags
+from mindspeed_mm.data.feed.build import build_loader, joiner
 from mindspeed_mm.data.feed.dataset import ClipDataset, filtered_list, load_tokens
 from mindspeed_mm.data.feed.ledger import Ledger
-from mindspeed_mm.data.feed.loader import Loader, build_loader
+from mindspeed_mm.data.feed.loader import Loader, Sharing
+from mindspeed_mm.data.feed.sampler import Split
 from mindspeed_mm.data.feed.video import VideoSource
 from mindspeed_mm.data.lists import probe
 from mindspeed_mm.data.lists.filters import Clip
@@ -45,10 +47,10 @@ class RunData:
         return False
 
     def train(self) -> Loader:
-        """The training loader; its `share` (see `Loader`) follows `shares_encoders`."""
+        """The training loader; its `sharing` follows `shares_encoders`."""
         config, alone = self.config, self.shares_encoders
         sharers = self.hosts.sharers
-        share = (sharers.index(self.parallel.rank), len(sharers)) if alone else (0, 1)
+        turns = (sharers.index(self.parallel.rank), len(sharers)) if alone else None
         folder = config.data_ledger
         dataset = self._dataset(self.data, config.global_batch_size, _DROPPED)
         ledger = Ledger(
@@ -58,30 +60,28 @@ class RunData:
             counts=alone or self.hosts.is_first_of_samples,
             writes=self.parallel.is_first,
         )
-        return self._loader(dataset, ledger, alone, share=share)
+        return self._loader(dataset, ledger, turns, evaluation=False)
 
     def held_out(self, data_path: str) -> Loader:
         """The evaluation loader: reads a held-out list once, in order."""
-        data = held_out_data(self.data, data_path)
-        return self._loader(self._dataset(data, None, None), None, alone=False, evaluation=True)
+        dataset = self._dataset(self.data.held_out(data_path), None, None)
+        return self._loader(dataset, None, None, evaluation=True)
 
-    def _loader(self, dataset: ClipDataset, ledger: Ledger | None, alone: bool, **options) -> Loader:
+    def _loader(
+        self, dataset: ClipDataset, ledger: Ledger | None, turns: tuple[int, int] | None, evaluation: bool
+    ) -> Loader:
         config, parallel = self.config, self.parallel
-        several = parallel.tensor_size * parallel.context_size > 1 and not alone
+        several = parallel.tensor_size * parallel.context_size > 1 and turns is None
         agree = functools.partial(self.hosts.first_decides, count=config.micro_batch_size) if several else None
         loader = build_loader(
+            dataset,
             self.data,
-            global_batch_size=config.global_batch_size,
-            micro_batch_size=config.micro_batch_size,
-            dp_rank=parallel.data_rank,
-            dp_size=parallel.data_size,
+            Split(config.global_batch_size, config.micro_batch_size, parallel.data_rank, parallel.data_size),
+            joiner(self.data, config.micro_batch_size, self.strides, self.patch_size),
             seed=config.seed,
-            autoencoder_strides=self.strides,
-            patch_size=self.patch_size,
-            dataset=dataset,
+            evaluation=evaluation,
             ledger=ledger,
-            agree=agree,
-            **options,
+            sharing=Sharing(agree, *(turns or (0, 1))),
         )
         # Each rank reads the list from its own disk; a different list would train on other clips or rows.
         state = loader.state_dict()
@@ -128,15 +128,6 @@ class RunData:
 def _write_json(file: Path, value: dict) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_text(file, json.dumps(value, indent=1, ensure_ascii=False))
-
-
-def held_out_data(data: DataConfig, data_path: str) -> DataConfig:
-    """The data config with `data_path` in place of its list, and without caption dropout."""
-    dataset = data.dataset_param
-    sources = dataclasses.replace(dataset.basic_parameters, data_path=data_path)
-    preprocess = dataclasses.replace(dataset.preprocess_parameters, cfg=0.0)
-    dataset = dataclasses.replace(dataset, basic_parameters=sources, preprocess_parameters=preprocess)
-    return dataclasses.replace(data, dataset_param=dataset)
 
 
 def _with_time_limit(config: TrainingFlags, data: DataConfig) -> DataConfig:

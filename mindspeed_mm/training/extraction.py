@@ -15,8 +15,9 @@ from tqdm import tqdm
 from mindspeed_mm import logs
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.run import RunConfig
-from mindspeed_mm.data.feed.dataset import Sample, Tokens, filtered_list, fixed_draws, load_tokens
-from mindspeed_mm.data.feed.loader import joiner
+from mindspeed_mm.data.feed.build import joiner
+from mindspeed_mm.data.feed.dataset import Tokens, filtered_list, fixed_draws, load_tokens
+from mindspeed_mm.data.feed.samples import Sample
 from mindspeed_mm.data.feed.video import VideoSource
 from mindspeed_mm.data.lists.filters import Clip
 from mindspeed_mm.data.stored import features, sources
@@ -25,7 +26,6 @@ from mindspeed_mm.data.workers.buffers import SharedBuffers
 from mindspeed_mm.data.workers.faults import unforeseen
 from mindspeed_mm.data.workers.pool import Announce, Lent, WorkerPool
 from mindspeed_mm.errors import ConfigError, DataError
-from mindspeed_mm.training.data import held_out_data
 from mindspeed_mm.training.denoiser_data import DenoiserData
 from mindspeed_mm.training.encoders import FrozenEncoders
 from mindspeed_mm.training.features import text_settings, video_settings
@@ -59,7 +59,7 @@ class Extraction:
         self.folder = feature_folder(config)
         lists = [data.data]
         if config.evaluation.data_path is not None:
-            lists.append(held_out_data(data.data, config.evaluation.data_path))
+            lists.append(data.data.held_out(config.evaluation.data_path))
         self.clips = [clip for one in lists for clip in self._clips(one)]
 
     def _clips(self, data: DataConfig) -> tuple[Clip, ...]:
@@ -195,8 +195,8 @@ class _Decoder:
         clip = task.clip
         try:
             video = self._videos.load(clip, fixed_draws(clip, task.crop), task.crop, self._buffers.allocate)
-            sample = Sample(video, _NO_TEXT, None, "", clip.row.path, clip.key, (0, 0), 0, ())
-            batch = self._join([sample], allocate=self._buffers.allocate)
+            sample = Sample(video, _NO_TEXT, None, "", clip.row.path, clip.key)
+            batch = self._join([sample], [(0, 0)], allocate=self._buffers.allocate)
         except DataError as error:
             self._buffers.lend(None)
             return str(error)

@@ -1,5 +1,6 @@
 """What the tests of the data folder share: synthetic clips whose frames say their number, configs, a tiny tokenizer."""
 
+import dataclasses
 import fractions
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from mindspeed_mm.config.data import DataConfig
+from mindspeed_mm.data.feed.sampler import GroupedSampler, Order, Split
 from mindspeed_mm.schema import build, node_from_python
 from mindspeed_mm.types import TokenIds
 
@@ -102,6 +104,14 @@ def data_config(data_path, preprocess: dict | None = None, loader: dict | None =
         "dataloader_param": loader or {},
     }
     return build(DataConfig, node_from_python(content, ""))
+
+
+def sampler_of(keys, **options) -> GroupedSampler:
+    """A sampler with the fields of `Split` and `Order` as arguments of one function."""
+    names = [field.name for field in dataclasses.fields(Split)]
+    split = {name: value for name, value in options.items() if name in names}
+    order = {name: value for name, value in options.items() if name not in names}
+    return GroupedSampler(keys, Split(**split), Order(**order))
 
 
 class LetterTokenizer:

@@ -20,7 +20,8 @@ from ranks import log_lines, run_ranks
 
 from mindspeed_mm.config import resolve
 from mindspeed_mm.data.feed.dataset import build_dataset
-from mindspeed_mm.data.feed.sampler import GroupedSampler, Position
+from mindspeed_mm.data.feed.sampler import GroupedSampler, Order, Position, Split
+from mindspeed_mm.data.feed.substitutes import Substitutes
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.training.denoiser_data import DenoiserData
@@ -230,11 +231,12 @@ def expected_counts(flags, steps: int) -> dict[str, int]:
     """How often each bad file must have been met: from the order of samples and of their substitutes alone."""
     config = resolve.run_config([str(flag) for flag in flags], world_size=1)
     dataset = build_dataset(config.data.dataset_param, global_batch_size=1, seed=config.seed)
-    sampler = GroupedSampler(dataset.keys, seed=config.seed, group_size=1)
+    sampler = GroupedSampler(dataset.keys, Split(1), Order(config.seed))
+    substitutes = Substitutes(dataset, config.seed)
     counts = collections.Counter()
     for step in itertools.islice(sampler.steps(Position()), steps):
-        for candidate in dataset.candidates(step.indices[0], step.epoch):
-            path = dataset.clips[candidate].row.path
+        for candidate in substitutes.candidates(step.indices[0], step.epoch):
+            path = dataset.paths[candidate]
             if "/good" in path:
                 break
             counts[path] += 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from mindspeed_mm.config.data import DataConfig, DatasetConfig
 from mindspeed_mm.data.check.samples import Look, draw_samples, look
 from mindspeed_mm.data.feed.dataset import fixed_draws
-from mindspeed_mm.data.feed.sampler import GroupedSampler
+from mindspeed_mm.data.feed.sampler import GroupedSampler, Order, Split
 from mindspeed_mm.data.feed.video import VideoSource
 from mindspeed_mm.data.lists import probe
 from mindspeed_mm.data.lists.filters import Clip, FilterResult, filter_rows
@@ -139,10 +139,8 @@ def check_list(
     options = config.dataloader_param
     sampler = GroupedSampler(
         [clip.key for clip in result.clips],
-        seed=0,
-        group_size=global_batch_size,
-        grouped=options.group_data,
-        drop_last=options.drop_last,
+        Split(global_batch_size),
+        Order(seed=0, grouped=options.group_data, drop_last=options.drop_last),
     )
     videos = VideoSource(dataset.preprocess_parameters)
     videos.check(result.clips)

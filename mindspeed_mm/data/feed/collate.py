@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mindspeed_mm.data.feed.dataset import Sample
+from mindspeed_mm.data.feed.samples import Sample
 from mindspeed_mm.data.workers.buffers import Allocate
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.types import Batch, Posterior, TextFeatures, TokenIds
@@ -16,6 +16,7 @@ Extent = tuple[int, int, int]  # frames, height, width
 
 def collate(
     samples: Sequence[Sample],
+    addresses: Sequence[tuple[int, int]],
     *,
     strides: Extent,
     patch_size: int,
@@ -25,13 +26,13 @@ def collate(
 ) -> Batch:
     """Stacks samples; pads the end of each axis with zeros. `keep` marks video, not padding, on the latent grid.
 
-    strides: (t, h, w) of the autoencoder. target: extent to which every sample is padded or cut; None for grouped
-    samples, which must share one shape and fill the latent grid (else DataError). allocate: makes the fp32 tensor of
-    the video if a copy is needed.
+    addresses: (epoch, index) of each sample. strides: (t, h, w) of the autoencoder. target: extent to which every
+    sample is padded or cut; None for grouped samples, which must share one shape and fill the latent grid (else
+    DataError). allocate: makes the fp32 tensor of the video if a copy is needed.
     """
     stored = [sample.video for sample in samples if isinstance(sample.video, Posterior)]
     if stored:
-        return _collate_stored(samples, stored, target)
+        return _collate_stored(samples, addresses, stored, target)
     videos = [sample.video for sample in samples if isinstance(sample.video, Tensor)]
     extents = [_extent(video) for video in videos]
     if target is None and len(set(extents)) > 1:
@@ -48,11 +49,13 @@ def collate(
     return Batch(
         video=_stack(videos, padded, allocate),
         keep=keep,
-        **_texts_and_names(samples),
+        **_texts_and_names(samples, addresses),
     )
 
 
-def _collate_stored(samples: Sequence[Sample], stored: list[Posterior], target: Extent | None) -> Batch:
+def _collate_stored(
+    samples: Sequence[Sample], addresses: Sequence[tuple[int, int]], stored: list[Posterior], target: Extent | None
+) -> Batch:
     """Joins stored samples. They are grouped: extraction has padded them and checked that they fill the latent grid."""
     shapes = {tuple(posterior.mean.shape) for posterior in stored}
     if target is not None or len(shapes) > 1:
@@ -60,10 +63,10 @@ def _collate_stored(samples: Sequence[Sample], stored: list[Posterior], target: 
         raise DataError(f"one batch holds stored features of different shapes: {names}; use group_data true")
     video = Posterior(torch.stack([one.mean for one in stored]), torch.stack([one.logvar for one in stored]))
     batch, _, *extent = video.mean.shape
-    return Batch(video=video, keep=torch.ones(batch, *extent, dtype=torch.bool), **_texts_and_names(samples))
+    return Batch(video=video, keep=torch.ones(batch, *extent, dtype=torch.bool), **_texts_and_names(samples, addresses))
 
 
-def _texts_and_names(samples: Sequence[Sample]) -> dict:
+def _texts_and_names(samples: Sequence[Sample], addresses: Sequence[tuple[int, int]]) -> dict:
     tokens = [sample.text for sample in samples if isinstance(sample.text, TokenIds)]
     stored = [sample.text for sample in samples if isinstance(sample.text, TextFeatures)]
     pooled = [sample.pooled_text for sample in samples if sample.pooled_text is not None]
@@ -71,7 +74,7 @@ def _texts_and_names(samples: Sequence[Sample]) -> dict:
         "text": TextFeatures.concatenate(stored) if stored else _join(tokens),
         "pooled_text": _join(pooled) if pooled else None,
         "paths": tuple(sample.path for sample in samples),
-        "addresses": tuple(sample.address for sample in samples),
+        "addresses": tuple(addresses),
     }
 
 

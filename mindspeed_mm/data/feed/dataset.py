@@ -3,17 +3,16 @@
 So neither the number of worker processes nor a resume changes a sample.
 """
 
-import dataclasses
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mindspeed_mm import logs
 from mindspeed_mm.config.data import DatasetConfig
-from mindspeed_mm.data.feed.ledger import Substitution
+from mindspeed_mm.data.feed.samples import Sample
 from mindspeed_mm.data.feed.video import VideoSource
 from mindspeed_mm.data.lists import probe
 from mindspeed_mm.data.lists.filters import Clip, FilterResult, filter_rows
@@ -22,32 +21,9 @@ from mindspeed_mm.data.text import captions
 from mindspeed_mm.data.text.cleaning import preprocess
 from mindspeed_mm.data.text.tokens import Tokenizer, load_tokenizer
 from mindspeed_mm.data.workers.buffers import Allocate
-from mindspeed_mm.data.workers.faults import Unforeseen
-from mindspeed_mm.errors import DataError, MMError
 from mindspeed_mm.types import Posterior, TextFeatures, TokenIds
 
 log = logs.get(__name__)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Sample:
-    """One clip, ready for a batch.
-
-    video: [3,T,H,W] float32, or its stored posterior (no batch axis). text: [1,L] ids of the first tokenizer, or
-    stored features. pooled_text: ids of the second tokenizer (None without one, or with stored features). caption: the
-    text, "" if dropped. key: "TxHxW". address: the requested (epoch, index). chosen: the index that was used.
-    substitutions: files that failed before.
-    """
-
-    video: Tensor | Posterior
-    text: TokenIds | TextFeatures
-    pooled_text: TokenIds | None
-    caption: str
-    path: str
-    key: str
-    address: tuple[int, int]
-    chosen: int
-    substitutions: tuple[Substitution, ...]
 
 
 class Tokens:
@@ -64,91 +40,41 @@ class Tokens:
         return self._first([text]), self._second([text]) if self._second else None
 
 
-class NoneUsable(DataError):
-    """No clip of a shape was usable; lists the clips that were tried and the reasons."""
+class Videos(Protocol):
+    """Where the videos of clips come from: `VideoSource` reads files, `StoredVideos` posteriors."""
 
-    def __init__(self, message: str, substitutions: tuple[Substitution, ...]):
-        super().__init__(message, substitutions)
-        self.substitutions = substitutions
+    def check(self, clips: Iterable[Clip]) -> None: ...
 
-    def __str__(self) -> str:
-        return self.args[0]
+    def load(self, clip: Clip, rng: random.Random, crop: int, allocate: Allocate, /) -> Tensor | Posterior: ...
+
+
+class Texts(Protocol):
+    """What becomes of a caption: `Tokens` makes ids, `StoredTexts` finds features."""
+
+    def load(self, text: str, /) -> tuple[TokenIds | TextFeatures, TokenIds | None]: ...
 
 
 class ClipDataset:
-    """The clips of a list, by index. `build_dataset` makes one from a config."""
+    """The clips of a list, by index: a `Dataset`. `build_dataset` makes one from a config."""
 
-    def __init__(
-        self, clips: tuple[Clip, ...], config: DatasetConfig, videos, texts, *, seed: int, max_tries: int = 10
-    ):
-        """videos: VideoSource or StoredVideos. texts: Tokens or StoredTexts. max_tries: number of unusable files in a
-        row after which a sample fails with DataError.
-        """
+    def __init__(self, clips: tuple[Clip, ...], config: DatasetConfig, videos: Videos, texts: Texts, *, seed: int):
+        """videos, texts: read the files, or stored features."""
         self.clips = clips
         self.keys = tuple(clip.key for clip in clips)
+        self.paths = tuple(clip.row.path for clip in clips)
         self.config = config
-        self.seed = seed
-        self.max_tries = max_tries
+        self._seed = seed
         self._videos, self._texts = videos, texts
-        self._peers = _members(self.keys)
         videos.check(clips)
 
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def item(
-        self,
-        index: int,
-        epoch: int = 0,
-        *,
-        excluded: Mapping[int, str] | None = None,
-        announce: Callable[[int], None] = lambda index: None,
-        allocate: Allocate = torch.empty,
-    ) -> Sample:
-        """Sample of clip `index` in `epoch`, or of another clip of its shape if that one is unusable.
-
-        excluded: clips to skip -> reason. announce: called with each clip before it is tried.
-        """
-        missed: list[Substitution] = []
-        for candidate in self.candidates(index, epoch):
-            try:
-                if excluded and candidate in excluded:
-                    raise DataError(excluded[candidate])
-                announce(candidate)
-                return self.sample(candidate, (epoch, index), tuple(missed), allocate)
-            except DataError as error:
-                traced = error.traceback if isinstance(error, Unforeseen) else ""
-                missed.append(Substitution(self.clips[candidate].row.path, str(error), traced))
-        raise NoneUsable(
-            f"{len(missed)} files of shape {self.keys[index]} in a row cannot be used; the last reason: {missed[-1].reason}",
-            tuple(missed),
-        )
-
-    def sample(
-        self,
-        chosen: int,
-        address: tuple[int, int],
-        missed: tuple[Substitution, ...] = (),
-        allocate: Allocate = torch.empty,
-    ) -> Sample:
-        """Sample of exactly the clip `chosen`, for the place `address` (epoch, index) in the stream.
-
-        Raises DataError for any error at this clip.
-        """
-        try:
-            return self._sample(chosen, address, missed, allocate)
-        except MMError:
-            raise
-        except Exception as error:
-            raise Unforeseen(self.clips[chosen].row.path, error) from error
-
-    def _sample(self, chosen: int, address: tuple[int, int], missed: tuple[Substitution, ...], allocate: Allocate):
-        clip, epoch = self.clips[chosen], address[0]
+    def sample(self, index: int, epoch: int, allocate: Allocate = torch.empty) -> Sample:
+        """Sample of clip `index` in `epoch`. Raises DataError if the file is unusable."""
+        clip = self.clips[index]
         # A text seed is hashed with SHA-512, which is the same in every process.
-        video = self._videos.load(clip, self.video_draws(chosen, epoch), self.crop(epoch), allocate)
-        caption = self._caption(clip, random.Random(f"{self.seed}:{epoch}:{chosen}:caption"))
+        video = self._videos.load(clip, self.video_draws(index, epoch), self.crop(epoch), allocate)
+        caption = self._caption(clip, random.Random(f"{self._seed}:{epoch}:{index}:caption"))
         text, pooled_text = self._texts.load(caption)
-        return Sample(video, text, pooled_text, caption, clip.row.path, clip.key, address, chosen, missed)
+        return Sample(video, text, pooled_text, caption, clip.row.path, clip.key)
 
     def crop(self, epoch: int) -> int:
         """Number of every clip's temporal crop in an epoch, with `fixed_crops`; else 0."""
@@ -160,16 +86,7 @@ class ClipDataset:
         """
         if self.config.preprocess_parameters.fixed_crops:
             return fixed_draws(self.clips[index], self.crop(epoch))
-        return random.Random(f"{self.seed}:{epoch}:{index}")
-
-    def candidates(self, index: int, epoch: int) -> Iterator[int]:
-        """`index`, then other clips of its shape in an order seeded by it; `max_tries` in all."""
-        yield index
-        peers = self._peers[self.keys[index]]
-        rng = random.Random(f"{self.seed}:{epoch}:{index}:substitutes")
-        places = rng.sample(range(len(peers)), min(self.max_tries, len(peers)))
-        others = [int(peers[place]) for place in places if peers[place] != index]
-        yield from others[: self.max_tries - 1]
+        return random.Random(f"{self._seed}:{epoch}:{index}")
 
     def _caption(self, clip: Clip, rng: random.Random) -> str:
         config = self.config.preprocess_parameters
@@ -220,11 +137,3 @@ def load_tokens(config: DatasetConfig) -> Tokens:
     first = load_tokenizer(config.tokenizer_config, key, config.model_max_length)
     second = config.tokenizer_config_2
     return Tokens(first, load_tokenizer(second, f"{key}_2") if second else None)
-
-
-def _members(keys: Sequence[str]) -> dict[str, np.ndarray]:
-    """Clips by shape, ascending."""
-    names, numbers = np.unique(np.array(keys, dtype=object).astype(str), return_inverse=True)
-    order = np.argsort(numbers, kind="stable")
-    ends = np.cumsum(np.bincount(numbers, minlength=len(names)))
-    return {str(name): part for name, part in zip(names, np.split(order, ends[:-1]), strict=True)}

@@ -3,24 +3,24 @@
 import zlib
 from collections.abc import Iterable, Mapping
 
-from mindspeed_mm.data.feed.dataset import ClipDataset
 from mindspeed_mm.data.feed.sampler import GroupedSampler
+from mindspeed_mm.data.feed.samples import Dataset
 
 
 class Identity:
     """Detects that a saved position belongs to other data. Ranks and global batch size may change: see `sampler.py`."""
 
-    def __init__(self, dataset: ClipDataset, sampler: GroupedSampler):
+    def __init__(self, dataset: Dataset, sampler: GroupedSampler):
         self._dataset = dataset
         self._sampler = sampler
-        self._paths = _checksum(clip.row.path for clip in dataset.clips)
+        self._paths = _checksum(dataset.paths)
 
     def state_dict(self) -> dict:
         """Plain values. The fingerprint covers the clips that the global batch takes, as in the first checkpoints."""
         return {
             "fingerprint": self._fingerprint(self._sampler.group_size),
-            "seed": self._dataset.seed,
-            "clips": len(self._dataset),
+            "seed": self._sampler.order.seed,
+            "clips": len(self._dataset.paths),
             "paths": self._paths,
             "rules": self._sampler.rules,
         }
@@ -38,17 +38,16 @@ class Identity:
             return changed
         if "paths" not in state:
             return [*changed, "another list of clips, other shapes or another seed"]
-        if state["seed"] != self._dataset.seed:
-            changed.append(f"--seed {state['seed']} -> {self._dataset.seed}")
+        if state["seed"] != self._sampler.order.seed:
+            changed.append(f"--seed {state['seed']} -> {self._sampler.order.seed}")
         if state["paths"] != self._paths:
-            changed.append(f"another list of clips ({state['clips']} -> {len(self._dataset)} that can be used)")
+            changed.append(f"another list of clips ({state['clips']} -> {len(self._dataset.paths)} that can be used)")
         return changed or ["other shapes of the clips (preprocess_parameters of the data JSON)"]
 
     def _fingerprint(self, group_size: int) -> int:
-        clips = self._dataset.clips
-        taken = (clips[index] for index in self._sampler.members(group_size))
-        seed = zlib.crc32(str(self._dataset.seed).encode())
-        return _checksum((f"{clip.row.path} {clip.key}" for clip in taken), seed)
+        keys, paths = self._dataset.keys, self._dataset.paths
+        seed = zlib.crc32(str(self._sampler.order.seed).encode())
+        return _checksum((f"{paths[index]} {keys[index]}" for index in self._sampler.members(group_size)), seed)
 
 
 def _checksum(lines: Iterable[str], checksum: int = 0) -> int:

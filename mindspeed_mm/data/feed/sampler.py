@@ -51,6 +51,48 @@ class Step:
     after: Position
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Split:
+    """How data-parallel ranks divide the stream.
+
+    group_size: samples of one optimizer step, over all ranks. micro_batch_size: samples that a rank takes at a time.
+    Raises ConfigError if a group is no whole number of micro-batches on every rank.
+    """
+
+    group_size: int
+    micro_batch_size: int = 1
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self):
+        if self.group_size % self.step_size:
+            raise ConfigError(
+                f"global batch size {self.group_size} is not a multiple of {self.world_size} data-parallel ranks x micro "
+                f"batch size {self.micro_batch_size}"
+            )
+
+    @property
+    def step_size(self) -> int:
+        """Samples of one micro-step, over all ranks."""
+        return self.world_size * self.micro_batch_size
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Order:
+    """Rules of the order of samples.
+
+    grouped: cut groups by shape, else from all samples. repeat: every epoch equals epoch 0 (for evaluation). drop_rare:
+    leave out samples of rare shapes, grouped or not.
+    """
+
+    seed: int
+    grouped: bool = True
+    shuffle: bool = True
+    drop_last: bool = True
+    repeat: bool = False
+    drop_rare: bool = False
+
+
 def epoch_order(
     keys: Sequence[str] | None,
     members: Sequence[int],
@@ -86,41 +128,17 @@ def _cut(bucket: list[int], size: int, drop_last: bool) -> list[list[int]]:
 class GroupedSampler:
     """Steps of one rank, from any position on."""
 
-    def __init__(
-        self,
-        keys: Sequence[str],
-        *,
-        seed: int,
-        group_size: int,
-        micro_batch_size: int = 1,
-        rank: int = 0,
-        world_size: int = 1,
-        grouped: bool = True,
-        shuffle: bool = True,
-        drop_last: bool = True,
-        repeat: bool = False,
-        drop_rare: bool = False,
-    ):
-        """grouped: cut groups by shape, else from all clips. repeat: every epoch equals epoch 0 (for evaluation).
-        drop_rare: leave out clips of rare shapes, grouped or not.
-        """
-        self.step_size = world_size * micro_batch_size
-        if group_size % self.step_size:
-            raise ConfigError(
-                f"global batch size {group_size} is not a multiple of {world_size} data-parallel ranks x micro batch "
-                f"size {micro_batch_size}"
-            )
-        self.group_size = group_size
+    def __init__(self, keys: Sequence[str], split: Split, order: Order):
+        """keys: shape of each sample. Raises DataError if no shape fills a group."""
+        self.split, self.order = split, order
+        self.group_size, self.step_size = split.group_size, split.step_size
         self._shapes = tuple(keys)
         self._counts = collections.Counter(keys)
-        self._keys = self._shapes if grouped else None
-        self._seed, self._shuffle, self._drop_last, self._repeat = seed, shuffle, drop_last, repeat
-        self._rank, self._world_size = rank, world_size
-        self._drop_rare = drop_rare
+        self._keys = self._shapes if order.grouped else None
         if not self.epoch_size:
             counts = self._buckets().most_common(1)
             raise DataError(
-                f"no shape has the {group_size} clips of a global batch (the most frequent has "
+                f"no shape has the {self.group_size} clips of a global batch (the most frequent has "
                 f"{counts[0][1] if counts else 0}); use a smaller --global-batch-size, more clips, or drop_last false"
             )
 
@@ -129,13 +147,13 @@ class GroupedSampler:
         """Samples of a whole epoch, over all ranks."""
         counts = self._buckets().values()
         return (
-            sum((n if self._drop_last else n + self.group_size - 1) // self.group_size for n in counts)
+            sum((n if self.order.drop_last else n + self.group_size - 1) // self.group_size for n in counts)
             * self.group_size
         )
 
     def shapes(self, group_size: int) -> dict[str, int]:
         """Shapes that a group size uses, with their counts."""
-        return common_shapes(self._counts, group_size) if self._drop_rare else dict(self._counts)
+        return common_shapes(self._counts, group_size) if self.order.drop_rare else dict(self._counts)
 
     def members(self, group_size: int) -> list[int]:
         """Clips that a group size uses."""
@@ -145,7 +163,7 @@ class GroupedSampler:
     @property
     def rules(self) -> dict[str, bool]:
         """Settings that determine the order, apart from the list, the seed and the group size."""
-        return {"group_data": self._keys is not None, "shuffle": self._shuffle, "drop_last": self._drop_last}
+        return {"group_data": self._keys is not None, "shuffle": self.order.shuffle, "drop_last": self.order.drop_last}
 
     def left(self, position: Position) -> int:
         """Number of samples left in the epoch of a position."""
@@ -162,8 +180,8 @@ class GroupedSampler:
             for begin in range(position.consumed, len(order), self.step_size):
                 taken = order[begin : begin + self.step_size]
                 after = dataclasses.replace(position, consumed=begin + self.step_size)
-                yield Step(position.epoch, tuple(taken[self._rank :: self._world_size]), after)
-            position = Position(0 if self._repeat else position.epoch + 1)
+                yield Step(position.epoch, tuple(taken[self.split.rank :: self.split.world_size]), after)
+            position = Position(0 if self.order.repeat else position.epoch + 1)
 
     def _order(self, position: Position) -> list[int]:
         seen: set[int] = set()
@@ -174,8 +192,8 @@ class GroupedSampler:
     def _ordered(self, seen: set[int], group_size: int, epoch: int) -> list[int]:
         members = [index for index in self.members(group_size) if index not in seen]
         # seed + epoch, as in torch's DistributedSampler; epoch 0 with seed 42 is the original's order
-        generator = torch.Generator().manual_seed(self._seed + epoch) if self._shuffle else None
-        return epoch_order(self._keys, members, group_size, generator, self._drop_last)
+        generator = torch.Generator().manual_seed(self.order.seed + epoch) if self.order.shuffle else None
+        return epoch_order(self._keys, members, group_size, generator, self.order.drop_last)
 
     def state(self, position: Position) -> dict:
         """The position as plain numbers, for a checkpoint; the same on every rank and valid for any number of ranks."""

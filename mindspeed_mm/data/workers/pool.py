@@ -11,9 +11,12 @@ import multiprocessing.util
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawArray
-from typing import Any
+from typing import Generic, TypeVar
 
 import torch
 import torch.multiprocessing  # teaches pipes to send tensors as shared memory
@@ -25,6 +28,8 @@ from mindspeed_mm.data.workers.buffers import no_room
 from mindspeed_mm.errors import MMError
 
 Announce = Callable[[int], None]
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 _IDLE = -1.0
 _PREFETCH = 2  # tasks per worker at a time
@@ -32,27 +37,27 @@ _GIVE_UP = 3  # deaths of a worker without a current item, which the data cannot
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Lent:
+class Lent(Generic[Result]):
     """A result whose `tensor` lies in the worker's buffer `number`.
 
     The pool yields `result`, and calls `work.take_back([number])` in the worker once the main process no longer uses
     the tensor's memory.
     """
 
-    result: object
+    result: Result
     tensor: Tensor
     number: int
 
 
-class WorkerPool:
+class WorkerPool(Generic[Task, Result]):
     """Runs `work(task, announce)` on tasks. Workers start with the first task and end with `close`."""
 
     def __init__(
         self,
-        work: Callable[[Any, Announce], object],
+        work: Callable[[Task, Announce], Lent[Result] | Result],
         count: int,
         *,
-        lost: Callable[[Any, int, str], object],
+        lost: Callable[[Task, int, str], Task],
         timeout_s: float | None = None,
         start_method: str | None = None,
     ):
@@ -64,18 +69,18 @@ class WorkerPool:
         """
         self._ahead = _PREFETCH * count
         make = (multiprocessing.get_context(start_method), work, lost, timeout_s)
-        self._workers = [_Worker(*make) for _ in range(max(1, count))]
+        self._workers: list[_Worker[Task, Result]] = [_Worker(*make) for _ in range(max(1, count))]
         # Before multiprocessing's own handler, which would send workers a SIGTERM and wait for them.
         multiprocessing.util.Finalize(self, _stop, args=(self._workers,), exitpriority=1)
 
-    def run(self, tasks: Iterable) -> Iterator:
+    def run(self, tasks: Iterable[Task]) -> Generator[Result, None, None]:
         """Results in the order of the tasks; an exception of `work` is raised here as a RuntimeError with its text."""
-        tasks = enumerate(tasks)
-        waiting: collections.deque[_Worker] = collections.deque()
+        numbered = enumerate(tasks)
+        waiting: collections.deque[_Worker[Task, Result]] = collections.deque()
 
         def hand_out(limit: int) -> None:
             while len(waiting) < limit:
-                for number, task in tasks:
+                for number, task in numbered:
                     worker = self._workers[number % len(self._workers)]
                     worker.give(task)
                     waiting.append(worker)
@@ -95,18 +100,27 @@ class WorkerPool:
         _stop(self._workers)
 
 
-class _Worker:
+class _Worker(Generic[Task, Result]):
     """One process and its unanswered tasks."""
 
-    def __init__(self, context, work, lost, timeout_s: float | None):
+    _pipe: Connection  # these two once it has started
+    _at: "Sequence[float]"
+
+    def __init__(
+        self,
+        context: BaseContext,
+        work: Callable[[Task, Announce], Lent[Result] | Result],
+        lost: Callable[[Task, int, str], Task],
+        timeout_s: float | None,
+    ):
         self._context, self._work, self._lost, self._timeout_s = context, work, lost, timeout_s
-        self._tasks: collections.deque[tuple[int, object]] = collections.deque()
+        self._tasks: collections.deque[tuple[int, Task]] = collections.deque()
         self._number = 0
         self._lent: list[tuple[int, StorageWeakRef]] = []
         self._idle_deaths = 0
-        self._process = None
+        self._process: BaseProcess | None = None
 
-    def give(self, task) -> None:
+    def give(self, task: Task) -> None:
         self._tasks.append((self._number, task))
         self._number += 1
         if self._process is None:
@@ -114,7 +128,7 @@ class _Worker:
         else:
             self._send(self._tasks[-1])
 
-    def take(self):
+    def take(self) -> Result:
         """The result of the oldest task."""
         while True:
             if self._pipe.poll(min(1.0, max(0.0, self._patience()))):
@@ -132,7 +146,7 @@ class _Worker:
                     return value
                 self._lent.append((value.number, StorageWeakRef(value.tensor.untyped_storage())))
                 return value.result
-            if not self._process.is_alive():
+            if self._process is not None and not self._process.is_alive():
                 self._replace(f"its process {self._ending()}")
             elif self._patience() <= 0:
                 self._replace(f"gave nothing in {self._timeout_s:g} s")
@@ -155,7 +169,7 @@ class _Worker:
         for task in self._tasks:
             self._send(task)
 
-    def _send(self, task) -> None:
+    def _send(self, task: tuple[int, Task]) -> None:
         try:
             self._pipe.send((*task, self._unused()))
         except OSError:  # it is dead; `take` detects that
@@ -173,6 +187,7 @@ class _Worker:
         return 1.0 if self._timeout_s is None or item == _IDLE else since + self._timeout_s - time.monotonic()
 
     def _ending(self) -> str:
+        assert self._process is not None, "a task was taken before one was given"
         self._process.join(timeout=5)
         code = self._process.exitcode
         return f"was ended by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"

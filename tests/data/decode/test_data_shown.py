@@ -222,6 +222,7 @@ def test_any_error_at_one_clip_is_a_bad_sample_and_its_traceback_is_logged_once(
 
     from mindspeed_mm.data.feed.dataset import ClipDataset, Tokens, filtered_list
     from mindspeed_mm.data.feed.ledger import Ledger
+    from mindspeed_mm.data.feed.substitutes import Substitutes
     from mindspeed_mm.data.feed.video import VideoSource
 
     for name in "ab":
@@ -238,9 +239,9 @@ def test_any_error_at_one_clip_is_a_bad_sample_and_its_traceback_is_logged_once(
     dataset = ClipDataset(clips, config, videos, Tokens(LetterTokenizer(), None), seed=0)
     ledger = Ledger()
     for _ in range(2):
-        sample = dataset.item(0)
-        ledger.note(sample.substitutions, 1)
-    assert sample.path.endswith("b.mp4")
+        found = Substitutes(dataset, 0).take(0, 0)
+        ledger.note(found.substitutions, 1)
+    assert found.sample.path.endswith("b.mp4")
     (entry,) = ledger.bad_samples.values()
     assert "a.mp4: AttributeError: 'NoneType' object has no attribute 'planes'" in entry.reason and entry.count == 2
     assert caplog.text.count("Traceback (most recent call last)") == 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mindspeed_mm.data.feed.collate import collate
-from mindspeed_mm.data.feed.dataset import Sample
+from mindspeed_mm.data.feed.samples import Sample
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.types import TokenIds
 
@@ -20,7 +20,7 @@ def sample(shape, fill, second=True) -> Sample:
     ids_2 = torch.full((1, 4), int(fill)), torch.arange(4)[None] < 2
     key = "x".join(map(str, shape[1:]))
     video = torch.full(tuple(shape), float(fill))
-    return Sample(video, TokenIds(*ids), TokenIds(*ids_2) if second else None, "", f"{fill}.mp4", key, (0, 0), 0, ())
+    return Sample(video, TokenIds(*ids), TokenIds(*ids_2) if second else None, "", f"{fill}.mp4", key)
 
 
 def run(case):
@@ -30,6 +30,7 @@ def run(case):
     second = "no tokenizer_2" not in case["name"]
     return collate(
         [sample(item["shape"], item["fill"], second) for item in case["items"]],
+        [(0, place) for place in range(len(case["items"]))],
         strides=(param["ae_stride_t"], param["ae_stride"], param["ae_stride"]),
         patch_size=param["patch_size"],
         patch_size_t=param["patch_size_t"],
@@ -82,6 +83,8 @@ def test_grouped_items_that_leave_latents_empty_are_refused_with_the_multiple(ca
 
 
 def test_a_batch_of_two_holds_two_items():
-    batch = collate([sample((3, 9, 32, 32), 1), sample((3, 9, 32, 32), 2)], strides=(8, 8, 8), patch_size=2)
+    samples = [sample((3, 9, 32, 32), 1), sample((3, 9, 32, 32), 2)]
+    batch = collate(samples, [(4, 7), (4, 2)], strides=(8, 8, 8), patch_size=2)
+    assert batch.addresses == ((4, 7), (4, 2))
     assert batch.video[:, 0, 0, 0, 0].tolist() == [1, 2]
     assert batch.text.ids[:, 0].tolist() == batch.pooled_text.ids[:, 0].tolist() == [1, 2]

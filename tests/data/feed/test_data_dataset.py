@@ -12,6 +12,7 @@ from data_helpers import LetterTokenizer, data_config, frame_number, row, write_
 from PIL import Image
 
 from mindspeed_mm.data.feed.dataset import ClipDataset, Tokens, build_dataset
+from mindspeed_mm.data.feed.substitutes import Substitutes, Taken
 from mindspeed_mm.data.feed.video import VideoSource
 from mindspeed_mm.data.lists.filters import filter_rows
 from mindspeed_mm.data.lists.sources import read_list
@@ -20,11 +21,15 @@ from mindspeed_mm.errors import ConfigError, DataError
 AS_THEY_ARE = {"max_height": 64, "max_width": 128}  # the size of the clips: frames stay readable
 
 
-def dataset_of(data_path, preprocess=None, second=None, seed=5, max_tries=10, **dataset) -> ClipDataset:
+def dataset_of(data_path, preprocess=None, second=None, seed=5, **dataset) -> ClipDataset:
     config = data_config(data_path, preprocess, **dataset).dataset_param
     clips = filter_rows(read_list(data_path), config.preprocess_parameters, None).clips
     videos, texts = VideoSource(config.preprocess_parameters), Tokens(LetterTokenizer(), second)
-    return ClipDataset(clips, config, videos, texts, seed=seed, max_tries=max_tries)
+    return ClipDataset(clips, config, videos, texts, seed=seed)
+
+
+def taken(dataset: ClipDataset, index: int, epoch: int = 0, seed: int = 5, max_tries: int = 10) -> Taken:
+    return Substitutes(dataset, seed, max_tries).take(index, epoch)
 
 
 def numbers(sample) -> list[int]:
@@ -39,20 +44,20 @@ def same(one, other) -> bool:
 
 def test_a_sample_has_the_promised_form(clip_folder):
     dataset = dataset_of(clip_folder / "data.txt", second=LetterTokenizer(7))
-    sample = dataset.item(3)
-    assert len(dataset) == 12 and set(dataset.keys) == {"9x32x64"}
+    sample = dataset.sample(3, 0)
+    assert len(dataset.paths) == 12 and set(dataset.keys) == {"9x32x64"}
     assert sample.video.shape == (3, 9, 32, 64) and sample.video.dtype == torch.float32
     assert -1.2 < sample.video.min() < -0.5 and 0.5 < sample.video.max() < 1.2
     assert sample.text.ids.shape == (1, 16) and sample.pooled_text.keep.shape == (1, 7)
     assert sample.caption == "caption of" and sample.path.endswith("/03.mp4")  # the file name is cleaned away
-    assert sample.key == "9x32x64" and sample.substitutions == ()
+    assert sample.key == "9x32x64" and taken(dataset, 3).substitutions == ()
 
 
 def test_frames_are_a_window_of_the_clip_that_moves_from_epoch_to_epoch(clip_folder):
     dataset = dataset_of(clip_folder / "data.txt", AS_THEY_ARE)
     starts = set()
     for epoch in range(24):
-        shown = numbers(dataset.item(0, epoch))
+        shown = numbers(dataset.sample(0, epoch))
         assert shown == list(range(shown[0], shown[0] + 9))
         starts.add(shown[0])
     assert starts == {0, 1, 2, 3}  # 12 frames, windows of 9: the last start too
@@ -63,15 +68,15 @@ def test_samples_depend_on_seed_epoch_and_index_alone(clip_folder):
     for index in (7, 0, 3, 7):
         random.seed(index)  # neither the global generators nor earlier accesses count
         torch.manual_seed(index)
-        assert same(dataset.item(index, 2), again.item(index, 2))
+        assert same(dataset.sample(index, 2), again.sample(index, 2))
     other = dataset_of(clip_folder / "data.txt", AS_THEY_ARE, seed=6)
-    assert any(not same(dataset.item(index), other.item(index)) for index in range(6))
+    assert any(not same(dataset.sample(index, 0), other.sample(index, 0)) for index in range(6))
 
 
 def test_two_items_are_two_clips(clip_folder):
     # the original hands out one dictionary, so that all entries of a batch are its last item
     dataset = dataset_of(clip_folder / "data.txt")
-    first, second = dataset.item(0), dataset.item(1)
+    first, second = dataset.sample(0, 0), dataset.sample(1, 0)
     assert first.path != second.path and first.video.data_ptr() != second.video.data_ptr()
 
 
@@ -79,14 +84,14 @@ def test_cut_and_crop_choose_frames_and_pixels(tmp_path):
     write_clip(tmp_path / "a.mp4", 30)
     entries = [row("a.mp4", num_frames=9, cut=[17, 26], crop=[0, 128, 0, 32], height=32, width=128)]
     dataset = dataset_of(write_list(tmp_path, entries), {"max_height": 32, "max_width": 128, "min_h_div_w_ratio": 0.2})
-    assert numbers(dataset.item(0)) == list(range(17, 26))
+    assert numbers(dataset.sample(0, 0)) == list(range(17, 26))
 
 
 def test_a_clip_is_resampled_to_the_training_rate(tmp_path):
     write_clip(tmp_path / "a.mp4", 40)
     entries = [{**row("a.mp4", num_frames=22), "fps": 60}]
     dataset = dataset_of(write_list(tmp_path, entries), AS_THEY_ARE)
-    assert numbers(dataset.item(0)) == [0, 2, 5, 7, 10, 12, 15, 17, 20]
+    assert numbers(dataset.sample(0, 0)) == [0, 2, 5, 7, 10, 12, 15, 17, 20]
 
 
 def test_images_and_videos_in_one_list(clip_folder, tmp_path):
@@ -101,7 +106,7 @@ def test_images_and_videos_in_one_list(clip_folder, tmp_path):
     dataset = dataset_of(write_list(tmp_path, entries))
     assert dataset.keys == ("9x32x64", "1x32x64", "1x32x64")
     for index in (1, 2):
-        sample = dataset.item(index)
+        sample = dataset.sample(index, 0)
         assert sample.video.shape == (3, 1, 32, 64)
         assert torch.allclose(sample.video, torch.ones(()), atol=1e-2)
 
@@ -113,7 +118,7 @@ def test_captions_are_chosen_cleaned_and_dropped(clip_folder, tmp_path):
 
     def captions(preprocess=None, **dataset):
         made = dataset_of(data, preprocess, **dataset)
-        return {made.item(0, epoch).caption for epoch in range(40)}
+        return {made.sample(0, epoch).caption for epoch in range(40)}
 
     assert captions() == {"first one", "second"}
     assert captions(use_clean_caption=False) == {"first <b>one</b>", "second"}
@@ -135,17 +140,18 @@ def broken_list(folder, good, bad):
 def test_a_bad_file_is_replaced_by_another_clip_of_its_shape(tmp_path):
     data = broken_list(tmp_path, ["a.mp4", "b.mp4"], ["bad.mp4"])
     dataset = dataset_of(data)
-    sample = dataset.item(2, epoch=4)
+    found = taken(dataset, 2, epoch=4)
+    sample = found.sample
     assert sample.path in (f"{tmp_path}/a.mp4", f"{tmp_path}/b.mp4")
     assert sample.video.shape == (3, 9, 32, 64)
-    (substitution,) = sample.substitutions
+    (substitution,) = found.substitutions
     assert substitution.path == f"{tmp_path}/bad.mp4"
     assert substitution.reason.startswith(f"{tmp_path}/bad.mp4: cannot be decoded: ")
-    assert same(sample, dataset_of(data).item(2, epoch=4))
+    assert same(sample, taken(dataset_of(data), 2, epoch=4).sample)
     # what comes instead is the sample that it would have been itself, and it varies
     index = 0 if sample.path.endswith("a.mp4") else 1
-    assert torch.equal(sample.video, dataset.item(index, epoch=4).video)
-    assert {dataset.item(2, epoch).path for epoch in range(12)} == {f"{tmp_path}/a.mp4", f"{tmp_path}/b.mp4"}
+    assert torch.equal(sample.video, dataset.sample(index, epoch=4).video)
+    assert {taken(dataset, 2, epoch).sample.path for epoch in range(12)} == {f"{tmp_path}/a.mp4", f"{tmp_path}/b.mp4"}
 
 
 def test_tries_are_bounded(tmp_path):
@@ -153,10 +159,10 @@ def test_tries_are_bounded(tmp_path):
     data = broken_list(tmp_path, ["good.mp4"], bad)
     with pytest.raises(DataError, match=r"^3 files of shape 9x32x64 in a row cannot be used; the last reason: .*bad\d"):
         for epoch in range(20):
-            dataset_of(data, max_tries=3).item(1, epoch)
-    assert dataset_of(data, max_tries=7).item(1).path.endswith("good.mp4")
+            taken(dataset_of(data), 1, epoch, max_tries=3)
+    assert taken(dataset_of(data), 1, max_tries=7).sample.path.endswith("good.mp4")
     with pytest.raises(DataError, match="^1 files of shape"):
-        dataset_of(broken_list(tmp_path, [], ["bad0.mp4"])).item(0)
+        taken(dataset_of(broken_list(tmp_path, [], ["bad0.mp4"])), 0)
 
 
 def test_a_list_that_lies_about_length_or_crop_gives_substitutes(tmp_path, clip_folder):
@@ -167,8 +173,8 @@ def test_a_list_that_lies_about_length_or_crop_gives_substitutes(tmp_path, clip_
         row("01.mp4", num_frames=9, cut=[8, 17]),  # frames 8 to 16 of a file of 12
         row("02.mp4", num_frames=12, crop=[200, 300, 0, 64]),
     ]
-    dataset = dataset_of(write_list(tmp_path, entries), max_tries=3)
-    reasons = [item.reason for index in (1, 2) for item in dataset.item(index).substitutions]
+    dataset = dataset_of(write_list(tmp_path, entries))
+    reasons = [item.reason for index in (1, 2) for item in taken(dataset, index, max_tries=3).substitutions]
     assert any("01.mp4: has 12 frames; frame 16 was asked for" in reason for reason in reasons)
     assert any("02.mp4: crop [200, 300, 0, 64] (x0, x1, y0, y1) leaves no pixels" in reason for reason in reasons)
 
@@ -190,7 +196,7 @@ def test_a_size_that_the_transforms_do_not_make_is_found_by_each_access(tmp_path
     }
     dataset = dataset_of(write_list(tmp_path, [row("00.mp4", height=48, width=128, num_frames=12)]), multi)
     with pytest.raises(DataError, match=r"00.mp4: 9x64x128 after decoding .* became 9x64x128, but .*promised 9x48x128"):
-        dataset.item(0)
+        dataset.sample(0, 0)
 
 
 def test_transforms_that_cannot_make_the_promised_size_are_a_config_error(clip_folder):
@@ -228,8 +234,8 @@ def test_real_clips_and_tokenizers(clips, encoder_folder, tmp_path):
     )
     dataset = build_dataset(config.dataset_param, global_batch_size=1, seed=0)
     for index in range(6):
-        sample = dataset.item(index)
-        assert sample.substitutions == () and sample.video.shape == (3, 9, 64, 96)
+        sample = dataset.sample(index, 0)
+        assert taken(dataset, index, seed=0).substitutions == () and sample.video.shape == (3, 9, 64, 96)
         assert sample.video.std() > 0.1 and sample.text.ids.shape == (1, 32) and sample.pooled_text.ids.shape == (1, 77)
         assert sample.caption in [caption.lower().rstrip(".") + "." * caption.endswith(".") for caption in
                                   dataset.clips[index].row.captions]  # fmt: skip

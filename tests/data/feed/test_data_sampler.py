@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from data_helpers import sampler_of
 
 from mindspeed_mm.data.feed.sampler import GroupedSampler, Position, epoch_order
 from mindspeed_mm.errors import ConfigError, DataError
@@ -13,7 +14,7 @@ KEYS = ["9x32x64"] * 23 + ["1x32x64"] * 10 + ["9x64x32"] * 5
 
 
 def sampler(keys=KEYS, **options) -> GroupedSampler:
-    return GroupedSampler(keys, **{"seed": 42, "group_size": 4, **options})
+    return sampler_of(keys, **{"seed": 42, "group_size": 4, **options})
 
 
 def take(one: GroupedSampler, count: int, position: Position | None = None):
@@ -77,7 +78,7 @@ def test_the_groups_of_epoch_0_are_the_original_ones_where_those_have_one_shape(
 def test_two_ranks_take_what_they_take_in_the_golden_order(original, rank, different):
     keys = original["lengths"]
     case = golden_cases(original, fn="get_length_grouped_data_indices", world_size=2, batch_size=1, group_data=True)[0]
-    one = GroupedSampler(keys, seed=42, group_size=2, rank=rank, world_size=2, drop_last=False)
+    one = sampler_of(keys, seed=42, group_size=2, rank=rank, world_size=2, drop_last=False)
     ours = [step.indices[0] for step in epoch_of(one)]
     theirs = case["per_rank"][rank]
     # in step 1 the original's ranks have different shapes, which moves the cuts of steps 5 and 6
@@ -90,7 +91,7 @@ def test_a_rank_takes_the_batch_that_the_original_meant_for_it(original):
     case = golden_cases(original, fn="get_length_grouped_data_indices", world_size=2, batch_size=2, group_data=True)[0]
     meant = chunked(case["flat"], 2)
     options = {"seed": 42, "group_size": 4, "micro_batch_size": 2, "world_size": 2, "drop_last": False}
-    parts = [epoch_of(GroupedSampler(keys, rank=rank, **options)) for rank in range(2)]
+    parts = [epoch_of(sampler_of(keys, rank=rank, **options)) for rank in range(2)]
     found = [tuple(list(step.indices) for step in steps) for steps in zip(*parts, strict=True)]
     whole = [(meant[place], meant[place + 1]) for place in (0, 2, 8)]  # the groups of one shape, see above
     assert whole == [([16, 7], [12, 20]), ([8, 1], [0, 5]), ([13, 10], [15, 3])]
@@ -104,7 +105,7 @@ def test_without_groups_the_order_is_the_golden_distributed_sampler(original, wo
     assert len(cases) == 4  # two epochs, from the start and after 8 samples
     for case in cases:
         for rank, expected in enumerate(case["per_rank"]):
-            one = GroupedSampler(
+            one = sampler_of(
                 ["x"] * case["dataset_len"],
                 seed=case["seed"],
                 group_size=world_size,
