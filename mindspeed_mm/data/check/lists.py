@@ -89,7 +89,7 @@ class Check:
                 f"median {seconds[len(seconds) // 2]:.2f} s, longest {seconds[-1]:.2f} s"
             )
         lines += [f"data: bad sample: {one.fault}" for one in self.faults]
-        lines += [f"data: {one.path}: {what}" for one in self.different for what in one.look.differences]
+        lines += [f"data: {one.path}: {what}" for one in self.decoded if one.look for what in one.look.differences]
         traits = collections.Counter(trait for one in self.decoded if one.look for trait in _traits(one.look))
         return lines + [
             f"data: {count} of {len(self.decoded)} samples: {trait}" for trait, count in traits.most_common()
@@ -160,7 +160,7 @@ def _traits(look: Look) -> Iterator[str]:
 
 def _decode(videos: VideoSource, clips: list[Clip], processes: int) -> tuple[Decoded, ...]:
     timeout_s = videos.config.timeout
-    pool = WorkerPool(
+    pool = WorkerPool[tuple[Clip, str | None], Decoded](
         _Decoder(videos),
         processes,
         lost=lambda task, item, reason: (task[0], f"{task[0].row.path}: {reason}"),

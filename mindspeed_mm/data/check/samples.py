@@ -36,23 +36,25 @@ def look(clip: Clip, video: Tensor) -> Look:
 def _differences(clip: Clip, facts: Facts):
     row = clip.row
     height, width = facts.height, facts.width
+    if height is None or width is None:
+        return
     if row.crop is not None:  # x0, x1, y0, y1, as in slices
         height, width = len(range(height)[row.crop[2] : row.crop[3]]), len(range(width)[row.crop[0] : row.crop[1]])
     if (row.height, row.width) != (height, width):
         turned = ": transposed" if (row.width, row.height) == (height, width) else ""
         yield f"its row says {row.height}x{row.width} (height x width), the file is shown at {height}x{width}{turned}"
-    if row.kind != "video" or facts.num_frames is None:
-        return
     rate = facts.fps
+    if row.kind != "video" or facts.num_frames is None or rate is None:
+        return
     if abs(clip.fps / rate - 1) > _SAME_RATE:
         yield f"its row says {clip.fps:g} fps, the file has {rate:g}{' on average' if facts.variable else ''}"
-    end = row.start + row.num_frames
+    end = row.start + clip.source_frames
     # with a variable rate, a row's frames count time
     have = round(facts.num_frames / rate * clip.fps) if facts.variable else facts.num_frames
     if end > have:
         yield f"its row goes to frame {end}, the file has {have}"
-    elif row.start == 0 and have >= 9.5 * row.num_frames:
-        yield f"its row says {row.num_frames} frames, the file has {have}"
+    elif row.start == 0 and have >= 9.5 * clip.source_frames:
+        yield f"its row says {clip.source_frames} frames, the file has {have}"
 
 
 def draw_samples(tiles: Sequence[tuple[Clip, Look, str]], path: Path) -> None:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 
 import av
+import av.logging
 
 # Log levels at which a decoder or demuxer reports damage, and words that report it at milder levels.
 _SURE, _MAYBE = av.logging.ERROR, av.logging.INFO

@@ -7,6 +7,9 @@ import contextlib
 from collections.abc import Iterator
 
 import av
+import av.container
+import av.error
+import av.logging
 from av.stream import Disposition
 from av.video.frame import PictureType
 
@@ -95,8 +98,10 @@ class Decoding:
     def _frames(self, number: int, packet: av.Packet) -> list[av.VideoFrame]:
         # not the last packet, which flushes
         if packet.size == 0 and (packet.pts is not None or packet.dts is not None):
-            again = _repeats(packet, self._codec) and self._last is not None
-            return [self._again(number, packet)] if again else []
+            if self._last is None or not _repeats(packet, self._codec):
+                return []
+            self._last.pts, self._last.opaque = packet.pts, number
+            return [self._last]
         packet.opaque = number
         with listening() as messages:
             frames = self._codec.decode(packet)
@@ -106,10 +111,6 @@ class Decoding:
             if self._damage.late:
                 raise DataError(f"{self._path}: is damaged: {said}")
         return frames
-
-    def _again(self, number: int, packet: av.Packet) -> av.VideoFrame:
-        self._last.pts, self._last.opaque = packet.pts, number
-        return self._last
 
     def _fault(self, number: int, frame: av.VideoFrame) -> str | None:
         """number: of the packet that was sent last."""
@@ -135,6 +136,7 @@ def _decoder(stream: av.VideoStream) -> av.VideoCodecContext:
     name = _WITH_ALPHA.get(codec.name)
     if name is not None and stream.metadata.get("alpha_mode") == "1" and name in av.codecs_available:
         codec = av.CodecContext.create(name, "r")
+        assert isinstance(codec, av.VideoCodecContext), "both names are those of video codecs"
         codec.extradata = stream.codec_context.extradata
     codec.thread_count = 1  # the loader's processes provide the parallelism
     codec.copy_opaque = True

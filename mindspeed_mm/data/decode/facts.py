@@ -3,6 +3,7 @@
 import dataclasses
 
 import av
+import av.container
 import numpy as np
 
 from mindspeed_mm.data.decode import suffixes
@@ -32,12 +33,17 @@ class Facts:
 def facts_of(path: str, kind: str) -> Facts:
     """Facts of a file that is used as `kind`, 'video' or 'image'. Raises DataError if it is unreadable."""
     if kind == "image":
-        return Facts(*read_image(path).shape[1:3])
+        return Facts(*_size(path))
     return _moving_facts(path) if suffixes.may_move(path) else _video_facts(path)
 
 
+def _size(path: str) -> tuple[int, int]:
+    _, height, width, _ = read_image(path).shape
+    return height, width
+
+
 def _moving_facts(path: str) -> Facts:
-    size, stamps = read_image(path).shape[1:3], moving_stamps(path)  # the last stamp is the end
+    size, stamps = _size(path), moving_stamps(path)  # the last stamp is the end
     if len(stamps) == 2:
         return Facts(*size)
     rate = constant_rate(stamps)
@@ -66,8 +72,9 @@ def _video_facts(path: str) -> Facts:
     if rate is None:
         return Facts(*size, average_rate(stamps), count, variable=True, traits=special)
     # The container's rate is exact; it is used if the rounded time stamps agree with it to half a frame.
-    agrees = nominal and abs(len(stamps) - 1 - float(nominal) * (stamps[-1] - stamps[0])) <= 0.5
-    return Facts(*size, float(nominal) if agrees else rate, count, traits=special)
+    if nominal and abs(len(stamps) - 1 - float(nominal) * (stamps[-1] - stamps[0])) <= 0.5:
+        rate = float(nominal)
+    return Facts(*size, rate, count, traits=special)
 
 
 def _stamps(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[np.ndarray | None, int]:

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
-import av
+import av.container
 import numpy as np
 
 from mindspeed_mm import atomic, logs
@@ -86,15 +86,15 @@ class FrameIndexes:
             self._kept.popitem(last=False)
         return index
 
-    def _file(self, key: tuple) -> Path:
+    def _file(self, folder: Path, key: tuple) -> Path:
         name = hashlib.sha256("\n".join(map(str, key)).encode()).hexdigest()[:32]
-        return self._folder / name[:2] / f"{name}.index"
+        return folder / name[:2] / f"{name}.index"
 
     def _load(self, key: tuple) -> FrameIndex | None:
         if self._folder is None:
             return None
         try:
-            found = np.fromfile(self._file(key), _NUMBER)
+            found = np.fromfile(self._file(self._folder, key), _NUMBER)
         except OSError:
             return None
         checksum, table = found[:1], found[1:]
@@ -107,7 +107,7 @@ class FrameIndexes:
     def _store(self, key: tuple, index: FrameIndex) -> None:
         if self._folder is None or not index.whole:
             return
-        file = self._file(key)
+        file = self._file(self._folder, key)
         file.parent.mkdir(parents=True, exist_ok=True)
         table = np.concatenate([[len(index.stamps)], index.stamps, index.keys, index.seeks]).astype(_NUMBER)
         with atomic.replacing(file) as target:

@@ -37,7 +37,7 @@ def read_image(path: str) -> np.ndarray:
     several.
     """
     with _opened(path) as image:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION), lambda pixels: pixels)
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION) or 1, lambda pixels: pixels)
         pixels = turn(_pixels(image, path))
         if image.format in ("JPEG", "MPO"):
             _check_jpeg(path)

@@ -35,7 +35,7 @@ def read_stamps(path: str, indexes: FrameIndexes) -> np.ndarray | None:
         with opened(path) as container:
             stream = video_stream(path, container)
             index = indexes.find(path, container, stream, _ALL)
-            unit = float(stream.time_base)
+            unit = float(stream.time_base or 0)
         stamps = index.stamps * unit if index.usable else _decoded_stamps(path)
     return None if len(stamps) < 2 or constant_rate(stamps) is not None else stamps - stamps[0]
 
@@ -70,6 +70,6 @@ def _decoded_stamps(path: str) -> np.ndarray:
     with opened(path) as container:
         decoding = Decoding(path, container)
         stamps = [frame.pts for frame, _ in decoding]
-        unit = float(decoding.stream.time_base)
+        unit = float(decoding.stream.time_base or 0)
     known = all(stamp is not None for stamp in stamps)
     return np.array(stamps if known else range(len(stamps)), np.float64) * unit

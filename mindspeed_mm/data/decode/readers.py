@@ -5,6 +5,7 @@ Readers raise DataError for every fault of a file. PyAV is the default because i
 file: it matches frames by time stamps, counted from the start of the file in display order.
 """
 
+import importlib
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -34,6 +35,7 @@ class VideoReader(Protocol):
         after the first. Without it, frames are counted. A place may come twice; the later one counts. Planes are valid
         until the next frame is requested. Raises DataError for a missing frame, at the latest at the end.
         """
+        ...
 
 
 def build_reader(name: str, index_folder: str | None = None) -> VideoReader:
@@ -54,6 +56,8 @@ def read_clip(reader: VideoReader, path: str, indices: Sequence[int], fps: float
         if clip.shape[1:] != pixels.shape:
             raise DataError(f"{path}: frames of {pixels.shape[:2]} and of {clip.shape[1:3]} pixels")
         clip[list(places)] = pixels
+    if clip is None:
+        raise DataError(f"{path}: no frames were asked for")
     return clip
 
 
@@ -73,7 +77,7 @@ class PyavReader:
             yield from self._read(wanted, pace)
         except PastTheEnd as error:
             short = error
-        if pace.irregular:  # variable rate, or a rate other than `fps`
+        if pace.irregular and fps is not None:  # variable rate, or a rate other than `fps`
             stamps = read_stamps(path, self._indexes)
             timed = None if stamps is None else moments(path, stamps, indices, fps)
             if timed is not None:
@@ -102,8 +106,7 @@ class PyavReader:
         index, start, unit = -1, None, float(decoding.stream.time_base or 0)
         for index, (frame, fault) in enumerate(decoding):
             start = frame.pts if index == 0 else start
-            timed = frame.pts is not None and start is not None
-            pace.see(index, (frame.pts - start) * unit if timed else None)
+            pace.see(index, None if frame.pts is None or start is None else (frame.pts - start) * unit)
             yield from wanted.offer(index, frame, fault, show)
             if wanted.complete:
                 return
@@ -126,14 +129,17 @@ class PyavReader:
             show = self._screen(wanted.path, decoding)
             reached = False
             for frame, fault in decoding:
-                # never true with intra refresh, where decoding starts frames later
-                reached = reached or frame.pts == key
-                place = None if frame.pts is None else index.place(frame.pts)
-                if not reached and place is not None and frame.pts < key:
-                    continue  # open GOP: shown before the key frame, refers to skipped frames
-                if not reached or place is None:
+                stamp = frame.pts
+                place = None if stamp is None else index.place(stamp)
+                if stamp is None or place is None:
                     return
-                pace.see(place, float((frame.pts - int(index.stamps[0])) * stream.time_base))
+                # never true with intra refresh, where decoding starts frames later
+                reached = reached or stamp == key
+                if not reached and stamp < key:
+                    continue  # open GOP: shown before the key frame, refers to skipped frames
+                if not reached:
+                    return
+                pace.see(place, float((stamp - int(index.stamps[0])) * (stream.time_base or 0)))
                 yield from wanted.offer(place, frame, fault, show)
                 if wanted.complete:
                     return
@@ -259,15 +265,13 @@ def _source(path: str):
 
 def _import_decord():
     try:
-        import decord
+        return importlib.import_module("decord")
     except ImportError:
         raise DataError("video_reader_type decord: pip install decord (decord2 on aarch64)") from None
-    return decord
 
 
 def _import_torchcodec():
     try:
-        from torchcodec import decoders
+        return importlib.import_module("torchcodec.decoders")
     except (ImportError, RuntimeError, OSError) as error:  # the last two: FFmpeg libraries are missing
         raise DataError(f"video_reader_type torchcodec: pip install torchcodec, and FFmpeg: {reason(error)}") from None
-    return decoders

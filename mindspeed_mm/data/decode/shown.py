@@ -9,8 +9,10 @@ depend on where decoding began.
 import contextlib
 import fractions
 import functools
+from typing import Any
 
 import av
+import av.error
 import numpy as np
 from av.filter import Graph
 from av.sidedata.sidedata import Type as SideData
@@ -86,7 +88,7 @@ class Screen:
         return turned(self._chains[kind](frame), frame)
 
     def _filters(self, frame: av.VideoFrame) -> list[tuple[str, str]]:
-        filters = [_DEINTERLACE] if frame.interlaced_frame else []
+        filters: list[tuple[str, str]] = [_DEINTERLACE] if frame.interlaced_frame else []
         if int(frame.color_trc) in _HDR:
             filters.append(_TONE_MAP)
         if not self._square:
@@ -104,9 +106,7 @@ class _Chain:
         self._alpha = has_alpha(frame.format.name)
         self._graph = Graph()
         base = fractions.Fraction(1, 1000)
-        buffer = self._graph.add_buffer(
-            width=frame.width, height=frame.height, format=frame.format.name, time_base=base
-        )
+        buffer = self._graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=base)
         nodes = [buffer]
         nodes += [self._graph.add(*item) for item in (*filters, ("format", "rgba" if self._alpha else "rgb24"))]
         nodes.append(self._graph.add("buffersink"))
@@ -116,14 +116,16 @@ class _Chain:
         self._time = 0
 
     def __call__(self, frame: av.VideoFrame) -> Planes:
-        stamp, made = frame.pts, None
+        stamp = frame.pts
+        made: av.VideoFrame | None = None
         for _ in range(2):  # the second push releases the first frame from filters that wait for a next one
             frame.pts = self._time  # filters need increasing time stamps
             self._time += 1
             self._graph.push(frame)
             with contextlib.suppress(av.error.BlockingIOError):
-                made = self._graph.pull()
+                made = self._graph.vpull()
         frame.pts = stamp
+        assert made is not None, "these filters give a frame for two"
         pixels = made.to_ndarray()
         return split(composite(pixels) if self._alpha else pixels)
 
@@ -136,13 +138,17 @@ def turned(planes: Planes, frame: av.VideoFrame) -> Planes:
     swapped, left, up = _turn(frame)
     if not (swapped or left or up):
         return planes
-    planes = (plane.T if swapped else plane for plane in planes)
-    return tuple(np.ascontiguousarray(plane[:: -1 if up else 1, :: -1 if left else 1]) for plane in planes)
+    red, green, blue = (
+        np.ascontiguousarray((plane.T if swapped else plane)[:: -1 if up else 1, :: -1 if left else 1])
+        for plane in planes
+    )
+    return red, green, blue
 
 
 def _turn(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     """(axes swapped, then mirrored left to right, then upside down) from a frame's display matrix."""
-    data = frame.side_data.get(SideData.DISPLAYMATRIX)
+    side_data: Any = frame.side_data  # PyAV declares it as a dict with texts for keys
+    data = side_data.get(SideData.DISPLAYMATRIX)
     if data is None:
         return False, False, False
     # x' = a x + c y, y' = b x + d y

@@ -1,6 +1,7 @@
 """Ledger of bad samples: unusable files, reasons and counts; ends the run if there are too many."""
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -121,11 +122,14 @@ class Ledger:
             return
         due = self._unwritten and time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES
         if now or due:
-            self._unwritten, self._written = not self._attempt(self._replace_file), time.monotonic()
+            self._unwritten, self._written = (
+                not self._attempt(functools.partial(self._replace, self._file)),
+                time.monotonic(),
+            )
 
-    def _replace_file(self) -> None:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_text(self._file, json.dumps(self.report(), indent=1, ensure_ascii=False))
+    def _replace(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_text(file, json.dumps(self.report(), indent=1, ensure_ascii=False))
 
     def report(self) -> dict:
         """Content of the file, most frequent first."""

@@ -115,9 +115,9 @@ class Loader:
             mine = turns[self._sharing.turn]
             yield Request(mine.epoch, mine.indices, tuple(self._hung.items()))
 
-    def _pool(self, num_workers: int) -> "WorkerPool[Request, Made | MMError]":
+    def _pool(self, num_workers: int) -> WorkerPool[Request, Made | MMError]:
         making = self._making
-        return WorkerPool(
+        return WorkerPool[Request, Made | MMError](
             self._work, num_workers, lost=self._lost, timeout_s=making.timeout_s, start_method=making.start_method
         )
 

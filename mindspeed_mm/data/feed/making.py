@@ -72,7 +72,7 @@ class BatchSource:
         self._substitutes, self._join = substitutes, join
         self._buffers = SharedBuffers(num_workers)
 
-    def __call__(self, request: Request, announce: Announce) -> "Lent[Made] | Made | MMError":
+    def __call__(self, request: Request, announce: Announce) -> "Lent[Made | MMError] | Made | MMError":
         made = self._made(request, announce)
         video = made.batch.video if isinstance(made, Made) and isinstance(made.batch.video, torch.Tensor) else None
         number = self._buffers.lend(video)

@@ -38,39 +38,41 @@ class VideoSource:
         """
         path = clip.row.path
         indices = self._indices(clip, rng)
-        plan: ClipPlan | None = None
+        begun: tuple[ClipPlan, tuple[int, int], Tensor] | None = None
         for places, planes in self._frames(clip, indices):
             planes = [_cropped(torch.from_numpy(plane), clip) for plane in planes]
             shape = planes[0].shape[0], planes[0].shape[1]
-            if plan is None:
-                size = shape
-                plan = self._pipelines[clip.row.kind].plan(size, rng)
-                _check_promise(clip, (len(indices), *size), (len(indices), *plan.size))
-                out = allocate((CHANNELS, clip.frames, clip.height, clip.width))
+            if begun is None:
+                plan = self._pipelines[clip.row.kind].plan(shape, rng)
+                _check_promise(clip, (len(indices), *shape), (len(indices), *plan.size))
+                begun = plan, shape, allocate((CHANNELS, clip.frames, clip.height, clip.width))
+            plan, size, out = begun
             if shape != size:
                 raise DataError(f"{path}: frame {indices[places[0]]} is {shape}, earlier ones {size}")
             plan(planes, out[:, places[0]])
             for place in places[1:]:
                 out[:, place] = out[:, places[0]]
-        return out
+        if begun is None:
+            raise DataError(f"{path}: gave no frames")
+        return begun[2]
 
     def check(self, clips: Iterable[Clip]) -> None:
         """Checks for all clips that the transforms make floats of the promised size."""
-        sizes = {(clip.row.kind, clip.row.height, clip.row.width): clip for clip in clips}
-        for kind in {kind for kind, _, _ in sizes}:
+        sizes = {(clip.row.kind, clip.source_size): clip for clip in clips}
+        for kind in {kind for kind, _ in sizes}:
             steps = self._pipelines[kind].steps
             if not any(isinstance(step, (ToTensorVideo, ToTensorAfterResize)) for step in steps):
                 raise ConfigError(
                     f"train_pipeline.{kind}: holds no ToTensorVideo, so that frames would stay whole numbers"
                 )
-        for (kind, height, width), clip in sizes.items():
-            _check_size(kind, (height, width), clip, self._pipelines[kind])
+        for (kind, size), clip in sizes.items():
+            _check_size(kind, size, clip, self._pipelines[kind])
 
     def _indices(self, clip: Clip, rng: random.Random) -> list[int]:
         if clip.row.kind == "image":
             return [0]
         try:
-            return frames.select(clip.row.start, clip.row.num_frames, clip.fps, self.config, rng).tolist()
+            return frames.select(clip.row.start, clip.source_frames, clip.fps, self.config, rng).tolist()
         except DataError as error:
             raise DataError(f"{clip.row.path}: {error}") from None
 

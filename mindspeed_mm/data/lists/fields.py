@@ -152,9 +152,11 @@ def _seconds_of(facts: dict[str, Found], place: str) -> tuple[float, float | Non
 
 def _crop(found: Found | None, place: str) -> tuple[int, int, int, int] | None:
     crop = _list(found, place)
-    if len(crop) != 4 or any(missing(item) for item in crop):
+    if found is None or len(crop) != 4 or any(missing(item) for item in crop):
         return None  # published lists hold [] and four nulls for "the whole frame"
-    return tuple(_whole({"crop": (found[0], item)}, "crop", place) for item in crop)
+    sides = [_whole({"crop": (found[0], item)}, "crop", place) for item in crop]
+    x0, x1, y0, y1 = (side for side in sides if side is not None)
+    return x0, x1, y0, y1
 
 
 # ------------------------------------------------------------------------------------------------------------- values

@@ -43,6 +43,16 @@ class Clip:
         return _fps(self.row)
 
     @property
+    def source_size(self) -> tuple[int, int]:
+        """(height, width) of the row; the filter drops rows without."""
+        return _size(self.row)
+
+    @property
+    def source_frames(self) -> int:
+        """Length of the part of the file that a video's row means; the filter drops rows without."""
+        return _known(self.row.num_frames)
+
+    @property
     def identity(self) -> str:
         """Identity of the clip, whatever its place in the list: file, part of it, and shape."""
         row = self.row
@@ -108,6 +118,11 @@ class FilterResult:
         }
 
 
+def _known(fact: int | None) -> int:
+    assert fact is not None, "an earlier rule drops rows without it"
+    return fact
+
+
 def common_shapes(counts: Mapping[str, int], group_size: int) -> dict[str, int]:
     """Shapes with enough clips for steps of `group_size`, and their counts; rule rare_shape drops the others.
 
@@ -135,7 +150,7 @@ def filter_rows(
         if rule is None:
             clips.append(_clip(row, config))
         else:
-            dropped.setdefault(rule, []).append(row.fault if rule == "unreadable" else row.path)
+            dropped.setdefault(rule, []).append(row.path if row.fault is None or rule != "unreadable" else row.fault)
     usable = tuple(clips)
     if global_batch_size is not None:
         counts = collections.Counter(clip.key for clip in clips)
@@ -191,7 +206,7 @@ def _no_resolution(row: Row, config: PreprocessConfig) -> bool:
 
 
 def _aspect_mismatch(row: Row, config: PreprocessConfig) -> bool:
-    height, width = row.height, row.width
+    height, width = _size(row)
     if config.hw_aspect_thr is not None and not config.force_resolution:
         height, width = _budget_size(row, config)
     least, greatest = config.aspect_limits
@@ -199,13 +214,14 @@ def _aspect_mismatch(row: Row, config: PreprocessConfig) -> bool:
 
 
 def _too_few_pixels(row: Row, config: PreprocessConfig) -> bool:
-    if row.height * row.width < config.least_pixels:
+    height, width = _size(row)
+    if height * width < config.least_pixels:
         return True
     if not config.force_resolution:
         return False
     # After the crop to the target's ratio, least_pixels must remain.
-    target, ratio = config.max_height / config.max_width, row.height / row.width
-    return row.height * row.width < math.ceil(config.least_pixels * max(ratio / target, target / ratio))
+    target, ratio = config.max_height / config.max_width, height / width
+    return height * width < math.ceil(config.least_pixels * max(ratio / target, target / ratio))
 
 
 def _smaller_than_stride(row: Row, config: PreprocessConfig) -> bool:
@@ -217,7 +233,9 @@ def _sample_too_small(row: Row, config: PreprocessConfig) -> bool:
 
 
 def _sample_too_large(row: Row, config: PreprocessConfig) -> bool:
-    return not config.force_resolution and math.prod(_budget_size(row, config)) > config.max_hxw
+    if config.force_resolution or config.max_hxw is None:
+        return False
+    return math.prod(_budget_size(row, config)) > config.max_hxw
 
 
 def _no_num_frames(row: Row, config: PreprocessConfig) -> bool:
@@ -229,9 +247,10 @@ def _bad_fps(row: Row, config: PreprocessConfig) -> bool:
 
 
 def _too_long(row: Row, config: PreprocessConfig) -> bool:
-    if row.num_frames / frames.frame_step(_fps(row), config.train_fps) > _MOST_FRAMES:
+    length = _known(row.num_frames)
+    if length / frames.frame_step(_fps(row), config.train_fps) > _MOST_FRAMES:
         return True
-    return not config.keeps_every_speed and frames.too_long(row.num_frames, _fps(row), config)
+    return not config.keeps_every_speed and frames.too_long(length, _fps(row), config)
 
 
 def _fps_too_low(row: Row, config: PreprocessConfig) -> bool:
@@ -240,7 +259,7 @@ def _fps_too_low(row: Row, config: PreprocessConfig) -> bool:
 
 def _too_short(row: Row, config: PreprocessConfig, draw: Callable[[], float]) -> bool:
     """Too short for `num_frames` (dropped with probability drop_short_ratio) or for any length that the VAE takes."""
-    resampled, length = frames.selected_length(row.start, row.num_frames, _fps(row), config)
+    resampled, length = frames.selected_length(row.start, _known(row.num_frames), _fps(row), config)
     return (resampled < config.num_frames and draw() < config.drop_short_ratio) or length < 0
 
 
@@ -272,15 +291,19 @@ def sample_size(row: Row, config: PreprocessConfig) -> tuple[int, int]:
 def _budget_size(row: Row, config: PreprocessConfig) -> tuple[int, int]:
     """Size after resizing to the pixel budget and cropping to multiples of the stride."""
     # The original omits hw_stride in the first step, so its keys and its transforms could disagree.
-    resized = fit_pixels(row.height, row.width, config.max_hxw, config.force_5_ratio, config.hw_stride)
+    resized = fit_pixels(*_size(row), _known(config.max_hxw), config.force_5_ratio, config.hw_stride)
     return stride_crop(*resized, config.hw_stride, config.force_5_ratio)[2:]
 
 
 def _clip(row: Row, config: PreprocessConfig) -> Clip:
     length = 1
     if row.kind == "video":
-        length = frames.selected_length(row.start, row.num_frames, _fps(row), config)[1]
+        length = frames.selected_length(row.start, _known(row.num_frames), _fps(row), config)[1]
     return Clip(row, length, *sample_size(row, config))
+
+
+def _size(row: Row) -> tuple[int, int]:
+    return _known(row.height), _known(row.width)
 
 
 def _fps(row: Row) -> float:

@@ -46,6 +46,7 @@ def read_entries(path: Path) -> Entries:
 
 def read_text(path: Path) -> str:
     """Text of a UTF-8 file, which may be gzipped. Raises DataError if it is unreadable."""
+    content = b""
     try:
         content = path.read_bytes()
         if path.name.lower().endswith(".gz"):

@@ -61,7 +61,7 @@ def probe(paths: Sequence[str], cache: str | Path | None = None, processes: int 
     if not todo:
         return facts
     log.info(f"data: probing {len(todo)} files ({len(facts)} are known)")
-    pool = WorkerPool(
+    pool = WorkerPool[tuple[str, str | None], Facts](
         _probe_one,
         min(len(todo), processes or min(32, os.cpu_count() or 1)),
         lost=lambda task, item, reason: (task[0], f"{task[0]}: {reason}"),
@@ -91,7 +91,7 @@ def _completed(row: Row, facts: Facts) -> Row:
     if facts.fault is not None:
         return dataclasses.replace(row, fault=facts.fault)
     height, width = facts.height, facts.width
-    if row.crop is not None:  # x0, x1, y0, y1, as in slices
+    if row.crop is not None and height is not None and width is not None:  # x0, x1, y0, y1, as in slices
         height = len(range(height)[row.crop[2] : row.crop[3]])
         width = len(range(width)[row.crop[0] : row.crop[1]])
     if row.height is not None and row.width is not None:
@@ -136,10 +136,16 @@ def _load(cache: Path | None) -> dict[str, tuple[tuple[int, int], Facts]]:
         if content["version"] != _VERSION:
             return {}
         files = content["files"].items()
-        return {path: ((size, date), Facts(*facts, tuple(special))) for path, (size, date, *facts, special) in files}
+        return {path: ((size, date), _facts(found)) for path, (size, date, *found) in files}
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning(f"data: {cache} is not a probe cache ({type(error).__name__}); probing all files again")
         return {}
+
+
+def _facts(found: list) -> Facts:
+    """What `dataclasses.astuple` made of Facts."""
+    height, width, fps, num_frames, fault, variable, special = found
+    return Facts(height, width, fps, num_frames, fault, variable, tuple(special))
 
 
 def _save(cache: Path | None, known: dict) -> None:

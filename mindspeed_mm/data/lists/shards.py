@@ -63,7 +63,8 @@ def _text(tar: tarfile.TarFile, member: tarfile.TarInfo, place: str) -> str:
         raise DataError(
             f"{place}: {member.name} has {member.size:,} bytes; a caption or its facts have at most {_MOST_TEXT:,}"
         )
-    content = tar.extractfile(member).read()
+    file = tar.extractfile(member)
+    content = b"" if file is None else file.read()
     if len(content) < member.size:
         raise tarfile.ReadError("unexpected end of data")
     return content.decode("utf-8-sig")

@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -226,7 +226,7 @@ class PartReader:
         self._numbers = numbers[order]
         self._places = np.array([place for place, _ in places.values()], dtype=np.int32)[order]
         self._checksums = np.array([checksum for _, checksum in places.values()], dtype=np.int64)[order]
-        self._open: collections.OrderedDict[str, object] = collections.OrderedDict()
+        self._open: collections.OrderedDict[str, Any] = collections.OrderedDict()
 
     def __len__(self) -> int:
         return len(self._numbers)

@@ -89,7 +89,7 @@ def changed_files(folder: Path, clips: Sequence[Clip]) -> list[str]:
     paths = {clip.row.path for clip in clips}
     stamps: dict[str, Stamp] = {}
     for _, entry in read_index(folder, VIDEO):
-        if entry.source in paths:
+        if entry.source in paths and entry.stamp is not None:
             stamps[entry.source] = entry.stamp
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
         now = dict(zip(stamps, pool.map(Stamp.of, stamps), strict=True))

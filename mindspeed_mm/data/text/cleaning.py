@@ -74,7 +74,10 @@ def _without_links(text: str, scheme: re.Pattern) -> str:
         dot = _last_dot(text, host, ends, at)
         if dot is None:
             continue
-        begin = _EDGE.search(text, max(at, host.start())).start()
+        edge = _EDGE.search(text, max(at, host.start()))
+        if edge is None:
+            continue
+        begin = edge.start()
         if begin < dot and (link is None or begin < link.start()):
             pieces.append(text[at:begin])
             at = ends[dot]

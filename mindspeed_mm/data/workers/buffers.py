@@ -39,7 +39,7 @@ class SharedBuffers:
         count = math.prod(shape)
         storage = self._free_one(4 * count) or self._new(4 * count)
         self._taken.append(storage)
-        return torch.empty(0).set_(storage, 0, (count,)).view(*shape)
+        return torch.empty(0).set_(storage, 0, (count,), (1,)).view(*shape)
 
     def lend(self, tensor: Tensor | None) -> int | None:
         """Number of the buffer that holds `tensor`, or None. All other taken buffers become free."""

@@ -13,10 +13,9 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Sequence
 from multiprocessing.connection import Connection
-from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawArray
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.multiprocessing  # teaches pipes to send tensors as shared memory
@@ -108,7 +107,7 @@ class _Worker(Generic[Task, Result]):
 
     def __init__(
         self,
-        context: BaseContext,
+        context: Any,  # of multiprocessing; its base class declares no Process
         work: Callable[[Task, Announce], Lent[Result] | Result],
         lost: Callable[[Task, int, str], Task],
         timeout_s: float | None,
@@ -138,10 +137,8 @@ class _Worker(Generic[Task, Result]):
                     self._replace(f"its process {self._ending()}")
                     continue
                 self._tasks.popleft()
-                if isinstance(value, MMError) and not done:
-                    raise value
                 if not done:
-                    raise RuntimeError(f"a data worker failed:\n{value}")
+                    raise value if isinstance(value, MMError) else RuntimeError(f"a data worker failed:\n{value}")
                 if not isinstance(value, Lent):
                     return value
                 self._lent.append((value.number, StorageWeakRef(value.tensor.untyped_storage())))
@@ -162,8 +159,8 @@ class _Worker(Generic[Task, Result]):
         self._pipe, theirs = self._context.Pipe()
         self._at = RawArray("d", [_IDLE, _IDLE, 0.0])  # number of the task, item, start time
         arguments = (self._work, theirs, self._at)
-        self._process = self._context.Process(target=_serve, args=arguments, daemon=True)
-        self._process.start()
+        process = self._process = self._context.Process(target=_serve, args=arguments, daemon=True)
+        process.start()
         self._lent.clear()  # the old process's buffers are gone
         theirs.close()
         for task in self._tasks:

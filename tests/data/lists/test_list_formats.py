@@ -10,7 +10,7 @@ import pytest
 from data_helpers import write_clip
 
 from mindspeed_mm.data.decode import media
-from mindspeed_mm.data.lists import probe
+from mindspeed_mm.data.lists import formats, probe
 from mindspeed_mm.data.lists.rows import Row
 from mindspeed_mm.data.lists.sources import read_annotation, read_list
 from mindspeed_mm.errors import DataError
@@ -378,3 +378,15 @@ def test_a_shard_that_shrank_since_is_an_error_of_the_clip(shard):
     shard.write_bytes(shard.read_bytes()[:5000])
     with pytest.raises(OSError, match="before the end of its member"):
         media.open_bytes(path)
+
+
+def test_a_list_format_is_a_row_of_the_table(tmp_path, monkeypatch):
+    def bars(path):
+        for number, line in enumerate(formats.read_text(path).splitlines(), start=1):
+            yield f"{path} line {number}", dict(zip(("path", "cap", "fps"), line.split("|"), strict=False))
+
+    monkeypatch.setitem(formats.FORMATS, ".bars", bars)
+    rows = read_list(write(tmp_path / "list.bars", "a.mp4|a cat|24\nb.mp4|a dog|30"))
+    assert [(row.captions, row.fps) for row in rows] == [(("a cat",), 24), (("a dog",), 30)]
+    with pytest.raises(DataError, match="list.bars line 1: fps must be a number, found 'fast'"):
+        read_list(write(tmp_path / "list.bars", "a.mp4|a cat|fast"))
