@@ -183,7 +183,7 @@ def test_the_real_clips_are_enough_for_a_batch_of_one(clips):
 def test_ten_thousand_rows_take_seconds(rows, original):
     config = preprocess(**original["configs"][1]["preprocess_parameters"])
     many = rows * 278
-    begin = time.perf_counter()
+    begin = time.process_time()
     result = filter_rows(many, config, 1)
     assert result.total == len(many) > 10_000
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
