@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 import av
+import av.error
 import numpy as np
 from PIL import Image
 

@@ -169,6 +169,7 @@ def next_series(folder: Path, part: str) -> int:
 def read_index(folder: Path, part: str) -> Iterator[tuple[str, Entry]]:
     """(shard, entry) of a part; later entries take precedence."""
     for file in sorted(folder.glob(f"{part}-*.json")):
+        entries: list[Entry] = []
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             entries = [_entry(*values) for values in content["entries"]]
