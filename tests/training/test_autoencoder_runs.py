@@ -148,9 +148,9 @@ def program(arguments: list[str], printed: str, prepare=None) -> None:
     sys.argv = ["train_wfvae.py", *arguments]
     if prepare is not None:
         prepare()
-    from mindspeed_mm import launch
+    from mindspeed_mm.cli import training
 
-    launch.train_autoencoder()
+    training.train_vae()
 
 
 def hang_in_the_first_step() -> None:
