@@ -113,7 +113,7 @@ class StoredEncoders:
     def __call__(self, batch: FakeBatch):
         made = FakeEncoders()(batch)
         posterior = Posterior(made.latents, torch.full_like(made.latents, -200.0))
-        return self._encoders(Batch(posterior, made.keep, made.text, None, made.paths, made.addresses))
+        return self._encoders(Batch(posterior, made.keep, made.conditions.text, None, made.paths, made.addresses))
 
 
 class SharedStream(Stream):
