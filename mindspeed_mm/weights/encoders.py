@@ -26,7 +26,6 @@ def check_encoders(
 
     keys: of the tokenizers in their JSON.
     """
-    assert model.text_encoder_2 is not None, "config/ has refused a model without it"
     _check_encoder(model.text_encoder, "text_encoder", tokenizers[0], keys[0])
     if model.text_encoder_2 is not None and tokenizers[1] is not None:
         _check_encoder(model.text_encoder_2, "text_encoder_2", tokenizers[1], keys[1])
