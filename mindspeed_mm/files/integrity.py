@@ -1,7 +1,7 @@
 """Checksums of a checkpoint's files: computed by the rank that wrote a file, stored in one record per checkpoint."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from torch import Tensor
@@ -26,6 +26,18 @@ def measure(paths: list[Path], directory: Path, beat: Beat = lambda what: None) 
 def write(found: Checksums, directory: Path) -> None:
     """Writes the record of all files of a checkpoint."""
     atomic.write_text(directory / CHECKSUMS, json.dumps(found, indent=1))
+
+
+def replace(facts: Mapping[Path, list[int] | None]) -> None:
+    """Replaces the entries of files in the records of their folders; None removes an entry."""
+    for folder in {path.parent for path in facts}:
+        if not folder.is_dir():
+            continue
+        known = read(folder)
+        found = {name: entry for name, entry in known.items() if folder / name not in facts}
+        found |= {path.name: entry for path, entry in facts.items() if path.parent == folder and entry is not None}
+        if found != known:
+            write(found, folder)
 
 
 def read(directory: Path) -> Checksums:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.files import raw
+from mindspeed_mm.files.checksum import crc32, joined
 from mindspeed_mm.files.plan import Piece
 
 DTYPES = {
@@ -124,16 +125,23 @@ class SafetensorsWriter:
             at += piece.nbytes
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        file.write(struct.pack("<Q", len(text)) + text)
+        header = struct.pack("<Q", len(text)) + text
+        file.write(header)
         self._start = file.tell()
+        self._sums = {0: (crc32(header), len(header))}  # offset in the file -> CRC-32 and bytes of what stands there
         self._end = self._start + at
 
     def write(self, piece: Piece, chunks: Iterable[Tensor]) -> None:
         """chunks: contiguous CPU tensors of the piece's dtype that together hold its values in order."""
         offset = self._offsets.pop(piece)
         self._file.seek(self._start + offset)
+        checksum = 0
         for chunk in chunks:
-            self._file.write(raw.as_bytes(chunk))
+            data = raw.as_bytes(chunk)
+            self._file.write(data)
+            checksum = crc32(data, checksum)
+        if piece.nbytes:
+            self._sums[self._start + offset] = checksum, piece.nbytes
         if self._file.tell() != self._start + offset + piece.nbytes:
             raise CheckpointError(f"{piece.name}: other than the {piece.nbytes} bytes of the tensor were given")
 
@@ -142,6 +150,11 @@ class SafetensorsWriter:
         if self._offsets:
             raise CheckpointError(f"{len(self._offsets)} tensors of the file were never written")
         self._file.truncate(self._end)
+
+    @property
+    def facts(self) -> list[int]:
+        """Bytes and CRC-32 of the complete file; the format itself has no checksums."""
+        return [self._end, joined(self._sums[offset] for offset in sorted(self._sums))]
 
 
 def _weight_map(path: Path) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from mindspeed_mm import atomic, families, logs
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.families.base import Dialect, Unused
-from mindspeed_mm.files import layout, plan, safetensors_file
+from mindspeed_mm.files import integrity, layout, plan, safetensors_file
 from mindspeed_mm.files.plan import OutputFile, Piece, Plan
 from mindspeed_mm.files.reshard import Weights
 from mindspeed_mm.files.safetensors_file import SafetensorsWriter
@@ -104,6 +104,8 @@ def execute(todo: Plan, groups: Mapping[str, Weights] | Weights, what: str, prog
     if isinstance(groups, Weights):
         groups = {_GROUP: groups}
     _check_place(todo)
+    with _disk_errors(todo):
+        integrity.replace({output.path: None for output in todo.files})
     with _disk_errors(todo), atomic.Together(todo.directory) as together:
         writers = [(_writer(together.open(output.path, StreamedFile), output), output.pieces) for output in todo.files]
         jobs = [(writer, piece) for writer, pieces in writers for piece in pieces]
@@ -120,6 +122,7 @@ def execute(todo: Plan, groups: Mapping[str, Weights] | Weights, what: str, prog
     with _disk_errors(todo):
         for path, text in todo.texts:
             atomic.write_text(path, text)
+        integrity.replace(_facts(todo, [writer for writer, _ in writers]))
     for weights in groups.values():
         weights.report()
 
@@ -159,6 +162,12 @@ def _writer(file, output: OutputFile) -> TorchFileWriter | SafetensorsWriter:
     if output.path.suffix == f".{SAFETENSORS}":
         return SafetensorsWriter(file, output.content)
     return TorchFileWriter(file, output.content)
+
+
+def _facts(todo: Plan, writers: Iterable[TorchFileWriter | SafetensorsWriter]) -> dict[Path, list[int]]:
+    """What the record says of files that have no checksums of their own; `.pt` files have them."""
+    pairs = zip(todo.files, writers, strict=True)
+    return {output.path: writer.facts for output, writer in pairs if isinstance(writer, SafetensorsWriter)}
 
 
 def _counted(chunk: torch.Tensor, bar: Progress) -> torch.Tensor:

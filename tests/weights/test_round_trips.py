@@ -3,6 +3,7 @@
 import argparse
 import json
 import zipfile
+import zlib
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.files import layout
 from mindspeed_mm.weights import merge_checkpoint, split_checkpoint
+from mindspeed_mm.weights.sources import open_checkpoint
 
 LAST = last_block(SMALL)
 
@@ -147,3 +149,29 @@ def test_a_size_that_does_not_divide(run, tmp_path):
     with pytest.raises(CheckpointError, match=r"does not divide by TP 3"):
         split_checkpoint(run, tmp_path / "out", 3)
     assert files_below(tmp_path) == []
+
+
+def test_safetensors_come_with_checksums_that_are_compared_on_load(run, tmp_path):
+    """The format has none of its own; a `.pt` has, so that it needs no record."""
+    paths = [merge_checkpoint(run, tmp_path, ema=ema, format="safetensors", largest=40_000) for ema in (False, True)]
+    record = json.loads((tmp_path / "checksums.json").read_text())
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert sorted(record) == [file.name for file in files] and len(files) > 2
+    for file in files:
+        assert record[file.name] == [file.stat().st_size, zlib.crc32(file.read_bytes())]
+    live, average = (open_checkpoint(path).files for path in paths)
+    data = bytearray(average[0].read_bytes())
+    data[-1] ^= 1
+    average[0].write_bytes(data)
+    load_all(open_checkpoint(paths[0]))
+    with pytest.raises(CheckpointError, match=f"{average[0].name}: damaged, its checksum is not the one"):
+        load_all(open_checkpoint(paths[1]))
+    assert set(live) | set(average) == set(files)
+    merge_checkpoint(run, tmp_path / "pt")
+    assert not (tmp_path / "pt" / "checksums.json").exists()
+
+
+def load_all(checkpoint) -> None:
+    weights = checkpoint.weights()
+    for name in weights:
+        weights.part(name)
