@@ -22,6 +22,8 @@ _NOTHING = ("", "nan", "none", "null", "n/a", "na")
 _SIZE = re.compile(r"([0-9]{1,9})\s*[x×*]\s*([0-9]{1,9})", re.IGNORECASE)  # width x height, as people write it
 _CLOCK = re.compile(r"(?:([0-9]{1,6}):)?([0-9]{1,2}):([0-9]{1,2}(?:\.[0-9]{1,9})?)")
 _PERIOD = re.compile(r"PT(?:([0-9]{1,6})H)?(?:([0-9]{1,6})M)?(?:([0-9]{1,9}(?:\.[0-9]{1,9})?)S)?")  # ISO 8601
+# Parts of a name that no message, ledger or cache could hold in a line of UTF-8.
+_UNFIT = re.compile("[\0-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
 _LONGEST_CELL = 10_000  # characters of a list or object that is written as text
 
 Found = tuple[str, object]  # the key as written, and its value
@@ -65,8 +67,12 @@ def _path(key: str, value, place: str) -> str:
         value = value["path"]
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{place}: key {key!r} must be the name of a file, found {_short(value)}")
-    if "\0" in value or not value.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise DataError(f"{place}: {key} {_short(value)} cannot be the name of a file")
+    if _UNFIT.search(value):
+        place = place.encode("unicode_escape").decode("ascii")
+        raise DataError(
+            f"{place}: {key} {_short(value)} cannot be the name of a file here: it holds a line break, a control character "
+            "or bytes that are not UTF-8; rename the file"
+        )
     return value
 
 

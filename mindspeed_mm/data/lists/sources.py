@@ -21,13 +21,14 @@ from mindspeed_mm.errors import DataError
 
 _RANGE = re.compile(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}")
 _MOST_SHARDS = 1_000_000
+# os.path, not Path: `Path.exists` raises OSError for a name that is too long
 
 
 def read_list(data_path: str | Path) -> tuple[Row, ...]:
     """Rows of all sources, in order. DataError names the file and the faulty line or row."""
     path = Path(data_path)
-    if path.is_dir() or format_of(path) is not None or path.suffix.lower() in (".pkl", ".pickle", ".gz"):
-        if not path.exists():
+    if os.path.isdir(path) or format_of(path) is not None or path.suffix.lower() in (".pkl", ".pickle", ".gz"):
+        if not os.path.exists(path):
             raise DataError(f"{path}: no such file (dataset_param.basic_parameters.data_path)")
         return _source(None, path)
     rows: list[Row] = []
@@ -61,7 +62,7 @@ def _line(data_path: Path, number: int, line: str) -> Iterator[Row]:
             yield from _source(None, annotation)
             continue
         found = _source(stated, annotation)
-        if not stated.is_dir() and any(not Path(row.path).is_absolute() for row in found):
+        if not os.path.isdir(stated) and any(not Path(row.path).is_absolute() for row in found):
             raise DataError(f"{where}: folder {folder} does not exist")
         yield from found
 
@@ -72,12 +73,12 @@ def _named(data_path: Path, where: str, name: str, folder: str | None) -> list[P
     found = []
     for one in names:
         path = _beside(data_path, one)
-        if not path.exists() and folder:
+        if not os.path.exists(path) and folder:
             path = _beside(data_path, os.path.join(folder, one))
-        if any(mark in one for mark in "*?[") and not path.exists():
+        if any(mark in one for mark in "*?[") and not os.path.exists(path):
             matches = sorted(glob.glob(one)) or sorted(glob.glob(os.path.join(glob.escape(str(data_path.parent)), one)))
             found += [Path(match) for match in matches]
-        elif path.exists():
+        elif os.path.exists(path):
             found.append(path)
         elif folder is None and "," not in name and format_of(path) is None and not path.suffix:
             raise DataError(f"{where}: {name!r} is neither a folder nor `folder,annotation file`")
@@ -104,12 +105,12 @@ def _spread(name: str, where: str) -> Iterator[str]:
 def _beside(data_path: Path, name: str) -> Path:
     """`name` itself if it exists (or is absolute), else the file beside data.txt if that exists, else `name`."""
     stated, beside = Path(name), data_path.parent / name
-    return beside if not stated.exists() and beside.exists() else stated
+    return beside if not os.path.exists(stated) and os.path.exists(beside) else stated
 
 
 def _source(folder: Path | None, path: Path) -> tuple[Row, ...]:
     """Rows of an annotation file or a folder. folder: of the clips; None: the working directory or the file's folder."""
-    if path.is_dir():
+    if os.path.isdir(path):
         inner = folders.annotation_in(path)
         if inner is not None:
             return _source(path, inner)
@@ -122,7 +123,7 @@ def _source(folder: Path | None, path: Path) -> tuple[Row, ...]:
     base = Path() if path.suffix.lower() == ".tar" else folder
     rows = [read_row(entry, base or Path(), place) for place, entry in entries]
     # clips are not in the working directory but beside the annotation
-    if base is None and not Path(rows[0].path).exists():
+    if base is None and not os.path.exists(rows[0].path):
         rows = [read_row(entry, path.parent, place) for place, entry in entries]
     return _finished(path, rows, entries)
 
