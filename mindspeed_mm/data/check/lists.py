@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mindspeed_mm.config.data import DataConfig, DatasetConfig
 from mindspeed_mm.data.check.samples import Look, draw_samples, look
+from mindspeed_mm.data.decode.shown import VARIABLE, treatment
 from mindspeed_mm.data.feed.dataset import fixed_draws
 from mindspeed_mm.data.feed.sampler import GroupedSampler, Order, Split
 from mindspeed_mm.data.feed.video import VideoSource
@@ -22,14 +23,6 @@ from mindspeed_mm.data.text.emptied import Emptied, emptied
 from mindspeed_mm.data.workers.faults import unforeseen
 from mindspeed_mm.data.workers.pool import Announce, WorkerPool
 from mindspeed_mm.errors import DataError
-
-_DONE = {  # treatment of a file's special traits
-    "interlaced": "; one field is kept, the lines of the other are made from it",
-    "PQ": " (HDR); tone-mapped to BT.709",
-    "HLG": " (HDR); tone-mapped to BT.709",
-    "transparent": "; shown on white",
-}
-_SQUARED = "; shown with square pixels"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -153,9 +146,9 @@ def check_list(
 def _traits(look: Look) -> Iterator[str]:
     """Special traits of a file, and how each is treated."""
     if look.facts.variable:
-        yield "variable frame rate; frames are taken by time"
+        yield treatment(VARIABLE)
     for trait in look.facts.traits:
-        yield trait + _DONE.get(trait, _SQUARED if trait.startswith("pixels of") else "")
+        yield treatment(trait)
 
 
 def _decode(videos: VideoSource, clips: list[Clip], processes: int) -> tuple[Decoded, ...]:

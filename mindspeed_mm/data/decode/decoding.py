@@ -42,10 +42,15 @@ def opened(path: str) -> Iterator[av.container.InputContainer]:
         raise DataError(f"{path}: cannot be decoded: {reason(error)}") from None
 
 
+def shown_streams(container: av.container.InputContainer) -> list[av.VideoStream]:
+    """The video streams that are no cover pictures."""
+    covers = Disposition.attached_pic | Disposition.timed_thumbnails
+    return [item for item in container.streams.video if not item.disposition & covers]
+
+
 def video_stream(path: str, container: av.container.InputContainer) -> av.VideoStream:
     """The first video stream that is not a cover picture. (decord takes the one with the most pixels.)"""
-    covers = Disposition.attached_pic | Disposition.timed_thumbnails
-    stream = next((item for item in container.streams.video if not item.disposition & covers), None)
+    stream = next(iter(shown_streams(container)), None)
     if stream is None:
         raise DataError(f"{path}: holds no video stream")
     if stream.codec_context is None:
@@ -62,6 +67,7 @@ class Decoding:
         """
         self._path, self._container, self._sought = path, container, sought
         self.stream = video_stream(path, container)
+        self.several = len(shown_streams(container)) > 1
         self._codec = _decoder(self.stream)
         self._damage = Damage()
         self._last: av.VideoFrame | None = None

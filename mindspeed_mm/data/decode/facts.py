@@ -10,7 +10,7 @@ from mindspeed_mm.data.decode import suffixes
 from mindspeed_mm.data.decode.decoding import Decoding, gives_picture, opened, video_stream
 from mindspeed_mm.data.decode.images import moving_stamps, read_image
 from mindspeed_mm.data.decode.pace import average_rate, constant_rate
-from mindspeed_mm.data.decode.shown import pixel_aspect, shown_size, traits
+from mindspeed_mm.data.decode.shown import SEVERAL, pixel_aspect, shown_size, traits
 from mindspeed_mm.errors import DataError
 
 
@@ -58,12 +58,14 @@ def _video_facts(path: str) -> Facts:
         stamps, count = _stamps(container, stream)
         aspect = pixel_aspect(stream)
     with opened(path) as container:
-        frame, fault = next(iter(Decoding(path, container)), (None, None)) if count else (None, None)
+        decoding = Decoding(path, container)
+        frame, fault = next(iter(decoding), (None, None)) if count else (None, None)
         if frame is None:
             raise DataError(f"{path}: holds no frames")
         if fault is not None:
             raise DataError(f"{path}: frame 0 is damaged: {fault}")
         size, special = shown_size(frame, aspect), traits(frame, aspect)
+        special += (SEVERAL,) if decoding.several else ()
     if stamps is None or len(stamps) < 2:
         if not nominal:
             raise DataError(f"{path}: says no frame rate")

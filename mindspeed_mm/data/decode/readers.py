@@ -17,7 +17,7 @@ from mindspeed_mm.data.decode.frame_index import FrameIndexes
 from mindspeed_mm.data.decode.images import moving_stamps, past_the_end, read_moving, reason
 from mindspeed_mm.data.decode.pace import Pace, moments, read_stamps
 from mindspeed_mm.data.decode.rgb import Planes, RgbConverter, split
-from mindspeed_mm.data.decode.shown import Screen, pixel_aspect
+from mindspeed_mm.data.decode.shown import OTHER_RATE, SEVERAL, VARIABLE, Screen, Tell, ignore, pixel_aspect
 from mindspeed_mm.errors import DataError
 
 _SKIP = 32  # up to this many unneeded frames are decoded instead of seeking
@@ -28,12 +28,15 @@ Places = tuple[int, ...]
 class VideoReader(Protocol):
     """Interface of a reader. Readers can be pickled for worker processes."""
 
-    def frames(self, path: str, indices: Sequence[int], fps: float | None = None) -> Iterator[tuple[Places, Planes]]:
+    def frames(
+        self, path: str, indices: Sequence[int], fps: float | None = None, tell: Tell = ignore
+    ) -> Iterator[tuple[Places, Planes]]:
         """Frames `indices` of a video, in any order: yields the places in `indices` that hold a frame, and its planes.
 
         fps: rate at which `indices` count; in a file of variable rate, index i is the frame shown i / fps seconds
         after the first. Without it, frames are counted. A place may come twice; the later one counts. Planes are valid
-        until the next frame is requested. Raises DataError for a missing frame, at the latest at the end.
+        until the next frame is requested. tell: called with the clip's special traits that the reader knows. Raises
+        DataError for a missing frame, at the latest at the end.
         """
         ...
 
@@ -71,19 +74,22 @@ class PyavReader:
         self._indexes = indexes
         self._rgb = RgbConverter()
 
-    def frames(self, path: str, indices: Sequence[int], fps: float | None = None) -> Iterator[tuple[Places, Planes]]:
-        wanted, pace, short = _Wanted(path, indices), Pace(fps), None
+    def frames(
+        self, path: str, indices: Sequence[int], fps: float | None = None, tell: Tell = ignore
+    ) -> Iterator[tuple[Places, Planes]]:
+        wanted, pace, short = _Wanted(path, indices, tell), Pace(fps), None
         try:
             yield from self._read(wanted, pace)
         except PastTheEnd as error:
             short = error
         if pace.irregular and fps is not None:  # variable rate, or a rate other than `fps`
             stamps = read_stamps(path, self._indexes)
+            tell(OTHER_RATE if stamps is None else VARIABLE)
             timed = None if stamps is None else moments(path, stamps, indices, fps)
             if timed is not None:
                 short = None
                 if timed != list(indices):
-                    yield from self._read(_Wanted(path, timed), Pace(None))
+                    yield from self._read(_Wanted(path, timed, tell), Pace(None))
         if short is not None:
             raise short
 
@@ -102,7 +108,7 @@ class PyavReader:
         """Decodes and counts until all frames are found."""
         wanted.clear()
         decoding = Decoding(wanted.path, container)
-        show = self._screen(wanted.path, decoding)
+        show = self._screen(wanted, decoding)
         index, start, unit = -1, None, float(decoding.stream.time_base or 0)
         for index, (frame, fault) in enumerate(decoding):
             start = frame.pts if index == 0 else start
@@ -126,7 +132,7 @@ class PyavReader:
                 return
             container.seek(seek, stream=stream)
             decoding = Decoding(wanted.path, container, sought=key)
-            show = self._screen(wanted.path, decoding)
+            show = self._screen(wanted, decoding)
             reached = False
             for frame, fault in decoding:
                 stamp = frame.pts
@@ -146,8 +152,10 @@ class PyavReader:
         except (DataError, *NOT_READABLE):
             return  # decoding from the start will report the file's fault
 
-    def _screen(self, path: str, decoding: Decoding) -> Screen:
-        return Screen(path, self._rgb, pixel_aspect(decoding.stream))
+    def _screen(self, wanted: "_Wanted", decoding: Decoding) -> Screen:
+        if decoding.several:
+            wanted.tell(SEVERAL)
+        return Screen(wanted.path, self._rgb, pixel_aspect(decoding.stream), wanted.tell)
 
 
 class PastTheEnd(DataError):
@@ -160,8 +168,8 @@ class PastTheEnd(DataError):
 class _Wanted:
     """The requested frames, ticked off as they arrive in any order."""
 
-    def __init__(self, path: str, indices: Sequence[int]):
-        self.path = path
+    def __init__(self, path: str, indices: Sequence[int], tell: Tell):
+        self.path, self.tell = path, tell
         self._places: dict[int, list[int]] = {}
         for place, index in enumerate(indices):
             self._places.setdefault(int(index), []).append(place)
@@ -209,7 +217,9 @@ class DecordReader:
     def __init__(self):
         _import_decord()
 
-    def frames(self, path: str, indices: Sequence[int], fps: float | None = None) -> Iterator[tuple[Places, Planes]]:
+    def frames(
+        self, path: str, indices: Sequence[int], fps: float | None = None, tell: Tell = ignore
+    ) -> Iterator[tuple[Places, Planes]]:
         decord = _import_decord()
         try:
             reader = decord.VideoReader(_source(path), ctx=decord.cpu(0), num_threads=1)
@@ -229,7 +239,9 @@ class TorchcodecReader:
     def __init__(self):
         _import_torchcodec()
 
-    def frames(self, path: str, indices: Sequence[int], fps: float | None = None) -> Iterator[tuple[Places, Planes]]:
+    def frames(
+        self, path: str, indices: Sequence[int], fps: float | None = None, tell: Tell = ignore
+    ) -> Iterator[tuple[Places, Planes]]:
         decoders = _import_torchcodec()
         try:
             decoder = decoders.VideoDecoder(

@@ -9,6 +9,7 @@ depend on where decoding began.
 import contextlib
 import fractions
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import av
@@ -23,11 +24,35 @@ from mindspeed_mm.data.decode.images import MAX_PIXELS, composite
 from mindspeed_mm.data.decode.rgb import Planes, RgbConverter, split
 from mindspeed_mm.errors import DataError
 
+Tell = Callable[[str], None]  # called with each special trait of a clip, any number of times
 _HDR = {int(ColorTrc.SMPTE2084): "PQ", int(ColorTrc.ARIB_STD_B67): "HLG"}
 _DEINTERLACE = "estdif", "mode=frame:deint=all"  # spatial: ignores neighbours in time
 _TONE_MAP = "scale", "out_transfer=bt709:out_primaries=bt709:intent=perceptual"
 _SQUARE = fractions.Fraction(1)
+SEVERAL, VARIABLE = "several video streams", "variable frame rate"
+OTHER_RATE, OTHER_SIZE = "another frame rate than its row says", "another size than its row says"
 _MOST_OBLONG = 8  # times as wide as high, or as high as wide; more means damage
+
+
+_DONE = {  # how each trait is treated
+    "interlaced": "one field is kept, the lines of the other are made from it",
+    "PQ": "HDR, tone-mapped to BT.709",
+    "HLG": "HDR, tone-mapped to BT.709",
+    "transparent": "shown on white",
+    SEVERAL: "the first that is no cover picture is read",
+    VARIABLE: "frames are taken by time",
+    OTHER_RATE: "frames are taken by number",
+    OTHER_SIZE: "compare the list with its files: tools/check_dataset.py",
+}
+
+
+def ignore(trait: str) -> None:
+    """A `Tell` for callers who do not ask."""
+
+
+def treatment(trait: str) -> str:
+    """A trait and how it is treated, for logs and reports."""
+    return f"{trait}; {'shown with square pixels' if trait.startswith('pixels of') else _DONE[trait]}"
 
 
 def traits(frame: av.VideoFrame, aspect: fractions.Fraction) -> tuple[str, ...]:
@@ -68,16 +93,19 @@ def _shown_width(width: int, aspect: fractions.Fraction) -> int:
 class Screen:
     """Shows the frames of one reading of a file."""
 
-    def __init__(self, path: str, rgb: RgbConverter, aspect: fractions.Fraction):
+    def __init__(self, path: str, rgb: RgbConverter, aspect: fractions.Fraction, tell: Tell = ignore):
         if not 1 / _MOST_OBLONG <= aspect <= _MOST_OBLONG:
             raise DataError(f"{path}: pixels of {aspect.numerator}:{aspect.denominator} cannot be meant")
         self._path, self._rgb, self._aspect = path, rgb, aspect
+        self._tell = tell
         self._square = aspect == _SQUARE
         self._reformatter = VideoReformatter()
         self._chains: dict[tuple, _Chain] = {}
 
     def __call__(self, frame: av.VideoFrame) -> Planes:
         """Planes of a frame, valid until the next call. The same frame always gives the same planes."""
+        for trait in traits(frame, self._aspect):
+            self._tell(trait)
         filters = self._filters(frame)
         if not filters and not has_alpha(frame.format.name):
             return turned(self._rgb(frame, self._reformatter), frame)

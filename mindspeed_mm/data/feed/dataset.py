@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mindspeed_mm import logs
 from mindspeed_mm.config.data import DatasetConfig
+from mindspeed_mm.data.decode.shown import Tell
 from mindspeed_mm.data.feed.samples import Sample
 from mindspeed_mm.data.feed.video import VideoSource
 from mindspeed_mm.data.lists import probe
@@ -45,7 +46,9 @@ class Videos(Protocol):
 
     def check(self, clips: Iterable[Clip]) -> None: ...
 
-    def load(self, clip: Clip, rng: random.Random, crop: int, allocate: Allocate, /) -> Tensor | Posterior: ...
+    def load(
+        self, clip: Clip, rng: random.Random, crop: int, allocate: Allocate, tell: Tell, /
+    ) -> Tensor | Posterior: ...
 
 
 class Texts(Protocol):
@@ -71,10 +74,11 @@ class ClipDataset:
         """Sample of clip `index` in `epoch`. Raises DataError if the file is unusable."""
         clip = self.clips[index]
         # A text seed is hashed with SHA-512, which is the same in every process.
-        video = self._videos.load(clip, self.video_draws(index, epoch), self.crop(epoch), allocate)
+        traits: set[str] = set()
+        video = self._videos.load(clip, self.video_draws(index, epoch), self.crop(epoch), allocate, traits.add)
         caption = self._caption(clip, random.Random(f"{self._seed}:{epoch}:{index}:caption"))
         text, pooled_text = self._texts.load(caption)
-        return Sample(video, text, pooled_text, caption, clip.row.path, clip.key)
+        return Sample(video, text, pooled_text, caption, clip.row.path, clip.key, tuple(sorted(traits)))
 
     def crop(self, epoch: int) -> int:
         """Number of every clip's temporal crop in an epoch, with `fixed_crops`; else 0."""

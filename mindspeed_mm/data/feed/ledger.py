@@ -1,4 +1,7 @@
-"""Ledger of bad samples: unusable files, reasons and counts; ends the run if there are too many."""
+"""Ledger of bad samples: unusable files, reasons and counts; ends the run if there are too many.
+
+It also counts the samples that are not shown as they are stored, such as interlaced ones.
+"""
 
 import dataclasses
 import functools
@@ -8,13 +11,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mindspeed_mm import atomic, logs
+from mindspeed_mm.data.decode.shown import treatment
 from mindspeed_mm.errors import DataError
 
 log = logs.get(__name__)
 
+_EXAMPLES = 3
 _MIN_TRIES = 20  # before the fraction is judged
 _SECONDS_BETWEEN_WRITES = 10.0
 
+# substitutions, number of good samples, (trait, path) of special ones
+_Notes = tuple[list["Substitution"], int, list[tuple[str, str]]]
 # Collective: takes this process's value and returns all processes' values in rank order.
 Gather = Callable[[object], list]
 
@@ -34,6 +41,14 @@ class BadSample:
 
     reason: str
     count: int = 0
+
+
+@dataclasses.dataclass(slots=True)
+class Special:
+    """Number of samples with a trait, and the first files."""
+
+    count: int = 0
+    examples: list[str] = dataclasses.field(default_factory=list)
 
 
 class Ledger:
@@ -56,13 +71,14 @@ class Ledger:
         file.
         """
         self.bad_samples: dict[str, BadSample] = {}
+        self.special: dict[str, Special] = {}
         self.good = 0
         self._file = None if file is None else Path(file)
         self._max_bad_fraction = max_bad_fraction
         self._gather = gather or (lambda mine: [mine])
         self._alone = gather is None
         self._counts, self._writes = counts, writes
-        self._pending: tuple[list[Substitution], int] = ([], 0)
+        self._pending: _Notes = ([], 0, [])
         self._known: set[str] = set()
         self._traced = False
         self._unwritten, self._written = True, float("-inf")
@@ -76,8 +92,10 @@ class Ledger:
     def bad_fraction(self) -> float:
         return 1 - self.good / self.tries if self.tries else 0.0
 
-    def note(self, substitutions: Sequence[Substitution], good: int) -> None:
-        """Notes the substitutions and the `good` samples that were made. A single process adds up at once."""
+    def note(self, substitutions: Sequence[Substitution], good: int, traits: Sequence[tuple[str, str]] = ()) -> None:
+        """Notes the substitutions, the `good` samples that were made, and their special traits (trait, path). A single
+        process adds up at once.
+        """
         if not self._counts:
             return
         for item in substitutions:
@@ -87,7 +105,8 @@ class Ledger:
             if item.path not in self._known and item.path not in self.bad_samples:
                 log.warning("data: bad sample, replaced by another of its shape: %s", item.reason)
             self._known.add(item.path)
-        self._pending = (self._pending[0] + list(substitutions), self._pending[1] + good)
+        missed, before, special = self._pending
+        self._pending = (missed + list(substitutions), before + good, special + list(traits))
         if self._alone:
             self.sync(write_now=False)
 
@@ -104,18 +123,29 @@ class Ledger:
 
     def close(self, substitutions: Sequence[Substitution]) -> None:
         """Notes last substitutions when a data error ends the run and other processes can no longer be reached."""
-        missed, good = self._pending
-        self._add_up([(missed + list(substitutions) if self._counts else missed, good)])
+        missed, good, special = self._pending
+        self._add_up([(missed + list(substitutions) if self._counts else missed, good, special)])
         self._write(True)
 
-    def _add_up(self, everyone: Sequence[tuple[list[Substitution], int]]) -> None:
-        for substitutions, good in everyone:
+    def _add_up(self, everyone: Sequence["_Notes"]) -> None:
+        for substitutions, good, traits in everyone:
             self.good += good
+            for trait, path in traits:
+                self._count(trait, path)
             for item in substitutions:
                 entry = self.bad_samples.setdefault(item.path, BadSample(item.reason))
                 entry.reason, entry.count = item.reason, entry.count + 1
                 self._unwritten = True
-        self._pending = ([], 0)
+        self._pending = ([], 0, [])
+
+    def _count(self, trait: str, path: str) -> None:
+        """Counts a sample; the first, the tenth, the hundredth ... of a trait is logged."""
+        entry = self.special.setdefault(trait, Special())
+        entry.count, self._unwritten = entry.count + 1, True
+        if len(entry.examples) < _EXAMPLES and path not in entry.examples:
+            entry.examples.append(path)
+        if self._writes and str(entry.count).strip("0") == "1":
+            log.info("data: %d samples so far: %s (%s)", entry.count, treatment(trait), ", ".join(entry.examples))
 
     def _write(self, now: bool) -> None:
         if self._file is None or not self._writes:
@@ -139,6 +169,7 @@ class Ledger:
             "bad": self.tries - self.good,
             "bad_fraction": round(self.bad_fraction, 6),
             "bad_samples": [{"path": path, **dataclasses.asdict(entry)} for path, entry in entries],
+            "special": {treatment(trait): dataclasses.asdict(entry) for trait, entry in sorted(self.special.items())},
         }
 
     def _where(self) -> str:
@@ -152,6 +183,7 @@ class Ledger:
         return {
             "good": self.good,
             "bad_samples": {path: (entry.reason, entry.count) for path, entry in self.bad_samples.items()},
+            "special": {trait: (entry.count, list(entry.examples)) for trait, entry in self.special.items()},
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -159,4 +191,6 @@ class Ledger:
         self.bad_samples = {
             path: BadSample(reason, int(count)) for path, (reason, count) in state["bad_samples"].items()
         }
-        self._pending, self._unwritten = ([], 0), True
+        special = state.get("special", {})  # absent in the first checkpoints
+        self.special = {trait: Special(int(count), list(files)) for trait, (count, files) in special.items()}
+        self._pending, self._unwritten = ([], 0, []), True

@@ -99,7 +99,7 @@ class Loader:
                     raise one
                 for turn in range(self._sharing.turns):
                     if turn == self._sharing.turn:
-                        self.ledger.note(one.substitutions, len(one.batch.paths))
+                        self.ledger.note(one.substitutions, len(one.batch.paths), one.traits)
                     if ahead is self._ahead:
                         self._position = ahead.popleft()
                     yield one.batch

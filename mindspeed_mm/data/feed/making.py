@@ -43,12 +43,13 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Made:
-    """A micro-batch, its samples, and the files that failed before."""
+    """A micro-batch, its samples, the files that failed before, and (trait, path) for each special trait of a sample."""
 
     request: Request
     batch: Batch
     chosen: tuple[int, ...]
     substitutions: tuple[Substitution, ...]
+    traits: tuple[tuple[str, str], ...] = ()
 
 
 class Refused(DataError):
@@ -98,7 +99,8 @@ class BatchSource:
         except MMError as error:
             return error
         substitutions = tuple(item for one in taken for item in one.substitutions)
-        return Made(request, batch, tuple(one.index for one in taken), substitutions)
+        traits = tuple((trait, one.sample.path) for one in taken for trait in one.sample.traits)
+        return Made(request, batch, tuple(one.index for one in taken), substitutions, traits)
 
     def _taken(self, request: Request, place: int, announce: Announce, allocate: Allocate) -> Taken:
         index, excluded = request.indices[place], dict(request.excluded)

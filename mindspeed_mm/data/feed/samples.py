@@ -17,7 +17,7 @@ class Sample:
 
     video: [3,T,H,W] float32, or its stored posterior (no batch axis). text: [1,L] ids of the first tokenizer, or
     stored features. pooled_text: ids of the second tokenizer (None without one, or with stored features). caption: the
-    text, "" if dropped. path: its file or other name. key: "TxHxW".
+    text, "" if dropped. path: its file or other name. key: "TxHxW". traits: special traits of its file, see `decode/shown.py`.
     """
 
     video: Tensor | Posterior
@@ -26,6 +26,7 @@ class Sample:
     caption: str
     path: str
     key: str
+    traits: tuple[str, ...] = ()
 
 
 class Dataset(Protocol):

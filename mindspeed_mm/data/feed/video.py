@@ -12,6 +12,7 @@ from mindspeed_mm.data.decode import frames
 from mindspeed_mm.data.decode.images import read_image
 from mindspeed_mm.data.decode.readers import build_reader
 from mindspeed_mm.data.decode.rgb import split
+from mindspeed_mm.data.decode.shown import OTHER_SIZE, Tell, ignore
 from mindspeed_mm.data.decode.transforms import ClipPlan, Pipeline, build_pipeline
 from mindspeed_mm.data.lists.filters import Clip
 from mindspeed_mm.data.workers.buffers import Allocate
@@ -30,19 +31,29 @@ class VideoSource:
         pipelines = config.train_pipeline
         self._pipelines = {"video": build_pipeline(pipelines.video), "image": build_pipeline(pipelines.image)}
 
-    def load(self, clip: Clip, rng: random.Random, crop: int = 0, allocate: Allocate = torch.empty) -> Tensor:
+    def load(
+        self,
+        clip: Clip,
+        rng: random.Random,
+        crop: int = 0,
+        allocate: Allocate = torch.empty,
+        tell: Tell = ignore,
+    ) -> Tensor:
         """[3,T,H,W] fp32 in the size and length that the filter promised. Draws from `rng`: frames, then transforms.
 
         crop: number of the draws of `rng`, the key of stored features. allocate: makes the fp32 tensor of a given
-        shape that is filled and returned. Raises DataError for any fault of the file or of its row.
+        shape that is filled and returned. tell: called with the clip's special traits. Raises DataError for any fault
+        of the file or of its row.
         """
         path = clip.row.path
         indices = self._indices(clip, rng)
         begun: tuple[ClipPlan, tuple[int, int], Tensor] | None = None
-        for places, planes in self._frames(clip, indices):
+        for places, planes in self._frames(clip, indices, tell):
             planes = [_cropped(torch.from_numpy(plane), clip) for plane in planes]
             shape = planes[0].shape[0], planes[0].shape[1]
             if begun is None:
+                if shape != (clip.row.height, clip.row.width):
+                    tell(OTHER_SIZE)
                 plan = self._pipelines[clip.row.kind].plan(shape, rng)
                 _check_promise(clip, (len(indices), *shape), (len(indices), *plan.size))
                 begun = plan, shape, allocate((CHANNELS, clip.frames, clip.height, clip.width))
@@ -76,10 +87,10 @@ class VideoSource:
         except DataError as error:
             raise DataError(f"{clip.row.path}: {error}") from None
 
-    def _frames(self, clip: Clip, indices: list[int]):
+    def _frames(self, clip: Clip, indices: list[int], tell: Tell):
         if clip.row.kind == "image":
             return [((0,), split(read_image(clip.row.path)[0]))]
-        return self._reader.frames(clip.row.path, indices, clip.row.fps)
+        return self._reader.frames(clip.row.path, indices, clip.row.fps, tell)
 
 
 def _cropped(plane: Tensor, clip: Clip) -> Tensor:

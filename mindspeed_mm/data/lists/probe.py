@@ -25,6 +25,7 @@ from mindspeed_mm.errors import DataError
 log = logs.get(__name__)
 
 _VERSION = 2
+_EXAMPLES = 20
 _SECONDS_BETWEEN_SAVES = 30.0
 
 
@@ -59,7 +60,7 @@ def probe(paths: Sequence[str], cache: str | Path | None = None, processes: int 
     facts = {path: known[path][1] for path in paths if path in known and known[path][0] == stamps[path]}
     todo = [path for path in paths if path not in facts]
     if not todo:
-        return facts
+        return _said(facts)
     log.info(f"data: probing {len(todo)} files ({len(facts)} are known)")
     pool = WorkerPool[tuple[str, str | None], Facts](
         _probe_one,
@@ -79,6 +80,18 @@ def probe(paths: Sequence[str], cache: str | Path | None = None, processes: int 
     finally:
         pool.close()
         _save(cache, known)
+    return _said(facts)
+
+
+def _said(facts: Mapping[str, Facts]) -> Mapping[str, Facts]:
+    """Logs which files have a variable frame rate."""
+    variable = [path for path, one in facts.items() if one.variable]
+    if variable:
+        more = ", ..." if len(variable) > _EXAMPLES else ""
+        log.info(
+            f"data: {len(variable)} of {len(facts)} files have a variable frame rate; their frames are taken by time: "
+            f"{', '.join(variable[:_EXAMPLES])}{more}"
+        )
     return facts
 
 

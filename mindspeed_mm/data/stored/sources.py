@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mindspeed_mm.config.data import DatasetConfig
+from mindspeed_mm.data.decode.shown import Tell, ignore
 from mindspeed_mm.data.lists.filters import Clip
 from mindspeed_mm.data.lists.rows import Row
 from mindspeed_mm.data.stored.features import TEXT, VIDEO, Entry, PartReader, Stamp, digest, read_index
@@ -47,8 +48,15 @@ class StoredVideos:
     def check(self, clips: Iterable[Clip]) -> None:
         """Does nothing: `missing_videos` and `changed_files` check all clips."""
 
-    def load(self, clip: Clip, rng: random.Random, crop: int, allocate: Allocate = torch.empty) -> Posterior:
-        """mean and logvar, each [C,t,h,w], for crop number `crop`; rng and allocate are unused here."""
+    def load(
+        self,
+        clip: Clip,
+        rng: random.Random,
+        crop: int,
+        allocate: Allocate = torch.empty,
+        tell: Tell = ignore,
+    ) -> Posterior:
+        """mean and logvar, each [C,t,h,w], for crop number `crop`; rng, allocate and tell are unused here."""
         mean, logvar = self._part.load(video_key(clip, crop), ("mean", "logvar"), clip.row.path)
         return Posterior(mean, logvar)
 

@@ -245,3 +245,26 @@ def test_any_error_at_one_clip_is_a_bad_sample_and_its_traceback_is_logged_once(
     (entry,) = ledger.bad_samples.values()
     assert "a.mp4: AttributeError: 'NoneType' object has no attribute 'planes'" in entry.reason and entry.count == 2
     assert caplog.text.count("Traceback (most recent call last)") == 1
+
+
+def test_a_sample_names_what_is_special_about_its_clip(tmp_path):
+    from data_helpers import LetterTokenizer
+
+    from mindspeed_mm.data.feed.dataset import ClipDataset, Tokens, filtered_list
+    from mindspeed_mm.data.feed.video import VideoSource
+
+    encode(tmp_path / "oblong.mp4", "libx264", "yuv420p", count=20, aspect="2")
+    write_clip(tmp_path / "wild.mkv", 60, variable=True)
+    write_clip(tmp_path / "slow.mp4", 20, fps=12)
+    write_clip(tmp_path / "plain.mp4", 20)
+    rows = [row("oblong.mp4", height=48, width=64), row("wild.mkv"), row("slow.mp4"), row("plain.mp4")]
+    config = data_config(write_list(tmp_path, rows)).dataset_param
+    clips = filtered_list(config, global_batch_size=None).clips
+    videos = VideoSource(config.preprocess_parameters)
+    dataset = ClipDataset(clips, config, videos, Tokens(LetterTokenizer(), None), seed=0)
+    assert [dataset.sample(place, (0, place)).traits for place in range(4)] == [
+        ("another size than its row says", "pixels of 2:1"),
+        ("variable frame rate",),
+        ("another frame rate than its row says",),
+        (),
+    ]
