@@ -114,7 +114,10 @@ class EvaluationFlags:
         4, "--micro-batch-size", published=("--batch-size",), at_least=1, help="clips that are handled at a time"
     )
     data_path: str | None = flag(
-        None, "--data-path", metavar="DATA.TXT", help="list of clips to use instead of the data JSON's"
+        None,
+        "--data-path",
+        metavar="PATH",
+        help="clips to use instead of the data JSON's: data.txt, an annotation file, a folder or a .tar",
     )
     video: str | None = flag(
         None, "--video", metavar="MP4", help="write original, reconstruction and 4x difference side by side"

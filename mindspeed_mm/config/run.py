@@ -65,7 +65,11 @@ class EvaluationConfig:
     interval: int = flag(1000, "--eval-interval", at_least=1, unit="steps", help="interval between evaluations")
     iterations: int = flag(10, "--eval-iters", at_least=1, help="micro-batches per evaluation on each data rank")
     data_path: str | None = flag(
-        None, "--eval-data", metavar="DATA.TXT", help="held-out list of clips; without it there is no evaluation"
+        None,
+        "--eval-data",
+        metavar="PATH",
+        help="held-out clips, as data_path of the data JSON: data.txt, an annotation file, a folder or a .tar; without it "
+        "there is no evaluation",
     )
     sample_interval: int = flag(1000, "--sample-interval", at_least=1, unit="steps", help="interval between samples")
     sample_file: str | None = flag(
@@ -77,9 +81,10 @@ class EvaluationConfig:
     sample_model: SampleModelConfig | None = None  # the content of sample_file
 
     def problems(self):
-        for name, file in (("data_path", self.data_path), ("sample_file", self.sample_file)):
-            if file is not None and not os.path.isfile(file):
-                yield name, f"{file}: no such file"
+        if self.data_path is not None and not os.path.exists(self.data_path):
+            yield "data_path", f"{self.data_path}: no such file or folder"
+        if self.sample_file is not None and not os.path.isfile(self.sample_file):
+            yield "sample_file", f"{self.sample_file}: no such file"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

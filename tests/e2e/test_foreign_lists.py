@@ -113,7 +113,7 @@ def test_lists_of_other_tools_are_trained_at_the_first_try(world, pair, tmp_path
     found = run_ranks(_train_each, 1, str(tmp_path), names)[0]
     for name, result in found.items():
         assert isinstance(result, dict) and len(result["losses"]) == 2, f"{name}: {result}"
-        assert result["state"]["ledger"] == {"good": 2, "bad_samples": {}}, name
+        assert result["state"]["ledger"] == {"good": 2, "bad_samples": {}, "special": {}}, name
 
 
 def test_a_run_on_shards_goes_on_where_it_stopped(world, pair, tmp_path):
@@ -123,3 +123,14 @@ def test_a_run_on_shards_goes_on_where_it_stopped(world, pair, tmp_path):
     wanted = run_ranks(train, 1, _flags(tmp_path, "whole", 5))[0]
     run_ranks(train, 1, _flags(tmp_path, "parts", 3))
     assert run_ranks(train, 1, _flags(tmp_path, "parts", 5, "--load", tmp_path / "parts"))[0] == wanted
+
+
+def test_held_out_clips_may_be_a_folder_as_well(world, pair, tmp_path):
+    _configs(world, tmp_path)
+    sources = dict(lists(tmp_path, pair))
+    change(tmp_path / "data.json", "dataset_param.basic_parameters.data_path", str(sources["Open-Sora Plan"]))
+    evaluation = ["--eval-data", sources["a text beside each clip"], "--eval-interval", 1, "--eval-iters", 1]
+    found = run_ranks(train, 1, _flags(tmp_path, "evaluated", 1, *evaluation))[0]
+    assert isinstance(found, dict), found
+    metrics = (tmp_path / "evaluated" / "metrics.jsonl").read_text()
+    assert '"eval loss"' in metrics
