@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mindspeed_mm import families
+from mindspeed_mm import families, logs
 from mindspeed_mm.config import model_dialects
 from mindspeed_mm.config.sample import PromptConfig, SampleModelConfig, SamplingOptions
 from mindspeed_mm.diffusion import schedule
@@ -32,6 +32,7 @@ from mindspeed_mm.weights import folder as pretrained_folder
 from mindspeed_mm.weights import load_autoencoder, load_denoiser
 from mindspeed_mm.weights.released import weights_of
 
+_log = logs.get(__name__)
 _TEXTS_KEPT = 256  # texts kept in a notebook and on the web page; one text of v1.5 takes 2 MiB
 
 
@@ -164,7 +165,10 @@ class T2VPipeline:
             guidance_scale=guidance_scale,
             num_inference_steps=steps,
         )
-        return self.sample([Request(self.config.for_prompt(line), seed)], progress=progress)[0]
+        request = Request(self.config.for_prompt(line), seed)
+        if request.warning is not None:
+            _log.warning(request.warning)
+        return self.sample([request], progress=progress)[0]
 
     def sample(self, requests: Sequence[Request], *, progress: bool = True) -> np.ndarray:
         """Videos uint8 [B,T,H,W,3] for requests that share one size and one diffusion block."""

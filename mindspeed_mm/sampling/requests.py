@@ -42,6 +42,17 @@ class Request:
         )
 
     @property
+    def warning(self) -> str | None:
+        """A line about a prompt that cleaning empties, such as a Chinese one; or None."""
+        model = self.model
+        return warning(
+            model.prompt,
+            preprocess=model.use_prompt_preprocess,
+            clean=model.clean_caption,
+            keep_cjk=model.support_chinese,
+        )
+
+    @property
     def guided(self) -> bool:
         return self.model.diffusion.guidance_scale > 1
 
@@ -82,7 +93,8 @@ def requests_of(
         except ConfigError as error:
             raise place.error(str(error)) from None
         checks.check_sample_size(settings, launch, place, max_pixels)
-        _warn(settings, index)
+        if (text := Request(settings, seed).warning) is not None:
+            _log.warning(f"prompt {index + 1}: {text}")
         for sample in range(model.num_samples_per_prompt):
             requests.append(
                 Request(
@@ -93,16 +105,6 @@ def requests_of(
                 )
             )
     return requests
-
-
-def _warn(model: SampleModelConfig, index: int) -> None:
-    options = {
-        "preprocess": model.use_prompt_preprocess,
-        "clean": model.clean_caption,
-        "keep_cjk": model.support_chinese,
-    }
-    if (text := warning(model.prompt, **options)) is not None:
-        _log.warning(f"prompt {index + 1}: {text}")
 
 
 def batches(requests: Sequence[Request], size: int) -> list[list[Request]]:

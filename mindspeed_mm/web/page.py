@@ -101,7 +101,7 @@ def _make(studio: Studio, owner: str, values: tuple) -> Iterator[tuple]:
     try:
         line = limits.line_of(*values)
     except ConfigError as error:
-        yield _failure(error), unchanged, unchanged
+        yield _said(error), unchanged, unchanged
         return
     yield "<p>Reading the prompt ...</p>", "", unchanged
     picture = ""
@@ -112,15 +112,16 @@ def _make(studio: Studio, owner: str, values: tuple) -> Iterator[tuple]:
                 picture = _inline(news.preview) if news.preview is not None else picture
                 yield _progress(news) + picture, unchanged, unchanged
             elif isinstance(news, Done):
-                yield "", _figure(news.entry, autoplay=True), _history(studio)
+                warning = "" if news.warning is None else _said(news.warning)
+                yield warning, _figure(news.entry, autoplay=True), _history(studio)
     except MMError as error:
-        yield _failure(error), unchanged, unchanged
+        yield _said(error), unchanged, unchanged
     finally:
         work.close()
 
 
-def _failure(error: MMError) -> str:
-    return f'<p class="failed" role="alert">{escape(str(error))}</p>'
+def _said(fault: MMError | str) -> str:
+    return f'<p class="failed" role="alert">{escape(str(fault))}</p>'
 
 
 def _progress(news: Progress) -> str:

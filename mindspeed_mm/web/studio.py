@@ -40,9 +40,10 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Done:
-    """A sample is complete. entry: its record, with its name under "name"."""
+    """A sample is complete. entry: its record, with its name under "name". warning: see `Request.warning`."""
 
     entry: dict[str, Any]
+    warning: str | None = None
 
 
 class _Stopped(Exception):
@@ -110,7 +111,7 @@ class Studio:
         entry = record.read(self.archive.folder / f"{request.name}.json")
         if entry is None:
             raise SamplingError(f"{request.name}: its record cannot be read back; was the folder changed?")
-        yield Done({**entry, "name": request.name})
+        yield Done({**entry, "name": request.name}, request.warning)
 
     def _unless_stopped(self) -> None:
         if self._stop.is_set():

@@ -142,3 +142,18 @@ def test_a_prompt_is_shown_as_it_is(studio):
 
     assert escape("<b>${1}{{x}}&") == "&lt;b&gt;&#36;&#123;1&#125;&#123;&#123;x&#125;&#125;&amp;"
     assert np.all([mark not in escape("<script>${a}") for mark in "<${"])
+
+
+def test_a_prompt_that_cleaning_empties_is_said_in_the_log_on_the_page_and_in_a_notebook(studio, caplog):
+    pytest.importorskip("gradio", reason="the web page's extra is not installed")
+    from mindspeed_mm.web.page import _make
+
+    words = "cleaning removes Chinese, for which the published T5 has no pieces: translate the texts"
+    *_, (status, figure, _) = _make(studio, "", ("一只猫在草地上", "", 2, 3.0, 5, 1, 32, 32))
+    assert words in status and 'role="alert"' in status and "一只猫在草地上" in figure
+    assert words in caplog.text
+    caplog.clear()
+    studio.pipeline("一只猫在草地上", size=(1, 32, 32), steps=2, progress=False)
+    assert words in caplog.text
+    *_, (status, _, _) = _make(studio, "", ("a cat in the grass", "", 2, 3.0, 5, 1, 32, 32))
+    assert status == ""
