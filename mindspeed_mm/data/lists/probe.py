@@ -21,10 +21,11 @@ from mindspeed_mm.data.lists.sources import read_list
 from mindspeed_mm.data.workers.faults import unforeseen
 from mindspeed_mm.data.workers.pool import Announce, WorkerPool
 from mindspeed_mm.errors import DataError
+from mindspeed_mm.files.checksum import crc32
 
 log = logs.get(__name__)
 
-_VERSION = 2
+_VERSION = 3
 _EXAMPLES = 20
 _SECONDS_BETWEEN_SAVES = 30.0
 
@@ -148,9 +149,11 @@ def _load(cache: Path | None) -> dict[str, tuple[tuple[int, int], Facts]]:
         content = json.loads(cache.read_text(encoding="utf-8"))
         if content["version"] != _VERSION:
             return {}
+        if content["checksum"] != _checksum(content["files"]):
+            raise ValueError("another checksum")
         files = content["files"].items()
         return {path: ((size, date), _facts(found)) for path, (size, date, *found) in files}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         log.warning(f"data: {cache} is not a probe cache ({type(error).__name__}); probing all files again")
         return {}
 
@@ -166,6 +169,12 @@ def _save(cache: Path | None, known: dict) -> None:
         return
     files = {path: (*stamp, *dataclasses.astuple(facts)) for path, (stamp, facts) in known.items()}
     try:
-        atomic.write_text(cache, json.dumps({"version": _VERSION, "files": files}, ensure_ascii=False))
+        content = {"version": _VERSION, "files": files, "checksum": _checksum(files)}
+        atomic.write_text(cache, json.dumps(content, ensure_ascii=False))
     except OSError as error:
         log.warning(f"data: what was probed cannot be kept for the next run: {cache}: {error.strerror}")
+
+
+def _checksum(files: dict) -> int:
+    """A changed digit would be another size or length, which no later check could tell."""
+    return crc32(json.dumps(files).encode())

@@ -68,9 +68,11 @@ def test_results_are_kept_until_a_file_changes(bare, tmp_path, monkeypatch):
     changed = {path for path in paths if again[path] != first[path]}
     assert changed == {str(tmp_path / "a.mp4"), str(tmp_path / "absent.mp4")}
     assert again[str(tmp_path / "a.mp4")].num_frames == 20
-    cache.write_text("{broken")
-    assert probe.probe(paths, cache, processes=1) == again
-    assert json.loads(cache.read_text())["version"] == 2
+    whole = cache.read_text()
+    for damaged in ("{broken", "[1]", whole.replace("64", "65", 1), '{"version": 3, "files": [], "checksum": 0}'):
+        cache.write_text(damaged)
+        assert probe.probe(paths, cache, processes=1) == again
+        assert json.loads(cache.read_text())["version"] == 3
 
 
 def test_a_file_that_hangs_is_given_up(tmp_path, monkeypatch):
