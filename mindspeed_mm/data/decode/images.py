@@ -16,6 +16,7 @@ from PIL import Image
 from mindspeed_mm.data.decode import media, suffixes
 from mindspeed_mm.data.decode.damage import listening, notice
 from mindspeed_mm.errors import DataError
+from mindspeed_mm.files.checksum import crc32
 
 WHITE = 255  # colour behind transparent pixels, in images and videos
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 2**26)  # 179 million: 16k x 11k. Pillow refuses more
@@ -98,6 +99,8 @@ def _opened(path: str) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about damaged metadata, and sizes from 89 to 179 million pixels
             with Image.open(media.open_bytes(path), formats=suffixes.image_formats()) as image:
+                if image.format == "PNG":
+                    _check_png(path)
                 yield image
     except DataError:
         raise
@@ -122,6 +125,20 @@ def _pixels(image: Image.Image, path: str) -> np.ndarray:
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         return composite(np.asarray(_with_alpha(image)))
     return np.array(image.convert("RGB"))
+
+
+def _check_png(path: str) -> None:
+    """Raises DataError for a damaged PNG: Pillow does not compare the checksums of the pixels' chunks."""
+    with media.open_bytes(path) as file:
+        file.read(8)
+        kind = b""
+        while kind != b"IEND":
+            header = file.read(8)
+            length, kind = int.from_bytes(header[:4], "big"), header[4:]
+            data = file.read(length)
+            whole = len(header) == 8 and len(data) == length
+            if not whole or crc32(data, crc32(kind)) != int.from_bytes(file.read(4), "big"):
+                raise DataError(f"{path}: is damaged: a checksum of the PNG is not that of its bytes")
 
 
 def _check_jpeg(path: str) -> None:

@@ -1,4 +1,4 @@
-"""Damage in a JPEG is noticed where FFmpeg notices it; undamaged ones of every kind are read."""
+"""Damage in a JPEG is noticed where FFmpeg notices it, in a PNG always; undamaged ones of every kind are read."""
 
 import numpy as np
 import pytest
@@ -56,4 +56,20 @@ def test_lost_bytes_are_noticed(tmp_path, kind):
     path.write_bytes(data[: len(data) // 2] + data[len(data) // 2 + 200 :])
     assert Image.open(path).convert("RGB").size == (160, 96)
     with pytest.raises(DataError, match=r"a.jpg: is damaged: mjpeg"):
+        mm.read_image(path)
+
+
+@pytest.mark.parametrize("part", [0.2, 0.5, 0.9])
+def test_a_flipped_bit_of_a_png_is_noticed(tmp_path, part):
+    """Pillow does not compare the checksums of pixels."""
+    path = tmp_path / "a.png"
+    Image.fromarray(picture()).save(path)
+    assert np.array_equal(mm.read_image(path), picture())
+    data = bytearray(path.read_bytes())
+    data[int(part * len(data))] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="a.png: "):
+        mm.read_image(path)
+    path.write_bytes(data[: int(part * len(data))])
+    with pytest.raises(DataError, match="a.png: "):
         mm.read_image(path)
