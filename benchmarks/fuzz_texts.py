@@ -45,7 +45,7 @@ def flags_door(folder: Path) -> Try:
         words = ["--mm-data", "a.json", "--mm-model", "b.json", "--train-iters", "1", "--lr", "1e-3"]
         for _ in range(chance.randrange(1, 4)):
             words += [chance.choice(names), chance.choice(_VALUES)][: chance.choice((1, 2, 2, 2))]
-        check(arguments.parse_train(words).values)
+        check(arguments.TRAIN.parse(words).values)
         return HARMLESS
 
     return attempt

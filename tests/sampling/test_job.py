@@ -180,10 +180,10 @@ def test_in_a_batch_one_failure_does_not_end_the_others(small_model, tmp_path, m
 
     steps = pipeline.steps
 
-    def sick(denoiser, latents, text, *others):
-        if text.sequence.shape[0] > 2 or 7 in _seeds:
+    def sick(denoiser, latents, conditions, *others):
+        if conditions.text.sequence.shape[0] > 2 or 7 in _seeds:
             raise SamplingError("step 2 of 4 (sigma 0.5): the velocity is not finite")
-        return steps(denoiser, latents, text, *others)
+        return steps(denoiser, latents, conditions, *others)
 
     _seeds: list[int] = []
     noise = pipeline.T2VPipeline.noise
