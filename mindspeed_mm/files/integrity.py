@@ -28,7 +28,7 @@ def write(found: Checksums, directory: Path) -> None:
     atomic.write_text(directory / CHECKSUMS, json.dumps(found, indent=1))
 
 
-def replace(facts: Mapping[Path, list[int] | None]) -> None:
+def change(facts: Mapping[Path, list[int] | None]) -> None:
     """Replaces the entries of files in the records of their folders; None removes an entry."""
     for folder in {path.parent for path in facts}:
         if not folder.is_dir():

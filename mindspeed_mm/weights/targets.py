@@ -105,7 +105,7 @@ def execute(todo: Plan, groups: Mapping[str, Weights] | Weights, what: str, prog
         groups = {_GROUP: groups}
     _check_place(todo)
     with _disk_errors(todo):
-        integrity.replace({output.path: None for output in todo.files})
+        integrity.change({output.path: None for output in todo.files})
     with _disk_errors(todo), atomic.Together(todo.directory) as together:
         writers = [(_writer(together.open(output.path, StreamedFile), output), output.pieces) for output in todo.files]
         jobs = [(writer, piece) for writer, pieces in writers for piece in pieces]
@@ -122,7 +122,7 @@ def execute(todo: Plan, groups: Mapping[str, Weights] | Weights, what: str, prog
     with _disk_errors(todo):
         for path, text in todo.texts:
             atomic.write_text(path, text)
-        integrity.replace(_facts(todo, [writer for writer, _ in writers]))
+        integrity.change(_facts(todo, [writer for writer, _ in writers]))
     for weights in groups.values():
         weights.report()
 
