@@ -77,4 +77,4 @@ def _add_flags(parser: argparse.ArgumentParser, program: Program) -> None:
             nargs="+" if one.facts.many else None,
         )
         if one.facts.metavar in files:
-            action.complete = files[one.facts.metavar]  # where shtab looks for it
+            action.complete = files[one.facts.metavar]  # pyright: ignore[reportAttributeAccessIssue]  # where shtab looks for it

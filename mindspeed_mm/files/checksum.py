@@ -12,7 +12,7 @@ except ImportError:  # no wheel for this machine; zlib gives the same values
 
     _BLOCK = 2**20
 
-    def crc32_combine(first: int, second: int, length: int) -> int:
+    def crc32_combine(first: int, second: int, length: int, /) -> int:
         """CRC-32 of two pieces in a row, of which the second has `length` bytes."""
         after, alone = first, 0
         for at in range(0, length, _BLOCK):

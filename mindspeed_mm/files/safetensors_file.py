@@ -125,10 +125,11 @@ class SafetensorsWriter:
             at += piece.nbytes
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        header = struct.pack("<Q", len(text)) + text
-        file.write(header)
+        beginning = struct.pack("<Q", len(text)) + text
+        file.write(beginning)
         self._start = file.tell()
-        self._sums = {0: (crc32(header), len(header))}  # offset in the file -> CRC-32 and bytes of what stands there
+        # offset in the file -> CRC-32 and number of the bytes that stand there
+        self._sums = {0: (crc32(beginning), len(beginning))}
         self._end = self._start + at
 
     def write(self, piece: Piece, chunks: Iterable[Tensor]) -> None:
