@@ -80,7 +80,7 @@ def test_rows_are_compared_with_their_files_and_shown(tmp_path):
     rows = [
         row("a.mp4", num_frames=12),
         row("b.mp4", height=128, width=64, num_frames=12),
-        row("c.mp4", num_frames=40),
+        row("c.mp4", num_frames=40, cut=[20, 40]),  # all of it is behind the file's end, whatever crop is drawn
     ]
     rows += [row("d.mp4", num_frames=12, fps=30), row("e.mp4", num_frames=12, cap="<br>A <b>Cat</b> sleeps")]
     settings = {"train_fps": 24, "min_h_div_w_ratio": 0.1, "max_h_div_w_ratio": 10}

@@ -262,7 +262,7 @@ def test_a_sample_names_what_is_special_about_its_clip(tmp_path):
     clips = filtered_list(config, global_batch_size=None).clips
     videos = VideoSource(config.preprocess_parameters)
     dataset = ClipDataset(clips, config, videos, Tokens(LetterTokenizer(), None), seed=0)
-    assert [dataset.sample(place, (0, place)).traits for place in range(4)] == [
+    assert [dataset.sample(place, 0).traits for place in range(4)] == [
         ("another size than its row says", "pixels of 2:1"),
         ("variable frame rate",),
         ("another frame rate than its row says",),
