@@ -50,9 +50,11 @@ OPTIMIZER_ARGS=(
     --accumulate-allreduce-grads-in-fp32
     --seed "${SEED:-1024}"
     --train-iters "${TRAIN_ITERS:-100000000}"
-    --selective_recom
-    --recom_ffn_layers "${RECOM_FFN_LAYERS:-32}"
 )
+RECOM_FFN_LAYERS=${RECOM_FFN_LAYERS:-32}    # first blocks whose feed-forwards are recomputed; 0: none
+if ((RECOM_FFN_LAYERS > 0)); then           # the flag excludes --recompute-num-layers
+    OPTIMIZER_ARGS+=(--selective_recom --recom_ffn_layers "$RECOM_FFN_LAYERS")
+fi
 
 OUTPUT_ARGS=(
     --save "$SAVE"

@@ -58,6 +58,6 @@ def plan(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     if flags.as_json:
         print(json.dumps(found, indent=1))
     else:
-        print(report.text(run, flags.cards, memory_gib, flags.mm_model, flags.mm_data))
+        print(report.text(run, flags.cards, memory_gib, found))
     if not found:
         raise SystemExit(1)

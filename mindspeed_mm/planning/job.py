@@ -22,6 +22,8 @@ _TEXT_ENCODERS = 1_223_527_424 + 694_659_840
 class Job:
     """A training run, without its layout."""
 
+    model_json: str
+    data_json: str
     denoiser: DenoiserConfig
     size: tuple[int, int, int]  # frames, height, width of a sample, in pixels
     grid: tuple[int, int, int]  # video tokens: t, h, w
@@ -48,6 +50,8 @@ def read(model_json: str | Path, data_json: str | Path, text_tokens: int | None 
     latent = LatentGrid.of_video(*size, model.ae.strides)
     family = families.of_denoiser(model.predictor)
     return Job(
+        model_json=str(model_json),
+        data_json=str(data_json),
         denoiser=model.predictor,
         size=size,
         grid=family.extent(model.predictor, (latent.frames, latent.height, latent.width)),

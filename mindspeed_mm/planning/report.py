@@ -1,5 +1,6 @@
 """A plan as a table, as JSON, and as the command that runs it."""
 
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +9,7 @@ from mindspeed_mm.planning import layouts
 from mindspeed_mm.planning.job import Job, read
 from mindspeed_mm.planning.memory import GIB, USABLE, Layout, parts, rank_parameters
 
-_RECOMPUTE_FLAGS = {
-    "none": "RECOM_FFN_LAYERS=0",
-    "feed-forwards": "",
-    "blocks": "RECOM_FFN_LAYERS=0",
-}
+_NODE = 8  # most cards of a node
 
 
 def plan(
@@ -53,15 +50,15 @@ def row(job: Job, layout: Layout) -> dict:
     }
 
 
-def command(job: Job, layout: Layout, model_json: str = "", data_json: str = "") -> str:
-    """The published script with this layout's variables."""
-    nodes = max(1, layout.cards // 8)
-    words = [f"TP={layout.tensor}", f"CP={layout.context}", f"NPUS_PER_NODE={min(8, layout.cards)}"]
-    words += [f"NNODES={nodes}"] if nodes > 1 else []
+def command(job: Job, layout: Layout) -> str:
+    """The published script with this layout's variables, for each node; those of several nodes are the user's."""
+    per_node = layout.cards if layout.cards <= _NODE else math.gcd(layout.cards, _NODE)
+    nodes = layout.cards // per_node
+    words = [f"TP={layout.tensor}", f"CP={layout.context}", f"NPUS_PER_NODE={per_node}"]
+    words += [f"NNODES={nodes}", 'NODE_RANK="$NODE_RANK"', 'MASTER_ADDR="$MASTER_ADDR"'] if nodes > 1 else []
     words += [f"MBS={job.micro_batch}"] if job.micro_batch > 1 else []
-    words += [word for word in (_RECOMPUTE_FLAGS[layout.recompute],) if word]
-    words += [f"MM_MODEL={shlex.quote(model_json)}"] if model_json else []
-    words += [f"MM_DATA={shlex.quote(data_json)}"] if data_json else []
+    words += [] if layout.recompute == "feed-forwards" else ["RECOM_FFN_LAYERS=0"]
+    words += [f"MM_MODEL={shlex.quote(job.model_json)}", f"MM_DATA={shlex.quote(job.data_json)}"]
     words += ["bash examples/opensoraplan1.5/pretrain_opensoraplan1_5.sh"]
     if layout.recompute == "blocks":
         words += ["--recompute-granularity full --recompute-method block --recompute-num-layers 1024"]
@@ -89,8 +86,8 @@ def table(found: Sequence[dict]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def text(job: Job, cards: int, memory_gib: float, model_json: str = "", data_json: str = "", most: int = 8) -> str:
-    """The whole report for people."""
+def text(job: Job, cards: int, memory_gib: float, found: Sequence[dict], most: int = 8) -> str:
+    """The whole report for people. found: see `rows`; most: lines of the table."""
     frames, height, width = job.size
     lines = [
         f"{rank_parameters(job, 1):,} parameters in {job.dtype}; samples of {frames}x{height}x{width}: "
@@ -98,13 +95,9 @@ def text(job: Job, cards: int, memory_gib: float, model_json: str = "", data_jso
         f"of which {USABLE:.0%} count",
         "",
     ]
-    found = rows(job, cards, memory_gib)
     if found:
-        best = layouts.fitting(job, cards, memory_gib)[0]
         more = f"\n({len(found) - most} more)" if len(found) > most else ""
-        return "\n".join(
-            [*lines, "GiB on each card:", table(found[:most]) + more, "", command(job, best, model_json, data_json)]
-        )
+        return "\n".join([*lines, "GiB on each card:", table(found[:most]) + more, "", found[0]["command"]])
     least = row(job, layouts.closest(job, cards))
     lines += ["No layout fits. The smallest one, GiB on each card:", table([least]), "", *_advice(least)]
     return "\n".join(lines)

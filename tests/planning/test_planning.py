@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +14,12 @@ import pytest
 import mindspeed_mm as mm
 from mindspeed_mm import families
 from mindspeed_mm.cli import planning
+from mindspeed_mm.config import arguments
 from mindspeed_mm.planning import job, layouts, memory, report
+from mindspeed_mm.schema import check
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "opensoraplan1.5"
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples" / "opensoraplan1.5"
 PUBLISHED = EXAMPLES / "model_opensoraplan1_5.json", EXAMPLES / "data.json"
 
 
@@ -57,9 +62,38 @@ def test_layouts_that_fit_come_cheapest_first_and_fit():
     assert "TP=4 CP=1 NPUS_PER_NODE=8 NNODES=8" in found[0]["command"]
 
 
+@pytest.mark.parametrize("recompute", memory.RECOMPUTE)
+def test_the_command_is_one_that_the_script_and_the_program_take(v1_5, recompute, tmp_path):
+    layout = memory.Layout(4, 1, 3, recompute)  # 12 cards: no whole nodes of 8
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    given = {
+        "PYTHON": str(python),
+        "LOG_DIR": str(tmp_path),
+        "DEVICE": "cpu",
+        "NODE_RANK": "1",
+        "MASTER_ADDR": "10.0.0.1",
+    }
+    line = report.command(v1_5, layout)
+    ran = subprocess.run(
+        ["bash", "-c", line], cwd=ROOT, env=os.environ | given, capture_output=True, text=True, timeout=30
+    )
+    assert ran.returncode == 0, ran.stderr
+    launcher, _, words = ran.stdout.strip().partition("pretrain_opensoraplan.py ")
+    assert "--nproc_per_node 4 --nnodes 3 --node_rank 1" in launcher
+    flags = arguments.TRAIN.parse(shlex.split(words)).values
+    check(flags)
+    assert (flags.launch.tensor_size, flags.mm_model) == (4, v1_5.model_json)
+    assert (flags.recompute.num_layers > 0, flags.recompute.feed_forwards > 0) == (
+        recompute == "blocks",
+        recompute == "feed-forwards",
+    )
+
+
 def test_what_does_not_fit_names_the_largest_parts(v1_5):
     assert mm.plan(*PUBLISHED, cards=1, memory_gib=24) == []
-    text = report.text(v1_5, 1, 24)
+    text = report.text(v1_5, 1, 24, report.rows(v1_5, 1, 24))
     assert "No layout fits" in text
     assert "moments 63.4 GiB: more cards" in text
 
