@@ -32,13 +32,13 @@ setup(
     long_description=(_HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.11,<3.13",
+    python_requires=">=3.11,<3.14",
     cmdclass={"build_py": BuildWithPublishedFiles},
     entry_points={"console_scripts": ["mindspeed-mm = mindspeed_mm.cli.main:main"]},
     packages=find_packages(include=["mindspeed_mm", "mindspeed_mm.*"]),
     install_requires=[
         "torch>=2.7,<2.14",
-        "megatron-core>=0.16.1,<0.17",
+        "megatron-core>=0.16.1,<0.20",  # 0.17 and later need Python 3.12
         "transformers>=4.51.3,<6",
         "tokenizers",
         "safetensors>=0.4",

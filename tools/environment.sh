@@ -13,8 +13,8 @@ elif [[ -n ${CONDA_PREFIX:-} && -x ${CONDA_PREFIX:-}/bin/python ]]; then
     PYTHON=$CONDA_PREFIX/bin/python
 else
     _base=${PYTHON:-python3}
-    if ! "$_base" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))'; then
-        echo "error: $_base is $("$_base" --version 2>&1); need Python 3.11 or 3.12 (set PYTHON)" >&2
+    if ! "$_base" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'; then
+        echo "error: $_base is $("$_base" --version 2>&1); need Python 3.11 to 3.13 (set PYTHON)" >&2
         exit 1
     fi
     if [[ ! -x $_root/.venv/bin/python ]]; then

@@ -1,4 +1,4 @@
-"""All names of megatron-core 0.16 that this project uses; no other file imports them.
+"""All names of megatron-core (0.16 and 0.19) that this project uses; no other file imports them.
 
 Its import warns about Transformer Engine and Apex, which we do not need; these warnings are silenced.
 """

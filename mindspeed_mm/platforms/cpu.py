@@ -73,6 +73,7 @@ def _stand_in_for_cuda() -> None:
 
     stand_ins = {
         "current_device": lambda: _CPU,
+        "current_stream": lambda device=None: torch.cpu.current_stream(),  # asked for by megatron-core 0.19
         "set_device": lambda device: None,
         "synchronize": lambda device=None: None,
         "empty_cache": lambda: None,

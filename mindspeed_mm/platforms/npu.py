@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
+from importlib import metadata
 
 import torch
 
@@ -23,6 +24,7 @@ from mindspeed_mm.platforms.base import (
 )
 
 _log = logs.get(__name__)
+_MINDSPEED_PATCHES = "0.16."  # megatron-core of MindSpeed's branch core_r0.16.0, the one that was compared by name
 
 
 class NpuPlatform(Platform):
@@ -65,6 +67,11 @@ class NpuPlatform(Platform):
                 raise ConfigError("--mindspeed on: the package mindspeed is not installed (branch core_r0.16.0)")
             _log.info("MindSpeed is not installed; running on torch_npu alone")
             return
+        if (fault := _other_megatron()) is not None:
+            if self.mindspeed == "on":
+                raise ConfigError(f"--mindspeed on: {fault}")
+            _log.warning(f"MindSpeed is not used: {fault}")
+            return
         ours, sys.argv = sys.argv, sys.argv[:1]
         try:
             importlib.import_module("mindspeed.megatron_adaptor")
@@ -76,7 +83,7 @@ class NpuPlatform(Platform):
 
     def ema_adamw_kernel(self) -> Callable | None:
         """MindSpeed's kernel, if it is installed and its extension compiles (at the first call)."""
-        if self.mindspeed == "off" or importlib.util.find_spec("mindspeed") is None:
+        if self.mindspeed == "off" or importlib.util.find_spec("mindspeed") is None or _other_megatron():
             return None
         try:
             kernel = importlib.import_module("mindspeed.ops.npu_apply_fused_ema_adamw").npu_apply_fused_ema_adamw
@@ -159,3 +166,14 @@ class _DynamicProfiler:
 
     def stop(self) -> None:
         """Does nothing: the file stops it."""
+
+
+def _other_megatron() -> str | None:
+    """Why MindSpeed cannot patch the installed megatron-core, or None."""
+    found = metadata.version("megatron-core")
+    if found.startswith(_MINDSPEED_PATCHES):
+        return None
+    return (
+        f"its branch core_r0.16.0 patches megatron-core {_MINDSPEED_PATCHES}x, and {found} is installed; "
+        "pip install megatron-core==0.16.1 (Python 3.12 takes it, too)"
+    )

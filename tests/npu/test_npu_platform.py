@@ -5,11 +5,16 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import cases_platform
 import pytest
 from simulation import stand_ins, wheel
+
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.platforms import npu as npu_platform
+from mindspeed_mm.platforms.npu import NpuPlatform
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -26,6 +31,7 @@ def start_up(libraries: str, *folders: Path) -> dict:
     return json.loads(result.stdout.splitlines()[-1])
 
 
+@pytest.mark.skipif(not metadata.version("megatron-core").startswith("0.16."), reason="MindSpeed patches 0.16 only")
 def test_mindspeed_is_imported_in_order_and_sees_no_flag_of_ours(npu):
     packages = wheel.install()
     torch = Path(importlib.util.find_spec("torch").origin).parent
@@ -68,3 +74,14 @@ def test_the_profiler_runs(npu, tmp_path):
 def test_float64_on_an_npu_is_an_error(npu):
     with pytest.raises(AssertionError, match="float64"):
         npu.one(cases_platform.float64, 1)
+
+
+def test_mindspeed_is_left_out_beside_a_megatron_core_that_it_does_not_patch(monkeypatch):
+    monkeypatch.setattr(npu_platform.metadata, "version", lambda name: "0.19.2")
+    monkeypatch.setattr(npu_platform.importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(
+        ConfigError, match=r"--mindspeed on: .*0\.19\.2 is installed; pip install megatron-core==0\.16\.1"
+    ):
+        NpuPlatform("on")._import_mindspeed()
+    NpuPlatform("auto")._import_mindspeed()
+    assert "mindspeed.megatron_adaptor" not in sys.modules
