@@ -27,8 +27,8 @@ echo "== 1/6 clips, text encoders, configs"
 # shellcheck disable=SC2086 # PREPARE_FLAGS are several words
 step "$PYTHON" $HERE/prepare.py --out "$OUT" --clips "$CLIPS" --seen "$SEEN" --unseen "$UNSEEN" --steps "$STEPS" \
     --weights "$WEIGHTS" $PREPARE_FLAGS
-echo "the judge on the clips themselves:"
-step "$PYTHON" $HERE/score.py "$OUT/data/data.txt"
+echo "the judge on every tenth of the clips themselves:"
+step "$PYTHON" $HERE/score.py "$OUT/data/data.txt" --every "$((CLIPS < 100 ? 1 : 10))"
 
 echo "== 2/6 encoding clips and captions once"
 step "$PYTHON" tools/extract_features.py --mm-data "$OUT/data.json" --mm-model "$OUT/model.json" --device "$DEVICE" \

@@ -34,6 +34,7 @@ def main() -> int:
         metavar="N",
         help="also shuffle the prompts among the videos N times and report the mean, the score of chance",
     )
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="judge every Nth video only (default 1: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the scores and all answers to this file")
     options = parser.parse_args()
     try:
@@ -43,6 +44,7 @@ def main() -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    pairs = pairs[:: options.every]
     answers = [measure(read_video(path)) for path, _ in tqdm(pairs, desc="judging", unit="video", leave=False)]
     judged = [(scene, answer) for (_, scene), answer in zip(pairs, answers, strict=True)]
     scores = score(judged)
