@@ -5,6 +5,7 @@ started again with another number of processes. Samples are encoded one at a tim
 1, so that such a run gets the same bits.
 """
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from mindspeed_mm import logs
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.run import RunConfig
+from mindspeed_mm.data.decode.shown import treatment
 from mindspeed_mm.data.feed.build import joiner
 from mindspeed_mm.data.feed.dataset import Tokens, filtered_list, fixed_draws, load_tokens
 from mindspeed_mm.data.feed.samples import Sample
@@ -42,6 +44,14 @@ class Task:
     clip: Clip
     crop: int
     fault: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Decoded:
+    """A clip as a batch of one, and the special traits of its file."""
+
+    batch: Batch
+    traits: tuple[str, ...]
 
 
 class Extraction:
@@ -78,6 +88,7 @@ class Extraction:
         mine = tasks[self.parallel.rank :: self.parallel.world_size]
         writer = PartWriter(self.folder, VIDEO, series, self.parallel.rank)
         bad = 0
+        special: collections.Counter[str] = collections.Counter()
         strides, patch_size = self.config.model.ae.strides, self.config.model.predictor.patch_size
         join = joiner(self.data.data, 1, strides, patch_size)
         num_workers = self.data.data.dataloader_param.num_workers
@@ -90,11 +101,22 @@ class Extraction:
         try:
             for task, made in zip(mine, self._bar(pool.run(mine), "clips", len(mine)), strict=True):
                 writer.add(*self._video_entry(task, made))
-                bad += isinstance(made, str)
+                if isinstance(made, str):
+                    bad += 1
+                else:
+                    special.update(made.traits)
         finally:
             pool.close()
             writer.flush()
+        self._name_special(special)
         return self._total(len(mine) - bad), self._total(bad)
+
+    def _name_special(self, mine: collections.Counter[str]) -> None:
+        """Logs how many crops of all processes had each special trait. Collective."""
+        everyone = sum(self.hosts.gather(mine), collections.Counter())
+        if self._is_first:
+            for trait, count in sorted(everyone.items()):
+                _log.info(f"data: crops of clips encoded: {count}: {treatment(trait)}")
 
     def _missing_videos(self, crops: int) -> list[Task]:
         known = sources.done_videos(self.folder)
@@ -108,14 +130,14 @@ class Extraction:
         _log.info(f"{VIDEO}: {len(tasks)} crops of clips to encode, {len(self.clips) * crops - len(tasks)} are stored")
         return list(tasks.values())
 
-    def _video_entry(self, task: Task, made: Batch | str) -> tuple[Entry, dict]:
+    def _video_entry(self, task: Task, made: Decoded | str) -> tuple[Entry, dict]:
         path = task.clip.row.path
         key, stamp = sources.video_key(task.clip, task.crop), Stamp.of(path)
         if isinstance(made, str):
             _log.warning(f"data: bad sample, not stored: {made}")
             return Entry(key, path, stamp, made), {}
         entry = Entry(key, path, stamp)
-        posterior = self.encoders.posterior(made.to(self.encoders.device))
+        posterior = self.encoders.posterior(made.batch.to(self.encoders.device))
         return entry, {"mean": posterior.mean[0].cpu(), "logvar": posterior.logvar[0].cpu()}
 
     # ------------------------------------------------------------------------------------------------------------ captions
@@ -182,19 +204,20 @@ class Extraction:
 
 
 class _Decoder:
-    """Turns a task into a batch, or into the reason of its failure; runs in a worker."""
+    """Decodes a task's clip, or returns the reason of its failure; runs in a worker."""
 
     def __init__(self, videos: VideoSource, join, num_workers: int):
         self._videos, self._join = videos, join
         self._buffers = SharedBuffers(num_workers)
 
-    def __call__(self, task: Task, announce: Announce) -> Lent | Batch | str:
+    def __call__(self, task: Task, announce: Announce) -> Lent | Decoded | str:
         if task.fault is not None:
             return task.fault
         announce(0)
-        clip = task.clip
+        clip, traits = task.clip, set()
         try:
-            video = self._videos.load(clip, fixed_draws(clip, task.crop), task.crop, self._buffers.allocate)
+            draws = fixed_draws(clip, task.crop)
+            video = self._videos.load(clip, draws, task.crop, self._buffers.allocate, traits.add)
             sample = Sample(video, _NO_TEXT, None, "", clip.row.path, clip.key)
             batch = self._join([sample], [(0, 0)], allocate=self._buffers.allocate)
         except DataError as error:
@@ -203,8 +226,8 @@ class _Decoder:
         except Exception as error:
             self._buffers.lend(None)
             return unforeseen(clip.row.path, error)
-        number = self._buffers.lend(batch.clips)
-        return batch if number is None else Lent(batch, batch.clips, number)
+        number, decoded = self._buffers.lend(batch.clips), Decoded(batch, tuple(sorted(traits)))
+        return decoded if number is None else Lent(decoded, batch.clips, number)
 
     def take_back(self, numbers: Sequence[int]) -> None:
         self._buffers.take_back(numbers)

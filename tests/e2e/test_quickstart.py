@@ -34,7 +34,11 @@ def test_the_fast_path_trains_samples_and_judges(tmp_path):
                     os.kill(pid, signal.SIGKILL)
             raise
     assert process.returncode == 0, output[-3000:] + errors[-3000:]
-    for part in ("the judge on every tenth of the clips themselves", "do the videos obey their prompts", "with shuffled prompts"):
+    for part in (
+        "the judge on every tenth of the clips themselves",
+        "do the videos obey their prompts",
+        "with shuffled prompts",
+    ):
         section = output[output.index(part) :]
         assert re.search(r"^colour \d+\.\d\ndirection \d+\.\d\nshape \d+\.\d\n", section, re.MULTILINE), section
     clips = output[output.index("the judge on") :]

@@ -247,10 +247,17 @@ def test_any_error_at_one_clip_is_a_bad_sample_and_its_traceback_is_logged_once(
     assert caplog.text.count("Traceback (most recent call last)") == 1
 
 
-def test_a_sample_names_what_is_special_about_its_clip(tmp_path):
-    from data_helpers import LetterTokenizer
+SPECIAL = [
+    ("another size than its row says", "pixels of 2:1"),
+    ("variable frame rate",),
+    ("another frame rate than its row says",),
+    (),
+]
 
-    from mindspeed_mm.data.feed.dataset import ClipDataset, Tokens, filtered_list
+
+def special_clips(tmp_path):
+    """(config, clips, source): a clip for each row of SPECIAL."""
+    from mindspeed_mm.data.feed.dataset import filtered_list
     from mindspeed_mm.data.feed.video import VideoSource
 
     encode(tmp_path / "oblong.mp4", "libx264", "yuv420p", count=20, aspect="2")
@@ -258,13 +265,27 @@ def test_a_sample_names_what_is_special_about_its_clip(tmp_path):
     write_clip(tmp_path / "slow.mp4", 20, fps=12)
     write_clip(tmp_path / "plain.mp4", 20)
     rows = [row("oblong.mp4", height=48, width=64), row("wild.mkv"), row("slow.mp4"), row("plain.mp4")]
-    config = data_config(write_list(tmp_path, rows)).dataset_param
-    clips = filtered_list(config, global_batch_size=None).clips
-    videos = VideoSource(config.preprocess_parameters)
-    dataset = ClipDataset(clips, config, videos, Tokens(LetterTokenizer(), None), seed=0)
-    assert [dataset.sample(place, 0).traits for place in range(4)] == [
-        ("another size than its row says", "pixels of 2:1"),
-        ("variable frame rate",),
-        ("another frame rate than its row says",),
-        (),
-    ]
+    config = data_config(write_list(tmp_path, rows))
+    clips = filtered_list(config.dataset_param, global_batch_size=None).clips
+    return config, clips, VideoSource(config.dataset_param.preprocess_parameters)
+
+
+def test_a_sample_names_what_is_special_about_its_clip(tmp_path):
+    from data_helpers import LetterTokenizer
+
+    from mindspeed_mm.data.feed.dataset import ClipDataset, Tokens
+
+    config, clips, videos = special_clips(tmp_path)
+    dataset = ClipDataset(clips, config.dataset_param, videos, Tokens(LetterTokenizer(), None), seed=0)
+    assert [dataset.sample(place, 0).traits for place in range(4)] == SPECIAL
+
+
+def test_so_does_a_clip_that_is_encoded_once(tmp_path):
+    from mindspeed_mm.data.feed.build import joiner
+    from mindspeed_mm.data.workers.pool import Lent
+    from mindspeed_mm.training.extraction import Task, _Decoder
+
+    config, clips, videos = special_clips(tmp_path)
+    decode = _Decoder(videos, joiner(config, 1, (8, 8, 8), 1), 0)
+    made = [decode(Task(clip, 0), lambda item: None) for clip in clips]
+    assert [(one.result if isinstance(one, Lent) else one).traits for one in made] == SPECIAL
