@@ -24,6 +24,7 @@ FLOORS = {
     "platforms": 3,
     "parallel": 4,
     "ops": 4,
+    "adapters": 5,  # low-rank adapters on any network's linears
     "models": 5,
     "diffusion": 5,
     "data": 5,

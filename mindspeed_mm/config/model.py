@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from mindspeed_mm import families
 from mindspeed_mm.config.noise import WEIGHTINGS
+from mindspeed_mm.families.adapters import AdapterConfig
 from mindspeed_mm.families.base import DTYPES, AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.families.text_encoders import TEXT_ENCODERS
 from mindspeed_mm.schema import option
@@ -102,6 +103,7 @@ class TrainModelConfig:
     load_text_features: bool = False
     enable_encoder_dp: bool = False  # share the frozen encoders' work over the TP x CP ranks
     patch: PatchConfig = PatchConfig()
+    adapter: AdapterConfig | None = None  # also as `predictor.adapter`; the flags take precedence
 
     ACCEPTED: ClassVar[dict[str, str]] = {
         "model_max_length": "the length of captions is set in data.json",

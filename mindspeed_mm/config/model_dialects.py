@@ -11,7 +11,20 @@ from mindspeed_mm.schema import Node
 
 def model_node(node: Node) -> Node:
     """A model JSON of a training run (`TrainModelConfig`) in our dialect."""
-    return unpacked(node, "text_encoder")
+    return _adapter_beside(unpacked(node, "text_encoder"))
+
+
+def _adapter_beside(node: Node) -> Node:
+    """Moves `predictor.adapter` out of the predictor, whose family knows no adapters."""
+    predictor = node.value.get("predictor") if isinstance(node.value, dict) else None
+    if predictor is None or not isinstance(predictor.value, dict) or "adapter" not in predictor.value:
+        return node
+    inner = dict(predictor.value)
+    adapter = inner.pop("adapter")
+    if "adapter" in node.value:
+        raise node.value["adapter"].error(f"also given as {adapter.path!r}")
+    value = {**node.value, "predictor": dataclasses.replace(predictor, value=inner), "adapter": adapter}
+    return dataclasses.replace(node, value=value)
 
 
 def sample_node(node: Node) -> Node:

@@ -15,10 +15,11 @@ from mindspeed_mm.config.launch import LaunchConfig, of_the_run
 from mindspeed_mm.config.model import TrainModelConfig
 from mindspeed_mm.config.optimizer import OPTIMIZERS, OptimizerSettings
 from mindspeed_mm.config.run import EvaluationConfig, PrecisionConfig, RunConfig, RunFlags
-from mindspeed_mm.config.sample import SampleConfig, SampleFlags, SampleModelConfig, ServeConfig
+from mindspeed_mm.config.sample import AdapterChoice, SampleConfig, SampleFlags, SampleModelConfig, ServeConfig
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.families.adapters import AdapterConfig
 from mindspeed_mm.families.base import DenoiserConfig
-from mindspeed_mm.schema import Given, Node, Notes, build, find, read_json
+from mindspeed_mm.schema import Given, Node, Notes, build, find, flags_of, read_json
 
 _log = logs.get(__name__)
 _Sample = TypeVar("_Sample", bound=SampleFlags)
@@ -53,18 +54,24 @@ def _run_config(given: Given, world_size: int | None) -> RunConfig:
     checks.check_batches(flags.micro_batch_size, values["global_batch_size"], data_size, data, data_node)
     checks.check_networks(model.ae, model.predictor, lambda path: find(model_node, path))
     checks.check_clips(data, data_node, model, launch)
+    precision = _precision(flags, model)
+    adapter = _adapter(flags, model, given.given)
+    if adapter.kind is not None:
+        weights = find(model_node, "predictor.from_pretrained")
+        checks.check_adapter(adapter, model, weights, launch, precision.denoiser)
     autoencoder_weights = checks.check_train_files(model, model_node, data, data_node)
     stored = checks.stored_features(model, data, data_node)
     optimizer = _optimizer(values["optimizer"], flags, model, given.flags["accumulate_allreduce_grads_in_fp32"])
     values.update(
         launch=launch,
+        adapter=adapter,
         optimizer=optimizer,
         evaluation=_evaluation(flags, model.predictor, launch),
         flags=of_the_run({**given.flags, "clip_grad_ema_decay": optimizer.clip_grad_ema_decay}),
     )
     config = RunConfig(
         **values,
-        precision=_precision(flags, model),
+        precision=precision,
         model=model,
         data=data,
         autoencoder_weights=autoencoder_weights,
@@ -115,7 +122,13 @@ def _sample_config(given: Given[_Sample], **replaced: object) -> SampleConfig:
     checks.check_sample_files(model, node, flags.load)
     _report(given.without_effect, notes)
     return SampleConfig(
-        launch=launch, model=model, options=flags.options, seed=flags.seed, load=flags.load, use_ema=flags.use_ema
+        launch=launch,
+        model=model,
+        options=flags.options,
+        seed=flags.seed,
+        load=flags.load,
+        use_ema=flags.use_ema,
+        adapters=tuple(map(AdapterChoice.read, flags.adapters)),
     )
 
 
@@ -132,6 +145,16 @@ def _precision(flags: RunFlags, model: TrainModelConfig) -> PrecisionConfig:
             f"--{whole}: with --model_custom_precision, weight_dtype {model.weight_dtype!r} of the model JSON counts"
         )
     return PrecisionConfig(denoiser=model.weight_dtype, text_encoders=model.weight_dtype, autoencoder=model.ae.dtype)
+
+
+def _adapter(flags: RunFlags, model: TrainModelConfig, given: frozenset[str]) -> AdapterConfig:
+    """The adapter to train, by the model JSON and the flags, of which those that are given take precedence."""
+    named = {flag.path[-1]: flag.name for flag in flags_of(AdapterConfig)}
+    explicit = {name: getattr(flags.adapter, name) for name, flag in named.items() if flag in given}
+    adapter = dataclasses.replace(model.adapter or flags.adapter, **explicit)
+    if adapter.kind is None and explicit:
+        raise ConfigError(f"{named[next(iter(explicit))]}: only with --adapter, which trains one")
+    return adapter
 
 
 def _optimizer(

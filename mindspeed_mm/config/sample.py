@@ -8,8 +8,10 @@ from mindspeed_mm import families
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.launch import LaunchConfig, RanksConfig
 from mindspeed_mm.config.model import DiffusionConfig, TextEncoderConfig, TokenizerConfig
+from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.families.base import DTYPES, AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.schema import check, flag, group, option, switches
+from mindspeed_mm.schema.text import read_float
 
 TEMPLATES = ("v1.2", "v1.3", "v1.5")
 
@@ -163,6 +165,30 @@ class SamplingOptions:
     )
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class AdapterChoice:
+    """An adapter to sample with. path: PEFT's folder, or the directory of a run. scale: of its own size."""
+
+    path: str
+    scale: float = 1.0
+
+    @classmethod
+    def read(cls, text: str) -> "AdapterChoice":
+        """Reads DIR or DIR=SCALE. Raises ConfigError if there is no such folder, or SCALE is no number."""
+        path, equals, number = text.rpartition("=")
+        if not equals or os.path.isdir(text):
+            path, number = text, "1"
+        if not os.path.isdir(path):
+            raise ConfigError(f"--adapter {path}: no such directory")
+        try:
+            scale = read_float(number)
+        except ValueError as error:
+            raise ConfigError(f"--adapter {text}: the scale {number!r} {error}") from None
+        if not abs(scale) <= 1000:
+            raise ConfigError(f"--adapter {text}: the scale must be from -1000 to 1000")
+        return cls(path, scale)
+
+
 _OUTPUT = "weights and output"
 _WEIGHTS = {
     "--bf16": ("bf16", "bf16 weights, instead of the JSON's weight_dtype"),
@@ -184,7 +210,17 @@ class SampleFlags:
         section=_OUTPUT,
         help="load the denoiser from this Megatron checkpoint directory, instead of predictor.from_pretrained",
     )
-    use_ema: bool = flag(False, "--ema", section=_OUTPUT, help="use the EMA weights of --load")
+    use_ema: bool = flag(
+        False, "--ema", section=_OUTPUT, help="use the EMA weights of --load, and of runs that --adapter names"
+    )
+    adapters: tuple[str, ...] = flag(
+        (),
+        "--adapter",
+        metavar="DIR[=SCALE]",
+        section=_OUTPUT,
+        help="add this adapter, SCALE times its size (default 1): PEFT's folder, or a run that trained one; several may be "
+        "given",
+    )
     save_path: str | None = flag(
         None,
         "--save",
@@ -199,10 +235,10 @@ class SampleFlags:
     def problems(self):
         if self.load is not None and not os.path.isdir(self.load):
             yield "load", f"{self.load}: no such directory"
-        if self.use_ema and self.load is None:
+        if self.use_ema and self.load is None and not self.adapters:
             yield (
                 "use_ema",
-                "only with --load; merged EMA weights (model_ema.pt) are named by predictor.from_pretrained",
+                "only with --load or --adapter; merged EMA weights (model_ema.pt) are named by predictor.from_pretrained",
             )
 
 
@@ -255,8 +291,9 @@ class SampleConfig:
     options: SamplingOptions = SamplingOptions()
     seed: int = 1234
     load: str | None = None  # a Megatron checkpoint directory, instead of predictor.from_pretrained
-    use_ema: bool = False  # with `load`
+    use_ema: bool = False  # with `load`, and of adapters that are runs
     resume: bool = False  # skip samples that exist with the same settings
+    adapters: tuple[AdapterChoice, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

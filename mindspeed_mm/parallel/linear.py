@@ -2,7 +2,7 @@
 
 They return a plain tensor and keep Megatron's parameter names (`weight`, `bias` and an empty `_extra_state`). They
 state how their parameters are split (`partition.py` reads it). With one TP rank they run as ordinary linears, which
-torch.compile can trace.
+torch.compile can trace. Each may carry adapters (`adapters/`), which add to its output.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from mindspeed_mm.parallel.context import ParallelContext
@@ -19,6 +19,7 @@ from mindspeed_mm.parallel.megatron import (
     RowParallelLinear,
     all_gather_last_dim_from_tensor_parallel_region,
     gather_from_tensor_model_parallel_region,
+    linear_with_frozen_weight,
     linear_with_grad_accumulation_and_async_allreduce,
 )
 
@@ -43,9 +44,11 @@ class ColumnLinear(ColumnParallelLinear):
             tp_group=parallel.tensor,
         )
         self.split = parallel.tensor_size > 1
+        self.adapters: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[0] if self.split else F.linear(x, self.weight, self.bias)
+        y = super().forward(x)[0] if self.split else F.linear(x, self.weight, self.bias)
+        return y if self.adapters is None else self.adapters(x, y, self.weight, self.bias)
 
 
 class RowLinear(RowParallelLinear):
@@ -66,9 +69,11 @@ class RowLinear(RowParallelLinear):
             tp_group=parallel.tensor,
         )
         self.split = parallel.tensor_size > 1
+        self.adapters: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[0] if self.split else F.linear(x, self.weight, self.bias)
+        y = super().forward(x)[0] if self.split else F.linear(x, self.weight, self.bias)
+        return y if self.adapters is None else self.adapters(x, y, self.weight, self.bias)
 
 
 def together(x: Tensor, *layers: ColumnLinear) -> tuple[Tensor, ...]:
@@ -81,7 +86,9 @@ def together(x: Tensor, *layers: ColumnLinear) -> tuple[Tensor, ...]:
     if not first.split:
         return tuple(layer(x) for layer in layers)
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-    y = linear_with_grad_accumulation_and_async_allreduce(
+    trained = any(layer.weight.requires_grad for layer in layers)
+    linear = linear_with_grad_accumulation_and_async_allreduce if trained else linear_with_frozen_weight
+    y = linear(
         x,
         torch.cat([layer.weight for layer in layers]),
         torch.cat(biases) if biases else None,
@@ -90,7 +97,11 @@ def together(x: Tensor, *layers: ColumnLinear) -> tuple[Tensor, ...]:
         sequence_parallel=first.sequence_parallel,
         tp_group=first.tp_group,
     )
-    return y.split([layer.weight.shape[0] for layer in layers], dim=-1)
+    parts = y.split([layer.weight.shape[0] for layer in layers], dim=-1)
+    return tuple(
+        part if layer.adapters is None else layer.adapters(x, part, layer.weight, layer.bias)
+        for layer, part in zip(layers, parts, strict=True)
+    )
 
 
 class ConditionLinear(ColumnParallelLinear):
@@ -115,15 +126,21 @@ class ConditionLinear(ColumnParallelLinear):
         )
         self.split = parallel.tensor_size > 1
         self._tokens_are_split = parallel.sequence_parallel
+        self.adapters: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.bias is not None  # see the constructor
         weight, again = _cast_again(self.weight, x.dtype)
         with again:
-            if not self.split:
-                return F.linear(x, weight, self.bias.to(x.dtype))
-            y, bias = super().forward(x, weight=weight)
-        y = y + bias.to(x.dtype)
+            if self.split:
+                y, bias = super().forward(x, weight=weight)
+                y = y + bias.to(x.dtype)
+            else:
+                y = F.linear(x, weight, self.bias.to(x.dtype))
+        if self.adapters is not None:
+            y = self.adapters(x, y, self.weight, self.bias)
+        if not self.split:
+            return y
         if self._tokens_are_split:
             return all_gather_last_dim_from_tensor_parallel_region(y, group=self.tp_group)
         return gather_from_tensor_model_parallel_region(y, group=self.tp_group)

@@ -13,10 +13,10 @@ from mindspeed_mm.parallel.megatron import DistributedOptimizer
 
 
 class MainWeights:
-    """Main weights in the order of the network's parameters, with the methods of a step that pass over all of them."""
+    """Main weights of the trained parameters, in the network's order, with the methods of a step that pass over all of them."""
 
     def __init__(self, optimizer, network: nn.Module, counts_whole: bool):
-        """optimizer: Megatron's, distributed or not, over all parameters of the network. counts_whole: True on the one TP
+        """optimizer: Megatron's, distributed or not, over the parameters that are trained. counts_whole: True on the one TP
         rank that counts parameters which every TP rank has whole in the norm.
         """
         self.shards: list[MainShard] = []
@@ -25,6 +25,8 @@ class MainWeights:
         self._copied: list[Tensor] = []  # main weights that are not the network's own memory
         self._copies: list[Tensor] = []  # their places in the network
         for name, parameter in network.named_parameters():
+            if not parameter.requires_grad:
+                continue
             shard = _shard(optimizer, name, parameter)
             if shard is not None:
                 self._add(shard, parameter)

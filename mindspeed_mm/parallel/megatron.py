@@ -22,14 +22,18 @@ with warnings.catch_warnings():
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
     from megatron.core.tensor_parallel.layers import (
+        linear_with_frozen_weight,
         linear_with_grad_accumulation_and_async_allreduce,
         set_tensor_model_parallel_attributes,
     )
     from megatron.core.tensor_parallel.mappings import (
         all_gather_last_dim_from_tensor_parallel_region,
         all_to_all,
+        copy_to_tensor_model_parallel_region,
         gather_from_sequence_parallel_region,
         gather_from_tensor_model_parallel_region,
+        reduce_from_tensor_model_parallel_region,
+        reduce_scatter_to_sequence_parallel_region,
         scatter_to_sequence_parallel_region,
     )
     from megatron.core.transformer import TransformerConfig
@@ -74,12 +78,16 @@ __all__ = [
     "TransformerConfig",
     "all_gather_last_dim_from_tensor_parallel_region",
     "all_to_all",
+    "copy_to_tensor_model_parallel_region",
     "dist_checkpointing",
     "gather_from_sequence_parallel_region",
     "gather_from_tensor_model_parallel_region",
     "get_megatron_optimizer",
+    "linear_with_frozen_weight",
     "linear_with_grad_accumulation_and_async_allreduce",
     "parallel_state",
+    "reduce_from_tensor_model_parallel_region",
+    "reduce_scatter_to_sequence_parallel_region",
     "scatter_to_sequence_parallel_region",
     "set_tensor_model_parallel_attributes",
     "write_in_this_process",

@@ -47,7 +47,8 @@ class MegatronEngine:
         self.parallel = parallel
         self.platform = platform
         self.settings = settings
-        dtype = next(network.parameters()).dtype
+        # The base of an adapter is frozen, and may be of another dtype.
+        dtype = next(parameter.dtype for parameter in network.parameters() if parameter.requires_grad)
         with platform.engine_scope():
             self.ddp = DistributedDataParallel(
                 parallel.config(),
@@ -267,7 +268,8 @@ def adopt_groups(groups: list[dict], into: torch.optim.Optimizer) -> list[dict]:
 
 
 def _partial_gradients(network: nn.Module) -> list[Tensor]:
-    marked = (parameter for parameter in network.parameters() if getattr(parameter, "sequence_parallel", False))
+    trained = (parameter for parameter in network.parameters() if parameter.requires_grad)
+    marked = (parameter for parameter in trained if getattr(parameter, "sequence_parallel", False))
     return [parameter.main_grad for parameter in marked]  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -1,6 +1,7 @@
 """Describes how a network's parameters are split over TP: read from its layers, never from lists of names."""
 
 import zlib
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -49,12 +50,14 @@ def mark(module: nn.Module, partial_gradients) -> None:
 
 
 @torch.no_grad()
-def fill(module: nn.Module, draw, seed: int, parallel: ParallelContext) -> None:
+def fill(module: nn.Module, draw, seed: int, parallel: ParallelContext, only: Collection[str] | None = None) -> None:
     """Initialises every parameter from its own generator, seeded by its name: the same weights at every layout.
 
-    draw(name, full, generator) fills a whole fp32 CPU tensor; each rank keeps its part.
+    draw(name, full, generator) fills a whole fp32 CPU tensor; each rank keeps its part. only: names; None for all.
     """
     for name, dim in partition_dims(module).items():
+        if only is not None and name not in only:
+            continue
         parameter = module.get_parameter(name)
         full = torch.empty(full_shape(parameter.shape, dim, parallel.tensor_size), dtype=torch.float32)
         draw(name, full, generator(seed, zlib.crc32(name.encode())))

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mindspeed_mm import families, logs
+from mindspeed_mm.adapters.attach import detach
+from mindspeed_mm.adapters.branches import Branch
 from mindspeed_mm.config import model_dialects
-from mindspeed_mm.config.sample import PromptConfig, SampleModelConfig, SamplingOptions
+from mindspeed_mm.config.sample import AdapterChoice, PromptConfig, SampleModelConfig, SamplingOptions
 from mindspeed_mm.diffusion import schedule
 from mindspeed_mm.errors import ConfigError, SamplingError
 from mindspeed_mm.models.build import build_autoencoder, build_denoiser
@@ -30,6 +32,7 @@ from mindspeed_mm.schema import build, check, node_from_python, read_json
 from mindspeed_mm.types import TORCH_DTYPES
 from mindspeed_mm.weights import folder as pretrained_folder
 from mindspeed_mm.weights import load_autoencoder, load_denoiser
+from mindspeed_mm.weights.adapters import fingerprint_of, load_adapter
 from mindspeed_mm.weights.released import weights_of
 
 _log = logs.get(__name__)
@@ -48,14 +51,20 @@ class T2VPipeline:
         residence: Residence,
         options: SamplingOptions | None = None,
         memory_bytes: int | None = None,
+        source: tuple[str, bool] | None = None,
     ):
-        """memory_bytes: memory of the device, which resolves options.guidance_mode "auto"; default: all of it."""
+        """memory_bytes: memory of the device, which resolves options.guidance_mode "auto"; default: all of it.
+
+        source: file of the denoiser's weights, and whether they are its EMA weights; adapters are compared with them.
+        """
         self.config = config
         self.denoiser = denoiser.eval()
         self.autoencoder = autoencoder.eval()
         self.text = text
         self.residence = residence
         self.options = options or SamplingOptions()
+        self.source = source
+        self.adapters: dict[str, dict[str, Branch]] = {}
         self.memory_bytes = memory_bytes or select(residence.device.type).total_memory()
         check(self.options)
         if self.options.step_cache > 1 and not denoiser.has_step_cache:
@@ -76,10 +85,12 @@ class T2VPipeline:
         ema: bool = False,
         options: SamplingOptions | None = None,
         text: PromptEncoder | None = None,
+        adapters: Sequence[AdapterChoice] = (),
     ) -> "T2VPipeline":
         """Builds all parts of an inference JSON and loads their weights.
 
-        load: a Megatron checkpoint directory, used instead of predictor.from_pretrained; ema: loads its EMA weights.
+        load: a Megatron checkpoint directory, used instead of predictor.from_pretrained; ema: loads its EMA weights, and
+        those of adapters that are runs.
         text: encoders that exist already; they may have left if they have encoded all texts.
         """
         if isinstance(config, (str, Path)):
@@ -99,10 +110,17 @@ class T2VPipeline:
             dtype=config.weight_dtype,
             seed=None,
         )
-        load_denoiser(denoiser, weights, ema)
+        source = (weights, ema and (load is not None or not adapters))
+        load_denoiser(denoiser, *source)
+        base = fingerprint_of(*source) if adapters else None
+        branches = {
+            choice.path: load_adapter(denoiser, choice.path, choice.scale, ema=ema, base=base) for choice in adapters
+        }
         autoencoder = build_autoencoder(config.ae, device=residence.home)
         load_autoencoder(autoencoder, config.ae.from_pretrained)
-        return cls(config, denoiser, autoencoder, text, residence, options)
+        pipeline = cls(config, denoiser, autoencoder, text, residence, options, source=source)
+        pipeline.adapters |= branches
+        return pipeline
 
     @classmethod
     def from_pretrained(
@@ -121,6 +139,22 @@ class T2VPipeline:
         if dtype is not None:
             config = dataclasses.replace(config, weight_dtype=dtype)
         return cls.from_config(config, device=device, parallel=parallel)
+
+    def load_adapter(self, path: str | Path, scale: float = 1.0, *, ema: bool = False) -> None:
+        """Adds an adapter, PEFT's folder or the directory of a run, `scale` times its size; several add up.
+
+        The network's own weights stay as they are. ema: the average of a run's. Loading a path again changes its scale.
+        Raises CheckpointError for an adapter of another base.
+        """
+        if self.options.compile:
+            raise ConfigError("load_adapter: a network that is compiled takes no adapter; leave out compile")
+        self.unload_adapter(path)
+        base = None if self.source is None else fingerprint_of(*self.source)
+        self.adapters[str(path)] = load_adapter(self.denoiser, path, scale, ema=ema, base=base)
+
+    def unload_adapter(self, path: str | Path) -> None:
+        """Takes an adapter off again, if it is there."""
+        detach(self.denoiser, self.adapters.pop(str(path), {}))
 
     def save_pretrained(
         self, folder: str | Path, *, copy_encoders: bool = True, max_shard_bytes: int = 5 * 10**9

@@ -8,7 +8,7 @@ from pathlib import Path
 from mindspeed_mm import logs
 from mindspeed_mm.config.sample import SampleConfig
 from mindspeed_mm.files import layout
-from mindspeed_mm.weights import sources
+from mindspeed_mm.weights import adapters, sources
 
 _log = logs.get(__name__)
 _BLOCK = 1 << 22
@@ -24,6 +24,7 @@ def weights_of(config: SampleConfig) -> dict[str, dict[str, str]]:
     }
     if model.text_encoder_2 is not None:
         places["text_encoder_2"] = model.text_encoder_2.from_pretrained
+    places |= {f"adapter {number}": choice.path for number, choice in enumerate(config.adapters, 1)}
     started = time.monotonic()
     files = {name: weight_files(Path(source)) for name, source in places.items()}
     with ThreadPoolExecutor(4) as pool:  # hashlib releases the interpreter lock
@@ -42,6 +43,8 @@ def weight_files(source: Path) -> list[Path]:
         encoder = sorted(source.glob("model*.safetensors")) or sorted(source.glob("pytorch_model*.bin"))
         if encoder:
             return encoder
+        if (source / adapters.CONFIG).is_file():
+            return [source / adapters.CONFIG, source / adapters.WEIGHTS]
     return list(sources.open_checkpoint(source).files)
 
 

@@ -27,6 +27,7 @@ _PLACES = (
 def sample_block(request: Request, config: SampleConfig, weights: dict[str, dict[str, str]]) -> dict[str, Any]:
     """All inputs that determine a sample's pixels. Equal blocks give equal samples at any layout."""
     texts = request.texts
+    scales = [choice.scale for choice in config.adapters]
     return {
         "prompt": request.model.prompt,
         "negative_prompt": request.model.negative_prompt,
@@ -37,6 +38,7 @@ def sample_block(request: Request, config: SampleConfig, weights: dict[str, dict
         "step_cache": config.options.step_cache,
         "use_ema": config.use_ema,
         "weights_sha256": {name: entry["sha256"] for name, entry in weights.items()},
+        **({"adapter_scales": scales} if scales else {}),
     }
 
 

@@ -121,6 +121,7 @@ class _Job:
             ema=self.config.use_ema,
             options=self.config.options,
             text=text,
+            adapters=self.config.adapters,
         )
         written = []
         for number, batch in enumerate(mine):

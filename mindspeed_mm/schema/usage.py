@@ -81,7 +81,8 @@ def _options(flag: Flag) -> dict[str, Any]:
         options.update(action="store_const", const=True)
     else:
         options["metavar"] = _metavar(flag)
-        options.update({"nargs": "+"} if flag.facts.many else {})
+        if flag.facts.many:  # the values of a flag that is given again are added
+            options.update({"nargs": "+", "action": "extend"} if flag.name.startswith("-") else {"nargs": "+"})
     return options
 
 

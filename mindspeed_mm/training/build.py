@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 
 from mindspeed_mm import logs
+from mindspeed_mm.adapters.attach import attach_trained
+from mindspeed_mm.adapters.record import AdapterRecord
 from mindspeed_mm.config.optimizer import OptimizerSettings
 from mindspeed_mm.config.run import RunConfig, TrainingFlags
 from mindspeed_mm.data.feed.dataset import load_tokens
@@ -18,6 +20,7 @@ from mindspeed_mm.models.wfvae.model import WFVAE
 from mindspeed_mm.optim.adaptive_clip import AdaptiveClip, FixedClip
 from mindspeed_mm.optim.ema import Ema
 from mindspeed_mm.optim.step import OptimizerStep
+from mindspeed_mm.parallel.collectives import from_first_rank
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.engine import Engine
 from mindspeed_mm.parallel.meeting import meet
@@ -36,6 +39,7 @@ from mindspeed_mm.training.task import FlowMatchingTask
 from mindspeed_mm.training.trainer import Sampler, Trainer
 from mindspeed_mm.types import TORCH_DTYPES
 from mindspeed_mm.weights import load_autoencoder, load_denoiser
+from mindspeed_mm.weights.adapters import fingerprint_of, load_trained_adapter
 from mindspeed_mm.weights.encoders import check_encoders, check_widths
 
 _log = logs.get(__name__)
@@ -58,7 +62,7 @@ def build_trainer(
     loader = data.train()
     encoders = _encoders(config, device)
     parallel.pulse.beat("loading the encoders")
-    network = _denoiser(config, parallel, device)
+    network, adapter = _denoiser(config, parallel, device)
     # the engine's collectives have a time limit, and a rank with a slow disk may come late
     meet("loading weights", parallel)
     engine = MegatronEngine(network, parallel, platform, config.optimizer, network.units())
@@ -72,8 +76,9 @@ def build_trainer(
         held_out, iterations = data.held_out(config.evaluation.data_path), config.evaluation.iterations
         evaluation = Evaluation(engine, optimizer.ema, encoders, task, held_out, iterations)
     sampler = build_sampler(engine, optimizer.ema, encoders) if build_sampler is not None else None
-    state = TrainingState(engine, optimizer, loader, config.checkpoint, config.flags)
-    saver = Saver(state, functools.partial(load_denoiser, network))
+    state = TrainingState(engine, optimizer, loader, config.checkpoint, config.flags, adapter)
+    read_weights = load_denoiser if adapter is None else load_trained_adapter
+    saver = Saver(state, functools.partial(read_weights, network))
     return Trainer(config, step, saver, evaluation=evaluation, sampler=sampler)
 
 
@@ -116,7 +121,10 @@ def frozen_autoencoder(config: RunConfig, device: torch.device) -> WFVAE:
     return autoencoder
 
 
-def _denoiser(config: RunConfig, parallel: ParallelContext, device: torch.device) -> Denoiser:
+def _denoiser(
+    config: RunConfig, parallel: ParallelContext, device: torch.device
+) -> tuple[Denoiser, AdapterRecord | None]:
+    """The network, and what a checkpoint says of its adapter if the run trains one."""
     predictor: DenoiserConfig = config.model.predictor
     network = build_denoiser(
         predictor,
@@ -129,11 +137,27 @@ def _denoiser(config: RunConfig, parallel: ParallelContext, device: torch.device
     )
     if predictor.from_pretrained:
         load_denoiser(network, predictor.from_pretrained)
+    adapter = _with_adapter(network, config, parallel)
     if config.compile:
         network.compile_blocks()
     count = sum(parameter.numel() for parameter in network.parameters())
     _log.info(f"denoiser: {count:,} parameters on this rank, {config.precision.denoiser}")
-    return network
+    return network, adapter
+
+
+def _with_adapter(network: Denoiser, config: RunConfig, parallel: ParallelContext) -> AdapterRecord | None:
+    """Adds the adapter that the run trains and freezes the rest."""
+    adapter, source = config.adapter, config.model.predictor.from_pretrained
+    if adapter.kind is None or source is None:
+        return None
+    branches = attach_trained(network, config.model.predictor, adapter, parallel, config.seed)
+    base = fingerprint_of(source) if parallel.is_first else None
+    meet("the fingerprint of the base", parallel)
+    count = sum(parameter.numel() for branch in branches.values() for parameter in branch.parameters())
+    _log.info(
+        f"{adapter.kind} of rank {adapter.rank} on {len(branches)} linears: {count:,} parameters on this rank are trained"
+    )
+    return AdapterRecord(adapter, config.model.predictor.model_id, from_first_rank(base), source)
 
 
 def local_device(platform: Platform) -> torch.device:

@@ -125,6 +125,8 @@ class Saver:
 
     def _with_empty_states(self, model: Named) -> dict:
         """Adds the empty `_extra_state` entries of Megatron's layers, in its order of names."""
+        if self.state.adapter is not None:
+            return model
         return {name: model.get(name) for name in self.state.engine.network.state_dict()}
 
     def _read_ranks(self, directory: Path) -> Snapshot:
@@ -164,7 +166,7 @@ class Saver:
 
     def _read_torch_dist(self, directory: Path) -> Snapshot:
         common = torch_dist.load_common(directory)
-        parameters = dict(self.state.engine.network.named_parameters())
+        parameters = self.state.saved_parameters()
         shapes = {name: parameter.shape for name, parameter in parameters.items()}
         # the optimizer has no state of constants, such as WFVAE's Haar kernels
         trained = {name: shapes[name] for name, parameter in parameters.items() if parameter.requires_grad}

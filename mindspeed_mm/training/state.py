@@ -8,6 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mindspeed_mm import logs
+from mindspeed_mm.adapters.attach import adapter_names
+from mindspeed_mm.adapters.record import AdapterRecord, check_same
 from mindspeed_mm.config.run import CheckpointConfig
 from mindspeed_mm.data.feed.loader import Loader
 from mindspeed_mm.errors import CheckpointError
@@ -47,13 +49,17 @@ class TrainingState:
         loader: Loader,
         settings: CheckpointConfig,
         flags: tuple[tuple[str, object], ...] = (),
+        adapter: AdapterRecord | None = None,
     ):
-        """settings: which parts are saved and loaded. flags: the run's flags, stored as Megatron's `args`."""
+        """settings: which parts are saved and loaded. flags: the run's flags, stored as Megatron's `args`. adapter: of a
+        run that trains one; its checkpoints hold the adapter alone.
+        """
         self.settings = settings
         self.flags = flags
         self.engine = engine
         self.optimizer = optimizer
         self.loader = loader
+        self.adapter = adapter
         self.dims = partition_dims(engine.network)
         self.iteration = 0
         self.consumed_samples = 0
@@ -79,8 +85,13 @@ class TrainingState:
         common = self._common(self._gather_rng() if settings.save_rng else None)
         if self.engine.parallel.data_and_context.rank() != 0:
             return None
-        model = {name: value.detach().cpu().clone() for name, value in self.engine.network.named_parameters()}
+        model = {name: value.detach().cpu().clone() for name, value in self.saved_parameters().items()}
         return Snapshot(common, model, groups or None)
+
+    def saved_parameters(self) -> Named:
+        """The parameters that a checkpoint holds: those of the network, or of its adapter alone."""
+        every: Named = dict(self.engine.network.named_parameters())
+        return every if self.adapter is None else {name: every[name] for name in adapter_names(every)}
 
     def _common(self, rng: list[dict] | None) -> dict:
         ema = self.optimizer.ema
@@ -96,6 +107,7 @@ class TrainingState:
             "data": self.loader.state_dict(),
             "opt_param_scheduler": self.engine.scheduler.state_dict(),
             "rng_state": rng,
+            "adapter": None if self.adapter is None else self.adapter.plain(),
             "optimizer": self.engine.counters() if self.settings.save_optimizer else None,
         }
 
@@ -115,6 +127,7 @@ class TrainingState:
         changed = _changed_flags(common["args"], dict(self.flags))
         if changed:
             _log.info(f"flags that have changed since the checkpoint: {', '.join(changed)}")
+        check_same(self.adapter, common.get("adapter"))
         self._restore_model(snapshot.model)
         self.iteration = common["iteration"]
         self.consumed_samples = common["consumed_train_samples"]
@@ -153,7 +166,7 @@ class TrainingState:
 
     @torch.no_grad()
     def _restore_model(self, model: Named) -> None:
-        parameters = dict(self.engine.network.named_parameters())
+        parameters = self.saved_parameters()
         found = {name: value for name, value in model.items() if isinstance(value, Tensor)}
         different = sorted(set(found) ^ set(parameters))
         wrong = [name for name in parameters if name in found and found[name].shape != parameters[name].shape]

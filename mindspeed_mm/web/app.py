@@ -34,6 +34,7 @@ def serve(config: ServeConfig, platform: Platform, parallel: ParallelContext) ->
         load=sample.load,
         ema=sample.use_ema,
         options=sample.options,
+        adapters=sample.adapters,
     )
     studio = Studio(sample, pipeline, platform, weights_of(sample))
     app = build_app(studio, config)

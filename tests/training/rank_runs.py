@@ -5,6 +5,8 @@ import functools
 
 import torch
 
+from mindspeed_mm.adapters.attach import attach_trained
+from mindspeed_mm.adapters.record import AdapterRecord
 from mindspeed_mm.config.model import DiffusionConfig
 from mindspeed_mm.config.run import (
     CheckpointConfig,
@@ -14,6 +16,7 @@ from mindspeed_mm.config.run import (
     TrainingFlags,
 )
 from mindspeed_mm.data.feed.ledger import Ledger
+from mindspeed_mm.families.adapters import AdapterConfig
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.models.denoiser import Conditions
@@ -72,6 +75,7 @@ class Layout:
     recompute_feed_forwards: int = 0
     compile: str | None = None  # a backend of torch.compile
     dropout: float = 0.0
+    adapter: AdapterConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +189,10 @@ class Run:
             recompute_blocks=layout.recompute_blocks,
             recompute_feed_forwards=layout.recompute_feed_forwards,
         ).train()
+        record = None
+        if layout.adapter is not None:
+            attach_trained(self.network, denoiser, layout.adapter, self.parallel, seed=7)
+            record = AdapterRecord(layout.adapter, denoiser.model_id, base="3")
         if layout.compile is not None:
             self.network.compile_blocks(layout.compile)
         settings = OptimizerSettings(
@@ -206,7 +214,9 @@ class Run:
         task = FlowMatchingTask(DiffusionConfig(), denoiser, SEED)
         self.step = TrainStep(self.engine, Denoising(FakeEncoders(spoil), task), self.optimizer, self.micro_batches)
         self.stream = Stream(self.parallel, layout.micro_batch, skip)
-        self.state = TrainingState(self.engine, self.optimizer, self.stream, checkpoint or CheckpointConfig())
+        self.state = TrainingState(
+            self.engine, self.optimizer, self.stream, checkpoint or CheckpointConfig(), adapter=record
+        )
         self.saver = Saver(self.state, functools.partial(load_denoiser, self.network))
 
     def steps(self, count: int) -> list[StepResult]:

@@ -1,0 +1,106 @@
+"""Flags and JSON of adapters: what they become, and mistakes in one line."""
+
+import pytest
+from config_files import TRAIN_FLAGS, change, write_all
+
+from mindspeed_mm.config import resolve
+from mindspeed_mm.config.sample import AdapterChoice
+from mindspeed_mm.errors import ConfigError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_all(tmp_path)
+    change(tmp_path / "model.json", "predictor.from_pretrained", str(tmp_path / "model.pt"))
+    return tmp_path
+
+
+def train(folder, *flags, world_size=1):
+    files = ["--mm-model", str(folder / "model.json"), "--mm-data", str(folder / "data.json")]
+    return resolve.run_config([*files, *TRAIN_FLAGS, *flags], world_size).adapter
+
+
+def test_without_the_flag_the_whole_network_is_trained(folder):
+    assert train(folder).kind is None
+
+
+def test_flags_and_the_block_of_the_predictor_mean_the_same(folder):
+    flags = (
+        "--adapter",
+        "rslora",
+        "--adapter-rank",
+        "9",
+        "--adapter-alpha",
+        "3",
+        "--adapter-targets",
+        "text,*.to_q",
+        "skip",
+    )
+    by_flags = train(folder, *flags)
+    assert (by_flags.scale, by_flags.words) == (1.0, ("text", "*.to_q", "skip"))
+    block = {"kind": "rslora", "rank": 9, "alpha": 3, "targets": ["text", "*.to_q", "skip"]}
+    change(folder / "model.json", "predictor.adapter", block)
+    by_block = train(folder)
+    assert (by_block.scale, by_block.words) == (by_flags.scale, by_flags.words)
+    assert train(folder, "--adapter-rank", "4").rank == 4  # a flag takes precedence
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--adapter-targets", "atention"],
+            "--adapter-targets atention: matches no linear .* did you mean 'attention'",
+        ),
+        (["--adapter-targets", "attn1.to_z"], "matches no linear .* did you mean 'attn1.to_"),
+        (["--adapter-rank", "0"], "--adapter-rank 0: must be"),
+        (["--adapter", "lorra"], "--adapter lorra: must be one of .*did you mean 'lora'"),
+        (["--adapter-targets", ","], "names nothing"),
+    ],
+)
+def test_mistakes_end_in_one_line(folder, flags, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        train(folder, "--adapter", "lora", *flags)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_needs_a_base_and_its_own_flag(folder):
+    with pytest.raises(ConfigError, match="--adapter-rank: only with --adapter"):
+        train(folder, "--adapter-rank", "4")
+    change(folder / "model.json", "predictor.from_pretrained", KeyError)
+    with pytest.raises(ConfigError, match=r"from_pretrained.* is missing; an adapter needs"):
+        train(folder, "--adapter", "lora")
+
+
+def test_tp_must_divide_the_layers_and_fp16_is_refused(folder):
+    change(folder / "model.json", "predictor.timestep_embed_dim", 18)
+    with pytest.raises(ConfigError, match="--fp16|in fp16"):
+        train(folder, "--adapter", "lora", "--fp16")
+    change(folder / "model.json", "predictor.num_heads", 3)
+    with pytest.raises(ConfigError, match="do not divide by --tensor-model-parallel-size 2"):
+        train(folder, "--adapter", "lora", "--tensor-model-parallel-size", "2", world_size=2)
+
+
+def test_adapters_to_sample_with(tmp_path):
+    (tmp_path / "a=1").mkdir()
+    assert AdapterChoice.read(f"{tmp_path}=0.8") == AdapterChoice(str(tmp_path), 0.8)
+    assert AdapterChoice.read(f"{tmp_path}/a=1") == AdapterChoice(f"{tmp_path}/a=1", 1.0)  # a folder of that name
+    for text, message in {f"{tmp_path}=much": "the scale 'much'", f"{tmp_path}/none": "no such directory"}.items():
+        with pytest.raises(ConfigError, match=message):
+            AdapterChoice.read(text)
+
+
+def test_a_flag_with_several_values_may_be_given_again(tmp_path):
+    write_all(tmp_path)
+    config = resolve.sample_config(
+        [
+            "--mm-model",
+            str(tmp_path / "sample.json"),
+            "--adapter",
+            f"{tmp_path}=0.5",
+            "--adapter",
+            str(tmp_path / "t5"),
+        ],
+        1,
+    )
+    assert [choice.scale for choice in config.adapters] == [0.5, 1.0]
