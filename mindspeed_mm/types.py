@@ -92,11 +92,26 @@ class TokenIds(Tensors):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class ImageFeatures(Tensors):
+    """Known pixels of a batch of videos; `models/image_conditions.py` makes them.
+
+    latents: [B,C,t,h,w] of the known pixels. mask: [B,M,t,h,w], the known share of each of a latent's M frames, in [0,1].
+    """
+
+    latents: Tensor
+    mask: Tensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Posterior(Tensors):
-    """Posterior of the autoencoder for a batch of clips: mean and logvar [B,C,t,h,w], before shift and scale."""
+    """Posterior of the autoencoder for a batch of clips: mean and logvar [B,C,t,h,w], before shift and scale.
+
+    image: what is known of the clips, before shift and scale too; None if it was not stored.
+    """
 
     mean: Tensor
     logvar: Tensor
+    image: ImageFeatures | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

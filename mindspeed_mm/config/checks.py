@@ -89,6 +89,11 @@ def check_networks(ae: AutoencoderConfig, denoiser: DenoiserConfig, place: Calla
     """Checks the channels of the autoencoder's latents by the rules of the denoiser's family."""
     for key, problem in families.of_denoiser(denoiser).channel_problems(denoiser, ae.latent_dim):
         raise place(f"predictor.{key}").error(problem)
+    channels = families.of_denoiser(denoiser).image_mask_channels(denoiser)
+    if channels not in (0, ae.strides[0]):
+        raise place("predictor.image_mask_channels").error(
+            f"{channels}, but a latent of the autoencoder covers {ae.strides[0]} frames; use {ae.strides[0]}, or 0 for no images"
+        )
 
 
 def check_clips(data: DataConfig, data_node: Node, model: TrainModelConfig, launch: LaunchConfig) -> None:
@@ -125,6 +130,20 @@ def check_clips(data: DataConfig, data_node: Node, model: TrainModelConfig, laun
     if model.frames is not None and model.frames != clips.num_frames:
         _log.warning(
             f"frames {model.frames} of the model JSON differs from num_frames {clips.num_frames}, which counts"
+        )
+
+
+def check_image_conditions(model: TrainModelConfig, data: DataConfig, model_node: Node, data_node: Node) -> None:
+    """Ratios of image conditions and a network that takes them: both or neither."""
+    takes, given = families.takes_images(model.predictor), data.dataset_param.image_conditions is not None
+    if given and not takes:
+        raise find(data_node, "dataset_param.image_conditions").error(
+            f"the predictor has no inputs for images; give it image_mask_channels {model.ae.strides[0]} in the model JSON"
+        )
+    if takes and not given:
+        raise find(model_node, "predictor.image_mask_channels").error(
+            "the data JSON has no dataset_param.image_conditions; give their ratios, for example "
+            '{"text": 2, "first": 3, "extend": 1}'
         )
 
 

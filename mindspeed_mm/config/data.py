@@ -3,6 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
+from mindspeed_mm.config.image_conditions import ImageConditions
 from mindspeed_mm.config.model import TokenizerConfig
 from mindspeed_mm.config.transforms import CenterCropResizeVideo, read_transforms
 from mindspeed_mm.schema import Node, Notes, did_you_mean, option
@@ -169,6 +170,8 @@ class DatasetConfig:
     dataset_type: str = option("t2v", choices=("t2v",))
     basic_parameters: SourceConfig
     preprocess_parameters: PreprocessConfig
+    # what of a clip the denoiser is shown, with predictor.image_mask_channels; None: nothing, text-to-video
+    image_conditions: ImageConditions | None = None
     use_text_processer: bool = True
     enable_text_preprocessing: bool = option(True, aliases=("enable_text_preprocess",))
     use_clean_caption: bool = True

@@ -53,6 +53,7 @@ def _run_config(given: Given, world_size: int | None) -> RunConfig:
     values = flags.completed(RunFlags, data_size, given.flags, notes)
     checks.check_batches(flags.micro_batch_size, values["global_batch_size"], data_size, data, data_node)
     checks.check_networks(model.ae, model.predictor, lambda path: find(model_node, path))
+    checks.check_image_conditions(model, data, model_node, data_node)
     checks.check_clips(data, data_node, model, launch)
     precision = _precision(flags, model)
     adapter = _adapter(flags, model, given.given)
@@ -86,7 +87,11 @@ def sample_config(argv: Sequence[str], world_size: int | None = None, prog: str 
     given = arguments.SAMPLE.parse(argv, prog)
     flags = given.values
     config = _sample_config(
-        given, prompt=flags.prompt, micro_batch_size=flags.micro_batch_size, max_prompts=flags.max_prompts
+        given,
+        prompt=flags.prompt,
+        micro_batch_size=flags.micro_batch_size,
+        max_prompts=flags.max_prompts,
+        images=flags.images if flags.images.files else None,
     )
     data_size = checks.data_ranks(config.launch, world_size)
     if config.launch.guidance_parallel and data_size % 2:

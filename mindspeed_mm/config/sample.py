@@ -2,10 +2,12 @@
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from typing import ClassVar
 
 from mindspeed_mm import families
 from mindspeed_mm.config.geometry import LatentGrid
+from mindspeed_mm.config.image_inputs import ImageInputs
 from mindspeed_mm.config.launch import LaunchConfig, RanksConfig
 from mindspeed_mm.config.model import DiffusionConfig, TextEncoderConfig, TokenizerConfig
 from mindspeed_mm.errors import ConfigError
@@ -45,6 +47,7 @@ class SampleModelConfig:
     pipeline_config: PipelineConfig
     prompt: str = ""  # a prompt, or a file with one prompt per line
     negative_prompt: str = ""  # added to the template's
+    images: ImageInputs = ImageInputs()  # what every sample starts from, unless its prompt says otherwise
     use_prompt_template: bool = True
     use_prompt_preprocess: bool = True
     clean_caption: bool = True
@@ -91,7 +94,12 @@ class SampleModelConfig:
             pipeline = dataclasses.replace(pipeline, input_size=line.input_size)
         negative = self.negative_prompt if line.negative_prompt is None else line.negative_prompt
         return dataclasses.replace(
-            self, diffusion=diffusion, pipeline_config=pipeline, prompt=line.prompt, negative_prompt=negative
+            self,
+            diffusion=diffusion,
+            pipeline_config=pipeline,
+            prompt=line.prompt,
+            negative_prompt=negative,
+            images=line.images if line.files else self.images,
         )
 
     def problems(self):
@@ -109,8 +117,11 @@ class SampleModelConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class PromptConfig:
-    """One line of a prompts file in JSON lines; the job's settings replace missing keys."""
+class PromptConfig(ImageInputs):
+    """One line of a prompts file in JSON lines; the job's settings replace missing keys.
+
+    A line that gives any image takes none of the job's.
+    """
 
     prompt: str
     negative_prompt: str | None = option(None, aliases=("negative",))
@@ -122,7 +133,13 @@ class PromptConfig:
     guidance_rescale: float | None = option(None, at_least=0, at_most=1)
     num_inference_steps: int | None = option(None, aliases=("steps",), at_least=1, at_most=100_000)
 
-    def problems(self):
+    @property
+    def images(self) -> ImageInputs:
+        """What its samples start from."""
+        return ImageInputs(**{field.name: getattr(self, field.name) for field in dataclasses.fields(ImageInputs)})
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from ImageInputs.problems(self)
         for name in ("prompt", "negative_prompt"):
             text = getattr(self, name) or ""
             if len(text) > LONGEST_TEXT:
@@ -267,6 +284,7 @@ class JobFlags(SampleFlags):
         None, "--micro-batch-size", at_least=1, section="the job", help="prompts sampled together; default: the JSON's"
     )
     resume: bool = flag(False, "--resume", section="the job", help="skip samples that exist with the same settings")
+    images: ImageInputs = group(ImageInputs, "images")
     ranks: RanksConfig = group(RanksConfig, "starting processes")
 
 

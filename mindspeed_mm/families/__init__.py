@@ -44,6 +44,11 @@ def needs_pooled_text(config: DenoiserConfig) -> bool:
     return "text_encoder_2" in of_denoiser(config).text_widths(config)
 
 
+def takes_images(config: DenoiserConfig) -> bool:
+    """True if a denoiser has inputs for an image condition."""
+    return of_denoiser(config).image_mask_channels(config) > 0
+
+
 def read_denoiser(node: Node, notes: Notes | None = None) -> DenoiserConfig:
     """Config of a `predictor` block in any published spelling; its `model_id` selects the family."""
     return _read(DENOISERS, node, notes)

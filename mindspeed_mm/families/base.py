@@ -164,6 +164,7 @@ class Family(Generic[Config]):
     describe: Callable[[Iterable[str], Callable[[str], Shape]], dict[str, object]]  # weights -> keys of the config
     unused: Callable[[Iterable[str]], dict[str, Unused]] = lambda names: {}  # by name, for the network with these names
     may_be_missing: Callable[[str], bool] = lambda name: False  # names that some files leave out
+    begins_at_zero: Callable[[str], bool] = lambda name: False  # parameters that may be added to weights, as zeros
     part_of: Callable[[str], str] = lambda name: name.partition(".")[0]  # name -> part of the network, for reports
 
     def speaks(self, names: Iterable[str]) -> Dialect | None:
@@ -214,6 +215,8 @@ class DenoiserFamily(Family[Config]):
     # config, channels of the latent -> rules that are broken: (key of the config, what is wrong)
     channel_problems: Callable[[Config, int], Iterable[tuple[str, str]]]
     text_widths: Callable[[Config], TextWidths]
+    # config -> mask channels of the image condition, one for each frame of a latent; 0: the network takes no images
+    image_mask_channels: Callable[[Config], int] = lambda config: 0
     extent: Callable[[Config, Grid], Grid]  # config, latent (t, h, w) -> the grid of its video tokens
     forward_flops: Callable[[Config, Grid, int], int]  # config, grid of tokens, number of text tokens
     activation_bytes: ActivationBytes

@@ -37,6 +37,7 @@ class SparseUMMDiTConfig:
     head_dim: int = option(88, at_least=16, at_most=4096)  # a multiple of 16: RoPE splits it 4:6:6 over t, h, w
     in_channels: int = option(at_least=1, at_most=2**20)
     out_channels: int | None = option(None, at_least=1, at_most=2**20)  # None: in_channels
+    image_mask_channels: int = option(0, at_least=0, at_most=64)  # frames of a latent, 8 in v1.5; 0: takes no images
     patch_size: int = option(2, at_least=1, at_most=64)
     patch_size_t: int = option(1, at_least=1, at_most=64)
     timestep_embed_dim: int = option(512, at_least=2, at_most=2**20)
@@ -76,6 +77,11 @@ class SparseUMMDiTConfig:
     @property
     def velocity_channels(self) -> int:
         return self.in_channels if self.out_channels is None else self.out_channels
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the image condition: latents of the known pixels and their mask; 0 without."""
+        return self.in_channels + self.image_mask_channels if self.image_mask_channels else 0
 
     @property
     def interpolation_scale(self) -> tuple[float, float, float]:
@@ -141,6 +147,8 @@ def parameters(config: SparseUMMDiTConfig) -> dict[str, Parameter]:
 def _parameters(config: SparseUMMDiTConfig) -> Iterator[tuple[str, Parameter]]:
     width, condition, patch = config.hidden_size, config.timestep_embed_dim, config.patch_size
     yield from _linear("patch_embed.proj", "embedding", (width, config.in_channels, patch, patch))
+    if config.image_channels:
+        yield from _linear("image_embed.proj", "embedding", (width, config.image_channels, patch, patch), bias=False)
     yield from _linear("time_text_embed.timestep_embedder.linear_1", "embedding", (condition, condition))
     yield from _linear("time_text_embed.timestep_embedder.linear_2", "embedding", (condition, condition))
     yield from _linear("time_text_embed.text_embedder.linear_1", "embedding", (condition, config.pooled_projection_dim))
@@ -223,6 +231,7 @@ _SMALL = SparseUMMDiTConfig(
     num_heads=1,
     head_dim=16,
     in_channels=1,
+    image_mask_channels=1,
     caption_channels=1,
 )
 _SPLIT = {_pattern(name): parameter.dim for name, parameter in parameters(_SMALL).items()}
@@ -273,7 +282,7 @@ def describe(names: Iterable[str], shape_of: Callable[[str], Shape]) -> dict[str
     """
     names = set(names)
     needed = {"patch_embed.proj.weight", "caption_projection.weight", "proj_out.weight", "norm_final.weight"}
-    head_norm = "transformer_blocks.0.0.attn1.norm_q.weight"
+    head_norm, image = "transformer_blocks.0.0.attn1.norm_q.weight", "image_embed.proj.weight"
     pooled, condition = "time_text_embed.text_embedder.linear_1.weight", "norm_out.linear.weight"
     if not {*needed, head_norm, pooled, condition} <= names:
         return {}
@@ -284,6 +293,7 @@ def describe(names: Iterable[str], shape_of: Callable[[str], Shape]) -> dict[str
         "num_heads": width // head_dim,
         "head_dim": head_dim,
         "in_channels": channels,
+        "image_mask_channels": shape_of(image)[1] - channels if image in names else 0,
         "out_channels": shape_of("proj_out.weight")[0] // patch**2,
         "patch_size": patch,
         "caption_channels": shape_of("caption_projection.weight")[1],
@@ -379,6 +389,8 @@ FAMILY = DenoiserFamily(
     describe=describe,
     part_of=part_of,
     channel_problems=channel_problems,
+    begins_at_zero=lambda name: name == "image_embed.proj.weight",
+    image_mask_channels=lambda config: config.image_mask_channels,
     text_widths=text_widths,
     extent=extent,
     forward_flops=costs.forward_flops,

@@ -32,7 +32,8 @@ def forward_flops(config: "SparseUMMDiTConfig", extent: tuple[int, int, int], te
     forward pass (the backward pass has two products for each of its one); recomputation comes on top and is not counted.
     """
     video_tokens, width, condition = math.prod(extent), config.hidden_size, config.timestep_embed_dim
-    total = 2 * video_tokens * width * config.patch_size**2 * (config.in_channels + config.velocity_channels)
+    channels = config.in_channels + config.image_channels + config.velocity_channels
+    total = 2 * video_tokens * width * config.patch_size**2 * channels
     total += 2 * text_tokens * config.caption_channels * width
     total += 2 * condition * (config.pooled_projection_dim + 3 * condition)
     total += 2 * condition * 2 * width
@@ -186,7 +187,8 @@ def _own_video(share: Share, sizes: _Sizes) -> int:
 def _beginning(config: "SparseUMMDiTConfig", share: Share) -> int:
     """RoPE's two tables, the latent and the text features."""
     rope = 2 * share.video_tokens * config.head_dim * _FP32
-    latent = share.batch * share.video_tokens * config.patch_size**2 * config.in_channels * share.itemsize
+    channels = config.in_channels + config.image_channels
+    latent = share.batch * share.video_tokens * config.patch_size**2 * channels * share.itemsize
     return rope + latent + share.batch * share.text_tokens * config.caption_channels * share.itemsize
 
 

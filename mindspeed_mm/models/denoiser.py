@@ -14,7 +14,7 @@ from mindspeed_mm.models.step_cache import StepCache
 from mindspeed_mm.parallel import partition
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.seeds import SampleDraws
-from mindspeed_mm.types import Tensors, TextFeatures
+from mindspeed_mm.types import ImageFeatures, Tensors, TextFeatures
 
 # Blocks are compiled once per kind of block, and again when a number of tokens changes; torch's default limit is 8.
 _RECOMPILE_LIMIT = 64
@@ -29,6 +29,7 @@ class Conditions(Tensors):
     """
 
     text: TextFeatures
+    image: ImageFeatures | None = None  # what is known of the video; None: nothing
 
     @property
     def batch(self) -> int:

@@ -14,22 +14,25 @@ from mindspeed_mm import families, logs
 from mindspeed_mm.adapters.attach import detach
 from mindspeed_mm.adapters.branches import Branch
 from mindspeed_mm.config import model_dialects
+from mindspeed_mm.config.image_inputs import ImageInputs
 from mindspeed_mm.config.sample import AdapterChoice, PromptConfig, SampleModelConfig, SamplingOptions
 from mindspeed_mm.diffusion import schedule
 from mindspeed_mm.errors import ConfigError, SamplingError
 from mindspeed_mm.models.build import build_autoencoder, build_denoiser
 from mindspeed_mm.models.denoiser import Conditions, Denoiser
+from mindspeed_mm.models.image_conditions import encode_known, finish
 from mindspeed_mm.models.wfvae.model import WFVAE
 from mindspeed_mm.parallel.collectives import token_parts
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.seeds import generator
 from mindspeed_mm.platforms.select import select
+from mindspeed_mm.sampling import images
 from mindspeed_mm.sampling.denoise import Step, decide_mode, steps
 from mindspeed_mm.sampling.requests import Request
 from mindspeed_mm.sampling.residence import Residence
 from mindspeed_mm.sampling.text import PromptEncoder
 from mindspeed_mm.schema import build, check, node_from_python, read_json
-from mindspeed_mm.types import TORCH_DTYPES
+from mindspeed_mm.types import TORCH_DTYPES, ImageFeatures
 from mindspeed_mm.weights import folder as pretrained_folder
 from mindspeed_mm.weights import load_autoencoder, load_denoiser
 from mindspeed_mm.weights.adapters import fingerprint_of, load_adapter
@@ -186,20 +189,23 @@ class T2VPipeline:
         size: tuple[int, int, int] | None = None,
         guidance_scale: float | None = None,
         steps: int | None = None,
+        image: str | Path | np.ndarray | ImageInputs | None = None,
         progress: bool = True,
     ) -> np.ndarray:
         """Samples one video, uint8 [T,H,W,3]; a seed gives the same video on every layout.
 
-        size: frames, height, width. Arguments that are None take the config's value.
+        size: frames, height, width; with an image they follow it. image: first frame, a file or uint8 [H,W,3]; or
+        ImageInputs, which takes arrays in place of files too. Arguments that are None take the config's value.
         """
         line = PromptConfig(
+            **images.inputs_of(image),
             prompt=prompt,
             negative_prompt=negative_prompt,
             input_size=size,
             guidance_scale=guidance_scale,
             num_inference_steps=steps,
         )
-        request = Request(self.config.for_prompt(line), seed)
+        request = Request(images.settings_of(self.config, line), seed)
         if request.warning is not None:
             _log.warning(request.warning)
         return self.sample([request], progress=progress)[0]
@@ -240,7 +246,21 @@ class T2VPipeline:
         """Conditions [B,...]; with guidance [2B,...], negative prompts first."""
         prompts = [request.texts for request in requests]
         negative = [prompt.negative for prompt in prompts] if requests[0].guided else []
-        return Conditions(self.text(negative + [prompt.positive for prompt in prompts]))
+        text = self.text(negative + [prompt.positive for prompt in prompts])
+        known = self._known(requests)
+        if known is not None and requests[0].guided:  # both halves see the images
+            known = ImageFeatures.concatenate([known, known])
+        return Conditions(text, known)
+
+    def _known(self, requests: Sequence[Request]) -> ImageFeatures | None:
+        """What the images of requests show [B,...]; None if no request has any."""
+        if not any(request.model.images.files for request in requests):
+            return None
+        video, pixels = (torch.cat(parts) for parts in zip(*(images.load(one.model) for one in requests), strict=True))
+        device, dtype = self.residence.device, self.autoencoder.dtype
+        with self.residence.using(self.autoencoder):
+            found = encode_known(self.autoencoder, video.to(device, dtype), pixels.to(device))
+            return finish(self.autoencoder, found)
 
     def noise(self, requests: Sequence[Request]) -> Tensor:
         """Starting latents [B,C,T,H,W] in the encoders' precision; each depends on its request's seed and address

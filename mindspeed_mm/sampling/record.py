@@ -28,13 +28,18 @@ def sample_block(request: Request, config: SampleConfig, weights: dict[str, dict
     """All inputs that determine a sample's pixels. Equal blocks give equal samples at any layout."""
     texts = request.texts
     scales = [choice.scale for choice in config.adapters]
+    model = dataclasses.asdict(request.model)
+    del model["images"]  # their content counts, not their places
+    files = request.model.images.files
+    known = {"images": {name: sha256(Path(file)) for name, file in files.items()}} if files else {}
     return {
         "prompt": request.model.prompt,
         "negative_prompt": request.model.negative_prompt,
         "texts": {"positive": texts.positive, "negative": texts.negative if request.guided else None},
         "seed": request.seed,
         "noise_address": list(request.address),
-        "settings": _without_places(dataclasses.asdict(request.model)),
+        **known,
+        "settings": _without_places(model),
         "step_cache": config.options.step_cache,
         "use_ema": config.use_ema,
         "weights_sha256": {name: entry["sha256"] for name, entry in weights.items()},

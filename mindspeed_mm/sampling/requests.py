@@ -7,7 +7,8 @@ from mindspeed_mm import logs
 from mindspeed_mm.config import checks
 from mindspeed_mm.config.run import LaunchConfig
 from mindspeed_mm.config.sample import MAX_PIXELS, PromptConfig, SampleModelConfig
-from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.errors import ConfigError, DataError
+from mindspeed_mm.sampling import images
 from mindspeed_mm.sampling.prompts import Prompt, compose, warning
 from mindspeed_mm.schema import Node
 
@@ -89,8 +90,8 @@ def requests_of(
     for index, line in enumerate(lines):
         place = Node(None, file, 0, f"prompt {index + 1}")
         try:
-            settings = model.for_prompt(line)
-        except ConfigError as error:
+            settings = images.settings_of(model, line)
+        except (ConfigError, DataError) as error:
             raise place.error(str(error)) from None
         checks.check_sample_size(settings, launch, place, max_pixels)
         if (text := Request(settings, seed).warning) is not None:

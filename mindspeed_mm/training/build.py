@@ -87,7 +87,8 @@ def build_extraction(config: RunConfig, platform: Platform, parallel: ParallelCo
     device = local_device(platform)
     check_widths(config.model)
     autoencoder = frozen_autoencoder(config, device)
-    encoders = FrozenEncoders(autoencoder, frozen_text_encoders(config, device), device, config.seed)
+    text, images = frozen_text_encoders(config, device), config.data.dataset_param.image_conditions
+    encoders = FrozenEncoders(autoencoder, text, device, config.seed, images)
     return Extraction(config, DenoiserData(config, parallel), encoders)
 
 
@@ -103,7 +104,7 @@ def _encoders(config: RunConfig, device: torch.device) -> FrozenEncoders:
         autoencoder = build_autoencoder(model.ae, device="meta")
         autoencoder.reset_statistics(device)
         autoencoder = autoencoder.to(TORCH_DTYPES[config.precision.autoencoder])
-    return FrozenEncoders(autoencoder, text, device, config.seed)
+    return FrozenEncoders(autoencoder, text, device, config.seed, config.data.dataset_param.image_conditions)
 
 
 def frozen_text_encoders(config: RunConfig, device: torch.device) -> TextEncoders:

@@ -55,7 +55,7 @@ class DenoiserData(RunData):
             listed = self.hosts.from_first(lambda: summary(folder))
             self.must_agree(listed.items() <= summary(folder).items(), folder, "folder of stored features")
             if stored.videos:
-                videos = StoredVideos(folder)
+                videos = StoredVideos(folder, config.image_conditions is not None)
             if stored.texts:
                 texts = StoredTexts(folder, config.model_max_length, self.run.model.text_encoder_2 is not None)
         return videos or VideoSource(config.preprocess_parameters), texts or load_tokens(config)

@@ -137,8 +137,13 @@ class Extraction:
             _log.warning(f"data: bad sample, not stored: {made}")
             return Entry(key, path, stamp, made), {}
         entry = Entry(key, path, stamp)
-        posterior = self.encoders.posterior(made.batch.to(self.encoders.device))
-        return entry, {"mean": posterior.mean[0].cpu(), "logvar": posterior.logvar[0].cpu()}
+        batch = made.batch.to(self.encoders.device)
+        posterior = self.encoders.posterior(batch)
+        tensors = {"mean": posterior.mean[0].cpu(), "logvar": posterior.logvar[0].cpu()}
+        if self.encoders.images is not None:
+            image = self.encoders.known(batch, [sources.image_draws(task.clip, task.crop)])
+            tensors |= {"known": image.latents[0].cpu(), "mask": image.mask[0].cpu()}
+        return entry, tensors
 
     # ------------------------------------------------------------------------------------------------------------ captions
 

@@ -28,7 +28,11 @@ def video_settings(config: RunConfig) -> dict:
     }
     autoencoder["precision"] = config.precision.autoencoder
     autoencoder["weights"] = file_fingerprint(Path(config.autoencoder_weights))
+    images = config.data.dataset_param.image_conditions
+    # the ratio of "text" is drawn while a run trains
+    kinds = {} if images is None else {"image_conditions": {**dataclasses.asdict(images), "text": None}}
     return {
+        **kinds,
         "sampling": {name: getattr(preprocess, name) for name in _SAMPLING},
         "transforms": {
             kind: [

@@ -59,7 +59,12 @@ def _describe_group(group: str, weights: Weights, family: Family | None, norms: 
 def _fit(group: str, weights: Weights, config: DenoiserConfig | AutoencoderConfig) -> Iterator[str]:
     family = families.of_config(config)
     wanted = {name: parameter.shape for name, parameter in family.parameters(config).items()}
-    misfit = released.compare(wanted, weights, set(family.unused(wanted)), family.may_be_missing)
+    misfit = released.compare(
+        wanted,
+        weights,
+        set(family.unused(wanted)),
+        lambda name: family.may_be_missing(name) or family.begins_at_zero(name),
+    )
     yield f"{group} fits the config" if not misfit else f"{group} does not fit the config: {misfit.every_name()}"
     if misfit:
         differences = family.differences(family.describe(weights, weights.shape), config)

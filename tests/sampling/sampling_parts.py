@@ -37,7 +37,7 @@ class MadeUpText:
         )
 
 
-def sample_model(size=(9, 64, 64), **diffusion) -> SampleModelConfig:
+def sample_model(size=(9, 64, 64), predictor=DENOISER, **diffusion) -> SampleModelConfig:
     nowhere = {"from_pretrained": "nowhere"}
     return SampleModelConfig(
         ae=AUTOENCODER,
@@ -45,7 +45,7 @@ def sample_model(size=(9, 64, 64), **diffusion) -> SampleModelConfig:
         text_encoder_2=TextEncoderConfig(model_id="CLIPWithProjection", **nowhere),
         tokenizer=TokenizerConfig(**nowhere),
         tokenizer_2=TokenizerConfig(**nowhere),
-        predictor=DENOISER,
+        predictor=predictor,
         diffusion=DiffusionConfig(**{"num_inference_steps": 4, "guidance_scale": 3.0, "shift": 3.0, **diffusion}),
         pipeline_config=PipelineConfig(input_size=size),
         prompt="a red circle",
@@ -53,10 +53,17 @@ def sample_model(size=(9, 64, 64), **diffusion) -> SampleModelConfig:
     )
 
 
-def pipeline(parallel=None, size=(9, 64, 64), options: SamplingOptions | None = None, **diffusion) -> T2VPipeline:
-    """The same networks at every layout, on the CPU."""
+IMAGES = dataclasses.replace(DENOISER, image_mask_channels=8)
+
+
+def pipeline(
+    parallel=None, size=(9, 64, 64), options: SamplingOptions | None = None, predictor=DENOISER, **diffusion
+) -> T2VPipeline:
+    """The same networks at every layout, on the CPU. predictor: IMAGES has inputs for images, which are not zero."""
     torch.manual_seed(0)
-    denoiser = build_denoiser(DENOISER, parallel or ParallelContext.current(), seed=1)
+    denoiser = build_denoiser(predictor, parallel or ParallelContext.current(), seed=1)
+    if denoiser.image_embed is not None:
+        torch.nn.init.normal_(denoiser.image_embed.proj.weight, 0.0, 0.1, torch.Generator().manual_seed(2))
     residence = Residence(torch.device("cpu"))
-    config = sample_model(size, **diffusion)
+    config = sample_model(size, predictor, **diffusion)
     return T2VPipeline(config, denoiser, build_autoencoder(AUTOENCODER), MadeUpText(), residence, options)

@@ -35,7 +35,7 @@ from mindspeed_mm.training.state import TrainingState
 from mindspeed_mm.training.step import StepResult, TrainStep
 from mindspeed_mm.training.task import FlowMatchingTask
 from mindspeed_mm.training.trainer import Trainer
-from mindspeed_mm.types import TextFeatures
+from mindspeed_mm.types import ImageFeatures, TextFeatures
 from mindspeed_mm.weights import load_denoiser
 
 DENOISER = SparseUMMDiTConfig(
@@ -138,12 +138,16 @@ class At:
 
 
 class FakeEncoders:
-    """Latents and text of a sample from its number alone; `spoil` maps a number to a factor of its latents."""
+    """Latents and text of a sample from its number alone; `spoil` maps a number to a factor of its latents.
+
+    mask_channels: of an image condition; 0 makes none.
+    """
 
     device = torch.device("cpu")
 
-    def __init__(self, spoil: dict[int, float] | None = None):
+    def __init__(self, spoil: dict[int, float] | None = None, mask_channels: int = 0):
         self.spoil = spoil or {}
+        self.mask_channels = mask_channels
 
     def __call__(self, batch: FakeBatch) -> Encoded:
         def draw(number, what, *shape):
@@ -156,7 +160,11 @@ class FakeEncoders:
             torch.stack([draw(n, "p", 6) for n in batch.numbers]),
         )
         keep = torch.ones(len(batch.numbers), 2, 8, 8, dtype=torch.bool)
-        return Encoded(latents, Conditions(text), keep, tuple((0, n) for n in batch.numbers), batch.paths)
+        image = None
+        if self.mask_channels:
+            shown = torch.stack([draw(n, "mask", self.mask_channels, 2, 8, 8) for n in batch.numbers]).gt(0.5).float()
+            image = ImageFeatures(latents * shown.amax(1, keepdim=True), shown)
+        return Encoded(latents, Conditions(text, image), keep, tuple((0, n) for n in batch.numbers), batch.paths)
 
 
 class Run:
@@ -212,7 +220,8 @@ class Run:
         self.optimizer = OptimizerStep(self.engine, clip, self.ema, max_skipped_steps=5)
         self.micro_batches = batch // (layout.micro_batch * self.parallel.data_size)
         task = FlowMatchingTask(DiffusionConfig(), denoiser, SEED)
-        self.step = TrainStep(self.engine, Denoising(FakeEncoders(spoil), task), self.optimizer, self.micro_batches)
+        encoders = FakeEncoders(spoil, denoiser.image_mask_channels)
+        self.step = TrainStep(self.engine, Denoising(encoders, task), self.optimizer, self.micro_batches)
         self.stream = Stream(self.parallel, layout.micro_batch, skip)
         self.state = TrainingState(
             self.engine, self.optimizer, self.stream, checkpoint or CheckpointConfig(), adapter=record

@@ -29,7 +29,7 @@ def shared(tensor: int, context: int):
     """What this rank gets in two rounds: its data rank, the micro-batches, and how many it has encoded itself."""
     parallel = ParallelContext.start(tensor_size=tensor, context_size=context)
     hosts = Hosts(parallel)
-    encoders = Counting()
+    encoders = Counting(mask_channels=2)
     share = SharedEncoders(encoders, parallel, hosts)
     place, ranks = hosts.sharers.index(parallel.rank), len(hosts.sharers)
     found = []
@@ -51,7 +51,7 @@ def check(tensor: int, context: int):
     for data_rank, found, calls in everyone:
         assert calls == ROUNDS and len(found) == ROUNDS * tensor * context
         numbers = [data_rank + data_size * turn for turn in range(len(found))]
-        assert found == [as_values(Counting()(FakeBatch((number, 100 + number)))) for number in numbers]
+        assert found == [as_values(Counting(mask_channels=2)(FakeBatch((number, 100 + number)))) for number in numbers]
 
 
 def test_tensor_and_context_ranks_take_turns():

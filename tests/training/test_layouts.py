@@ -42,6 +42,17 @@ def test_four_ranks_give_the_curve_of_one(one_rank, layout, steps):
         check(found, one_rank)
 
 
+IMAGES = dataclasses.replace(DENOISER, image_mask_channels=2)
+
+
+def test_image_conditions_give_one_curve_at_every_layout(one_rank):
+    wanted = run_ranks(curve, 1, Layout(), 4, IMAGES)[0]
+    for found in run_ranks(curve, 4, Layout(tensor=2, context=2, sequence_parallel=True, micro_batch=4), 4, IMAGES):
+        check(found, wanted)
+    losses, plain = ([loss for loss, _ in run] for run in (wanted, one_rank))
+    assert losses[0] == plain[0] and losses[3] != plain[3]  # the inputs begin at zero and then learn
+
+
 @pytest.mark.parametrize("layout", [Layout(micro_batch=2), Layout(micro_batch=4), Layout(distributed_optimizer=False)])
 def test_micro_batches_and_the_plain_optimizer_give_it_too(one_rank, layout):
     check(run_ranks(curve, 1, layout, STEPS)[0], one_rank)

@@ -61,7 +61,7 @@ def _collate_stored(
     if target is not None or len(shapes) > 1:
         names = ", ".join(f"{sample.path} {sample.key}" for sample in samples)
         raise DataError(f"one batch holds stored features of different shapes: {names}; use group_data true")
-    video = Posterior(torch.stack([one.mean for one in stored]), torch.stack([one.logvar for one in stored]))
+    video = Posterior.concatenate([one.map(lambda value: value[None]) for one in stored])
     batch, _, *extent = video.mean.shape
     return Batch(video=video, keep=torch.ones(batch, *extent, dtype=torch.bool), **_texts_and_names(samples, addresses))
 

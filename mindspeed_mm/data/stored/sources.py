@@ -17,7 +17,7 @@ from mindspeed_mm.data.text import captions
 from mindspeed_mm.data.text.cleaning import preprocess
 from mindspeed_mm.data.workers.buffers import Allocate
 from mindspeed_mm.errors import DataError
-from mindspeed_mm.types import Posterior, TextFeatures
+from mindspeed_mm.types import ImageFeatures, Posterior, TextFeatures
 
 _TEXTS_CHECKED = 2000  # at the start of a run; cleaning a caption takes about a millisecond
 _STAT_THREADS = 16  # a network disk answers one request in milliseconds, but many at once
@@ -39,11 +39,18 @@ def possible_texts(row: Row, config: DatasetConfig) -> set[str]:
     return texts | {""} if config.preprocess_parameters.cfg > 0 else texts
 
 
+def image_draws(clip: Clip, crop: int) -> random.Random:
+    """Random numbers that draw what is known of a crop of a clip, the same in any list and run."""
+    return random.Random(f"{clip.identity}:crop {crop}:image condition")
+
+
 class StoredVideos:
     """Posteriors of clips from the autoencoder."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, images: bool = False):
+        """images: also what was known of each clip, for a run with image conditions."""
         self._part = PartReader(folder, VIDEO)
+        self._names = ("mean", "logvar", "known", "mask") if images else ("mean", "logvar")
 
     def check(self, clips: Iterable[Clip]) -> None:
         """Does nothing: `missing_videos` and `changed_files` check all clips."""
@@ -57,8 +64,8 @@ class StoredVideos:
         tell: Tell = ignore,
     ) -> Posterior:
         """mean and logvar, each [C,t,h,w], for crop number `crop`; rng, allocate and tell are unused here."""
-        mean, logvar = self._part.load(video_key(clip, crop), ("mean", "logvar"), clip.row.path)
-        return Posterior(mean, logvar)
+        mean, logvar, *image = self._part.load(video_key(clip, crop), self._names, clip.row.path)
+        return Posterior(mean, logvar, ImageFeatures(*image) if image else None)
 
 
 class StoredTexts:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 class PatchEmbed(nn.Module):
     """Cuts each latent frame into patch_size x patch_size patches: [B,C,T,H,W] -> [S,B,D], t-major."""
 
-    def __init__(self, in_channels: int, width: int, patch_size: int):
+    def __init__(self, in_channels: int, width: int, patch_size: int, bias: bool = True):
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, width, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(in_channels, width, kernel_size=patch_size, stride=patch_size, bias=bias)
 
     def forward(self, latents: Tensor) -> Tensor:
         batch = latents.shape[0]

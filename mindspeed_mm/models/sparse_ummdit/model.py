@@ -30,7 +30,7 @@ from mindspeed_mm.parallel.collectives import check_divisible, join_tokens, spli
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.recompute import maybe_recompute
 from mindspeed_mm.parallel.seeds import SampleDraws
-from mindspeed_mm.types import TextFeatures
+from mindspeed_mm.types import ImageFeatures, TextFeatures
 
 
 class SparseUMMDiT(Denoiser):
@@ -52,6 +52,9 @@ class SparseUMMDiT(Denoiser):
         )
         width = config.hidden_size
         self.patch_embed = PatchEmbed(config.in_channels, width, config.patch_size)
+        self.image_embed = None  # further input channels; at 0, as they begin, the network is the one without them
+        if config.image_channels:
+            self.image_embed = PatchEmbed(config.image_channels, width, config.patch_size, bias=False)
         self.time_text_embed = TimeTextEmbed(config.timestep_embed_dim, config.pooled_projection_dim)
         self.caption_projection = nn.Linear(config.caption_channels, width)
         self.transformer_blocks = nn.ModuleList(
@@ -77,13 +80,14 @@ class SparseUMMDiT(Denoiser):
     ) -> Tensor:
         text = conditions.text
         extent = self._check(latents, sigma, text, keep)
+        self._check_image(conditions.image, latents)
         tokens = math.prod(extent)
         columns = used_columns(text.keep, token_parts(self.parallel))
         text = without_padding(text.to(dtype=self.dtype), columns)
         places = self._dropout_places(draws, tokens, columns)
 
         condition = self.time_text_embed(sigma, text.pooled)
-        video = split_tokens(self.patch_embed(latents.to(self.dtype)), self.parallel)
+        video = split_tokens(self._embed(latents, conditions.image), self.parallel)
         words = split_tokens(self.caption_projection(text.sequence).transpose(0, 1).contiguous(), self.parallel)
         scale = self.config.interpolation_scale
         rope = rope3d.tables(extent, self.config.head_dim, scale, self._rope_offset(draws, extent), latents.device)
@@ -94,6 +98,13 @@ class SparseUMMDiT(Denoiser):
         video = self.norm_out(self.norm_final(video), condition)
         video = self.proj_out(join_tokens(video, self.parallel))
         return unpatchify(video, extent, self.config.patch_size, self.config.velocity_channels)
+
+    def _embed(self, latents: Tensor, image: ImageFeatures | None) -> Tensor:
+        """Tokens [S,B,D] of the noisy latents and of what is known of the video."""
+        tokens = self.patch_embed(latents.to(self.dtype))
+        if image is None or self.image_embed is None:
+            return tokens
+        return tokens + self.image_embed(torch.cat((image.latents, image.mask), 1).to(self.dtype))
 
     def _stages(self, video: Tensor, text: Tensor, shared: tuple, step_cache: StepCache | None) -> Tensor:
         """Runs the U: stages of the first half push their outputs, those of the second half pop them.
@@ -198,6 +209,21 @@ class SparseUMMDiT(Denoiser):
         check_divisible(text.sequence.shape[1], "text tokens", self.parallel)
         return extent
 
+    def _check_image(self, image: ImageFeatures | None, latents: Tensor) -> None:
+        """Checks that an image condition fits the latents and the network."""
+        if image is None:
+            return
+        channels = self.config.image_mask_channels
+        if not channels:
+            raise ValueError("an image condition: this network has no inputs for it (image_mask_channels 0)")
+        batch, _, *grid = latents.shape
+        found = list(image.latents.shape), list(image.mask.shape)
+        if found != (list(latents.shape), [batch, channels, *grid]):
+            raise ValueError(
+                f"image condition: latents {found[0]} and mask {found[1]}; need {list(latents.shape)} and "
+                f"{[batch, channels, *grid]}"
+            )
+
     def partial_gradients(self) -> Iterator[nn.Parameter]:
         """Parameters whose gradients are partial on each TP rank, so that they must be summed.
 
@@ -221,7 +247,9 @@ class SparseUMMDiT(Denoiser):
     def draw_weight(self, name: str, full: Tensor, generator: torch.Generator) -> None:
         """The original's initial values of one whole parameter."""
         module_name, _, kind = name.rpartition(".")
-        if name.startswith("skip_norm_linear") and self.config.skip_connection_zero_init:
+        if name.startswith("image_embed"):
+            full.zero_()
+        elif name.startswith("skip_norm_linear") and self.config.skip_connection_zero_init:
             full.zero_()  # [identity | 0]: initially a skip changes nothing
             if kind == "weight":
                 full[:, : full.shape[0]].fill_diagonal_(1.0)
