@@ -9,12 +9,10 @@ from torch import Tensor, nn
 
 from mindspeed_mm import families
 from mindspeed_mm.adapters.branches import KINDS, Branch, Branches, PlainLinear
-from mindspeed_mm.families.adapters import DOWN, AdapterConfig, LayerAdapter, layers_of
+from mindspeed_mm.families.adapters import DOWN, HOME, AdapterConfig, LayerAdapter, is_adapter, layers_of
 from mindspeed_mm.families.base import DenoiserConfig, DenoiserFamily
 from mindspeed_mm.parallel import partition
 from mindspeed_mm.parallel.context import ParallelContext
-
-_HOME = "adapters"  # attribute of a linear
 
 
 def attach(network: nn.Module, parallel: ParallelContext, layers: Mapping[str, LayerAdapter]) -> dict[str, Branch]:
@@ -48,7 +46,7 @@ def attach_trained(
     settings = LayerAdapter(adapter.rank, adapter.scale, adapter.dora)
     network.requires_grad_(False)
     branches = attach(network, parallel, dict.fromkeys(layers, settings))
-    fresh = {f"{layer}.{_HOME}.{len(_linear(network, layer).adapters) - 1}.{DOWN}" for layer in layers}
+    fresh = {f"{layer}.{HOME}.{len(_linear(network, layer).adapters) - 1}.{DOWN}" for layer in layers}
     partition.fill(network, _draw, seed, parallel, only=fresh)
     return branches
 
@@ -64,7 +62,7 @@ def detach(network: nn.Module, branches: Mapping[str, Branch]) -> None:
 def trained_branches(network: nn.Module) -> dict[str, Branch]:
     """The adapters that a run trains, by layer."""
     return {
-        name.rpartition(f".{_HOME}.")[0]: module
+        name.rpartition(f".{HOME}.")[0]: module
         for name, module in network.named_modules()
         if isinstance(module, Branch) and module.lora_A.requires_grad
     }
@@ -73,17 +71,6 @@ def trained_branches(network: nn.Module) -> dict[str, Branch]:
 def adapter_names(names: Iterable[str]) -> list[str]:
     """Those of a network's parameters that belong to adapters."""
     return [name for name in names if is_adapter(name)]
-
-
-def is_adapter(name: str) -> bool:
-    """True for a parameter of an adapter."""
-    return f".{_HOME}." in name
-
-
-def plain_name(name: str) -> str:
-    """The name in files: "LAYER.adapters.0.lora_A" -> "LAYER.lora_A"."""
-    layer, _, kind = name.rpartition(".")
-    return f"{layer.rpartition(f'.{_HOME}.')[0]}.{kind}"
 
 
 def _linear(network: nn.Module, name: str) -> Any:

@@ -35,6 +35,7 @@ COMMANDS = {
     "split": Command("weights", "split weights over tensor-parallel ranks", "weights"),
     "inspect": Command("weights", "say what a checkpoint holds and how it fits a config", "weights"),
     "export": Command("weights", "write one folder for T2VPipeline.from_pretrained", "weights"),
+    "adapter": Command("weights", "merge, extract and convert adapters (LoRA)", "adapters"),
     "convert-vae": Command("weights", "convert the weights of an autoencoder", "weights"),
     "train-vae": Command("autoencoder", "train or finetune the autoencoder", "training"),
     "eval-vae": Command("autoencoder", "measure what the autoencoder keeps", "training"),

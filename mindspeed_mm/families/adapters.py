@@ -17,6 +17,7 @@ from mindspeed_mm.schema import did_you_mean, flag
 # Name -> what it is. rsLoRA keeps the size of the update at every rank; DoRA learns each row's length beside its direction.
 KINDS = {"lora": "LoRA (2106.09685)", "rslora": "rsLoRA (2312.03732)", "dora": "DoRA (2402.09353)"}
 DOWN, UP, MAGNITUDE = "lora_A", "lora_B", "lora_magnitude_vector"  # PEFT's names of A, B and DoRA's lengths
+HOME = "adapters"  # attribute of a linear that holds its adapters, and part of their parameters' names
 _NEVER = ("norm", "")  # kinds of parameters that are no linear
 
 
@@ -122,6 +123,17 @@ def split_of(kind: str, dim: int | None) -> int | None:
     """The dimension of an adapter's parameter that is split over TP, by that of its linear's weight."""
     split = 1 if kind == DOWN else 0
     return split if dim == split else None
+
+
+def is_adapter(name: str) -> bool:
+    """True for a parameter of an adapter."""
+    return f".{HOME}." in name
+
+
+def plain_name(name: str) -> str:
+    """The name in files: "LAYER.adapters.0.lora_A" -> "LAYER.lora_A"."""
+    layer, _, kind = name.rpartition(".")
+    return f"{layer.rpartition(f'.{HOME}.')[0]}.{kind}"
 
 
 def _means(target: str, layer: str, kind: str) -> bool:

@@ -29,6 +29,8 @@ from mindspeed_mm.families.adapters import (
     AdapterConfig,
     LayerAdapter,
     adapter_parameters,
+    is_adapter,
+    plain_name,
     scale_of,
     split_of,
 )
@@ -146,10 +148,9 @@ def _open_run(path: Path, ema: bool) -> Adapter:
     record = read_record(held["adapter"], str(path))
     checkpoint = sources.open_checkpoint(path)
     split = functools.partial(_split, families.DENOISERS[record.model_id])
-    weights = checkpoint.weights(ema, lambda name: split(attach.plain_name(name)))
+    weights = checkpoint.weights(ema, lambda name: split(plain_name(name)))
     shards = [
-        {attach.plain_name(name): value for name, value in shard.items() if attach.is_adapter(name)}
-        for shard in weights.shards
+        {plain_name(name): value for name, value in shard.items() if is_adapter(name)} for shard in weights.shards
     ]
     weights = Weights(shards, split, str(path), checkpoint.mapped)
     config = record.config

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mindspeed_mm import families
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.families.adapters import is_adapter
 from mindspeed_mm.families.base import Dialect, Family
 from mindspeed_mm.files import layout, safetensors_file, torch_dist_reader, torch_state
 from mindspeed_mm.files.integrity import Proof
@@ -58,6 +59,10 @@ class Checkpoint:
         try:
             return family.split(name)
         except KeyError:
+            if is_adapter(name):
+                raise CheckpointError(
+                    f"{self.path}: holds an adapter, not a network; `mindspeed-mm adapter` merges and converts it"
+                ) from None
             raise CheckpointError(
                 f"{name}: no parameter of {family.title} has this name; is it another model's checkpoint?"
             ) from None

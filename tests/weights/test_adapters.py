@@ -1,21 +1,26 @@
 """An adapter's files: PEFT reads what is written here, and a network computes the same with them."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 from config_files import PREDICTOR
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import mindspeed_mm as mm
-from mindspeed_mm import families
+from mindspeed_mm import families, logs
 from mindspeed_mm.adapters import attach
 from mindspeed_mm.adapters.record import AdapterRecord
+from mindspeed_mm.cli import adapters as cli
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.families.adapters import AdapterConfig
 from mindspeed_mm.files.reshard import Weights
 from mindspeed_mm.parallel.context import ParallelContext
-from mindspeed_mm.weights import adapters
+from mindspeed_mm.schema import node_from_python
+from mindspeed_mm.weights import adapters, kohya
+from mindspeed_mm.weights.adapter_changes import _low_rank, extract_adapter, merge_adapters
 
 TARGETS = ("attention", "feed_forward", "modulation", "text")
 
@@ -134,3 +139,103 @@ def test_bad_adapters_are_refused_in_one_line(tmp_path):
     (folder / adapters.CONFIG).write_text(json.dumps({**config, "lora_bias": True}))
     with pytest.raises(CheckpointError, match="lora_bias True cannot be used"):
         adapters.load_adapter(network, folder)
+
+
+@pytest.fixture
+def base(tmp_path):
+    """The file of the network that `adapted` builds on."""
+    state = mm.build_denoiser(PREDICTOR, seed=1).state_dict()
+    torch.save({name: value for name, value in state.items() if value is not None}, tmp_path / "base.pt")
+    return tmp_path / "base.pt"
+
+
+def with_base(adapter: adapters.Adapter, base) -> adapters.Adapter:
+    record = dataclasses.replace(adapter.record, base=adapters.fingerprint_of(base))
+    return dataclasses.replace(adapter, record=record)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_merged_weights_compute_what_the_adapter_does(base, tmp_path, kind):
+    network, adapter, _ = adapted(kind)
+    scale = 1.0 if kind == "dora" else 0.5
+    path = merge_adapters(base, [(with_base(adapter, base), scale)], tmp_path / "merged", format="safetensors")
+    merged = mm.build_denoiser({**PREDICTOR, "from_pretrained": str(path)})
+    apart = mm.build_denoiser({**PREDICTOR, "from_pretrained": str(base)})
+    adapters.load_adapter(apart, adapters.write_peft(adapter, tmp_path / "adapter"), scale)
+    moved = 0
+    for layer in adapter.layers:
+        x = probe(merged, layer)
+        torch.testing.assert_close(merged.get_submodule(layer)(x), apart.get_submodule(layer)(x), rtol=1e-5, atol=1e-5)
+        moved += not torch.equal(merged.get_submodule(layer).weight, apart.get_submodule(layer).weight)
+    assert moved == len(adapter.layers)
+    same = merged.get_parameter("proj_out.weight"), apart.get_parameter("proj_out.weight")
+    assert torch.equal(*same)
+    with pytest.raises(CheckpointError, match="another base"):
+        merge_adapters(path, [(with_base(adapter, base), 1.0)], tmp_path / "twice")
+
+
+def test_extracting_from_merged_weights_gives_the_adapter_back(base, tmp_path, caplog):
+    _, adapter, _ = adapted(rank=3)
+    path = merge_adapters(base, [(with_base(adapter, base), 1.0)], tmp_path / "merged")
+    for options in ({"rank": 3}, {"error": 1e-3}):
+        found = extract_adapter(path, base, **options)
+        assert list(found.layers) == list(adapter.layers)
+        for layer, settings in adapter.layers.items():
+            assert found.layers[layer].rank == 3
+            change = settings.scale * product(adapter, layer)
+            torch.testing.assert_close(product(found, layer), change, rtol=1e-4, atol=1e-5)
+    coarse = extract_adapter(path, base, rank=1)
+    layer = next(iter(adapter.layers))
+    assert coarse.weights.shape(f"{layer}.lora_A")[0] == 1
+    with pytest.raises(CheckpointError, match="there is nothing to extract"):
+        extract_adapter(base, base, rank=1)
+
+
+def product(adapter: adapters.Adapter, layer: str) -> torch.Tensor:
+    return adapter.weights.part(f"{layer}.lora_B") @ adapter.weights.part(f"{layer}.lora_A")
+
+
+def test_the_randomized_svd_finds_the_largest_values():
+    torch.manual_seed(0)
+    matrix = torch.randn(90, 6) @ torch.randn(6, 70) + 1e-3 * torch.randn(90, 70)
+    up, down = _low_rank(matrix, 6, None, "a test")
+    exact = torch.linalg.svdvals(matrix)[6:].square().sum().sqrt()
+    assert torch.linalg.vector_norm(matrix - up @ down) <= 1.01 * exact
+
+
+@pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
+def test_kohyas_file_and_back(tmp_path, kind):
+    _, adapter, _ = adapted(kind)
+    file = kohya.write(adapter, tmp_path / "adapter.safetensors")
+    assert "lora_unet_transformer_blocks_0_0_attn1_to_q.lora_down.weight" in load_file(file)
+    config = families.read_denoiser(node_from_python(PREDICTOR, "predictor"))
+    again = kohya.read(file, config)
+    assert set(again.weights) == set(adapter.weights)
+    for name in adapter.weights:
+        assert torch.equal(again.weights.part(name), adapter.weights.part(name))
+    for layer, settings in adapter.layers.items():
+        assert again.layers[layer].scale == pytest.approx(settings.scale)
+    save_file({"lora_unet_other.lora_up.weight": torch.ones(2, 2)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match="no linear of this name"):
+        kohya.read(tmp_path / "other.safetensors", config)
+
+
+def test_the_command_merges_extracts_and_converts(base, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(logs, "setup", lambda: None)
+    _, adapter, _ = adapted()
+    folder = adapters.write_peft(with_base(adapter, base), tmp_path / "adapter")
+    cli.adapter(["merge", "--load", str(base), "--adapter", f"{folder}=2", "--save", str(tmp_path / "merged")])
+    merged = capsys.readouterr().out.strip()
+    flags = ["--load", merged, "--base", str(base), "--save", str(tmp_path / "again"), "--rank", "3"]
+    cli.adapter(["extract", *flags])
+    file = tmp_path / "adapter.safetensors"
+    cli.adapter(["convert", "--load", str(tmp_path / "again"), "--save", str(file), "--format", "kohya"])
+    assert load_file(file)["lora_unet_caption_projection.alpha"] == 3
+    for words, message in {
+        ("mrge",): "expected merge, extract, convert; did you mean 'merge'",
+        ("convert", "--load", str(file), "--save", str(tmp_path / "x")): "needs --mm-model",
+        ("extract", "--load", merged, "--base", merged, "--save", "x"): "or --error: give one of them",
+    }.items():
+        with pytest.raises(SystemExit):
+            cli.adapter(words)
+        assert message in capsys.readouterr().err
