@@ -89,14 +89,14 @@ PROGRAMS = {
         flags=ExtractFlags,
         description="Make an adapter of the difference between two whole weights, by SVD of each linear.",
         remarks="The log says what share of the difference the adapter leaves out, and which parameters it cannot hold.",
-        examples=(f"{NAME} extract --load tuned.pt --base model.pt --save adapter --rank 32",),
+        examples=(f"{NAME} extract --load tuned.pt --base model.pt \\\n      --save adapter --rank 32",),
     ),
     "adapter convert": Program(
         flags=ConvertFlags,
         description="Write an adapter in PEFT's format, which peft and diffusers read, or in kohya's.",
         examples=(
             f"{NAME} convert --load run1 --ema --save adapter",
-            f"{NAME} convert --load run1 --save adapter.safetensors --format kohya",
+            f"{NAME} convert --load run1 --save adapter.safetensors \\\n      --format kohya",
         ),
     ),
 }

@@ -15,7 +15,6 @@ from mindspeed_mm.config.model import StoredFeatures, TrainModelConfig
 from mindspeed_mm.config.optimizer import OptimizerSettings
 from mindspeed_mm.config.sample import MAX_PIXELS, SampleModelConfig
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.families.adapters import AdapterConfig, layers_of
 from mindspeed_mm.families.base import AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.schema import Node, find
 
@@ -178,28 +177,6 @@ def check_sample_size(
         _, stride_h, stride_w = model.ae.strides
         raise place.error(f"height and width must be multiples of {stride_h * patch} and {stride_w * patch}")
     _check_split(grid.tokens(patch), 512, launch, place)
-
-
-def check_adapter(
-    adapter: AdapterConfig, model: TrainModelConfig, weights: Node, launch: LaunchConfig, precision: str
-) -> None:
-    """Checks that an adapter can be trained: it has a base, its targets exist, and TP divides its layers.
-
-    weights: place of predictor.from_pretrained. precision: of the network.
-    """
-    if model.predictor.from_pretrained is None:
-        raise weights.error("is missing; an adapter needs the weights of its base")
-    if precision == "fp16":
-        raise ConfigError("--adapter: the network would be in fp16, in which an adapter's gradients overflow; use bf16")
-    parameters = families.of_denoiser(model.predictor).parameters(model.predictor)
-    for layer in layers_of(parameters, adapter.words):
-        weight = parameters[f"{layer}.weight"]
-        size = None if weight.dim is None else weight.shape[weight.dim]
-        if size is not None and size % launch.tensor_size:
-            raise ConfigError(
-                f"--adapter-targets {layer}: its {size} {'outputs' if weight.dim == 0 else 'inputs'} do not divide by "
-                f"--tensor-model-parallel-size {launch.tensor_size}"
-            )
 
 
 def check_train_files(model: TrainModelConfig, model_node: Node, data: DataConfig, data_node: Node) -> str:

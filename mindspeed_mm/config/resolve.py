@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from mindspeed_mm import logs
-from mindspeed_mm.config import arguments, checks, data_dialects, model_dialects
+from mindspeed_mm.config import arguments, checks, data_dialects, model_dialects, trained
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.launch import LaunchConfig, of_the_run
 from mindspeed_mm.config.model import TrainModelConfig
@@ -57,9 +57,10 @@ def _run_config(given: Given, world_size: int | None) -> RunConfig:
     checks.check_clips(data, data_node, model, launch)
     precision = _precision(flags, model)
     adapter = _adapter(flags, model, given.given)
+    trained.check_trained(flags.trained, model.predictor, adapter)
     if adapter.kind is not None:
         weights = find(model_node, "predictor.from_pretrained")
-        checks.check_adapter(adapter, model, weights, launch, precision.denoiser)
+        trained.check_adapter(adapter, model, weights, launch, precision.denoiser)
     autoencoder_weights = checks.check_train_files(model, model_node, data, data_node)
     stored = checks.stored_features(model, data, data_node)
     optimizer = _optimizer(values["optimizer"], flags, model, given.flags["accumulate_allreduce_grads_in_fp32"])

@@ -12,6 +12,7 @@ from mindspeed_mm.config.model import StoredFeatures, TrainModelConfig
 from mindspeed_mm.config.optimizer import OptimizerSettings
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.config.tool import ToolConfig
+from mindspeed_mm.config.trained import TrainedConfig
 from mindspeed_mm.families.adapters import AdapterConfig
 from mindspeed_mm.schema import Notes, build, flag, group, read_json, switches
 
@@ -299,6 +300,7 @@ class RunFlags(TrainingFlags):
     )
     optimizer: OptimizerSettings = group(OptimizerSettings, "optimizer", required=("lr",))
     adapter: AdapterConfig = group(AdapterConfig, "adapters: train a small part beside a frozen network")
+    trained: TrainedConfig = group(TrainedConfig, "partial training")
     recompute: RecomputeConfig = group(RecomputeConfig, _RECOMPUTATION)
     compile: bool = flag(False, "--compile", section="speed", help="torch.compile the denoiser's blocks (CUDA, CPU)")
 

@@ -5,14 +5,12 @@ An adapter of a linear y = W x adds scale B A x: A [rank, in] and B [out, rank] 
 """
 
 import dataclasses
-import fnmatch
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.families.base import Parameter
-from mindspeed_mm.schema import did_you_mean, flag
+from mindspeed_mm.families.patterns import matching
+from mindspeed_mm.schema import flag
 
 # Name -> what it is. rsLoRA keeps the size of the update at every rank; DoRA learns each row's length beside its direction.
 KINDS = {"lora": "LoRA (2106.09685)", "rslora": "rsLoRA (2312.03732)", "dora": "DoRA (2402.09353)"}
@@ -82,19 +80,8 @@ def layers_of(parameters: Mapping[str, Parameter], targets: Iterable[str]) -> li
     Raises ConfigError for a target that means none.
     """
     linears = linears_of(parameters)
-    chosen: set[str] = set()
-    for target in targets:
-        found = {layer for layer, parameter in linears.items() if _means(target, layer, parameter.kind)}
-        if not found:
-            known = [*_groups(linears), *dict.fromkeys(_tail(layer) for layer in linears)]
-            raise ConfigError(
-                f"--adapter-targets {target}: matches no linear of the network{did_you_mean(target, known)} "
-                f"(groups: {', '.join(_groups(linears))}; patterns such as {_an_example(linears)})"
-            )
-        chosen |= found
-    if not chosen:
-        raise ConfigError("--adapter-targets: names nothing; leave it out for attention and feed_forward")
-    return [layer for layer in linears if layer in chosen]
+    kinds = {layer: parameter.kind for layer, parameter in linears.items()}
+    return matching(kinds, targets, "--adapter-targets", "linear")
 
 
 def linears_of(parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
@@ -134,20 +121,3 @@ def plain_name(name: str) -> str:
     """The name in files: "LAYER.adapters.0.lora_A" -> "LAYER.lora_A"."""
     layer, _, kind = name.rpartition(".")
     return f"{layer.rpartition(f'.{HOME}.')[0]}.{kind}"
-
-
-def _means(target: str, layer: str, kind: str) -> bool:
-    return target == kind or fnmatch.fnmatchcase(layer, target) or fnmatch.fnmatchcase(layer, f"*.{target}")
-
-
-def _groups(linears: Mapping[str, Parameter]) -> Sequence[str]:
-    return list(dict.fromkeys(parameter.kind for parameter in linears.values()))
-
-
-def _tail(layer: str) -> str:
-    """A layer's name behind the numbers of its block: "transformer_blocks.0.1.attn1.to_q" -> "attn1.to_q"."""
-    return re.sub(r"^.*\.\d+\.(?=[a-z])", "", layer)
-
-
-def _an_example(linears: Mapping[str, Parameter]) -> str:
-    return next((f"*.{_tail(layer)}" for layer in linears if _tail(layer) != layer), next(iter(linears), "*"))

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import torch
 
-from mindspeed_mm import logs
+from mindspeed_mm import families, logs
 from mindspeed_mm.adapters.attach import attach_trained
 from mindspeed_mm.adapters.record import AdapterRecord
 from mindspeed_mm.config.optimizer import OptimizerSettings
 from mindspeed_mm.config.run import RunConfig, TrainingFlags
+from mindspeed_mm.config.trained import TrainedConfig, trained_names
 from mindspeed_mm.data.feed.dataset import load_tokens
 from mindspeed_mm.families.base import DenoiserConfig
 from mindspeed_mm.models.build import build_autoencoder, build_denoiser
@@ -139,11 +140,24 @@ def _denoiser(
     if predictor.from_pretrained:
         load_denoiser(network, predictor.from_pretrained)
     adapter = _with_adapter(network, config, parallel)
+    if adapter is None:
+        _freeze(network, config.trained)
     if config.compile:
         network.compile_blocks()
     count = sum(parameter.numel() for parameter in network.parameters())
     _log.info(f"denoiser: {count:,} parameters on this rank, {config.precision.denoiser}")
     return network, adapter
+
+
+def _freeze(network: Denoiser, trained: TrainedConfig) -> None:
+    """Freezes the parameters that the run does not train."""
+    if not trained.only and not trained.frozen:
+        return
+    parameters = families.of_denoiser(network.config).parameters(network.config)
+    names = set(trained_names(trained, parameters))
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in names)
+    _log.info(f"{len(names)} of {len(parameters)} parameters are trained, the others are frozen")
 
 
 def _with_adapter(network: Denoiser, config: RunConfig, parallel: ParallelContext) -> AdapterRecord | None:

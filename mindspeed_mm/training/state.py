@@ -128,6 +128,8 @@ class TrainingState:
         if changed:
             _log.info(f"flags that have changed since the checkpoint: {', '.join(changed)}")
         check_same(self.adapter, common.get("adapter"))
+        if settings.load_optimizer and common["optimizer"] is not None:
+            _check_trained(common["args"], dict(self.flags))
         self._restore_model(snapshot.model)
         self.iteration = common["iteration"]
         self.consumed_samples = common["consumed_train_samples"]
@@ -208,6 +210,19 @@ class TrainingState:
 
 def _missing(what: str, saved: object, flag: str) -> None:
     _log.warning(f"continues without the state of the {what} ({'it was not saved' if saved is None else flag})")
+
+
+def _check_trained(saved: object, now: dict) -> None:
+    """Raises CheckpointError if a run trains other parameters than its checkpoint has optimizer state of."""
+    then = vars(saved) if isinstance(saved, argparse.Namespace) else {}
+    for name in ("train_only", "freeze"):
+        before, after = tuple(then.get(name) or ()), tuple(now.get(name) or ())
+        if before != after:
+            flag = f"--{name.replace('_', '-')}"
+            raise CheckpointError(
+                f"{flag} was {' '.join(before) or 'not given'}, and is {' '.join(after) or 'not given'} now: the checkpoint "
+                "has no optimizer state of the same parameters; give the same, or --no-load-optim"
+            )
 
 
 def _changed_flags(saved: object, now: dict) -> list[str]:

@@ -3,8 +3,10 @@
 import pytest
 from config_files import TRAIN_FLAGS, change, write_all
 
+from mindspeed_mm import families
 from mindspeed_mm.config import resolve
 from mindspeed_mm.config.sample import AdapterChoice
+from mindspeed_mm.config.trained import trained_names
 from mindspeed_mm.errors import ConfigError
 
 
@@ -104,3 +106,24 @@ def test_a_flag_with_several_values_may_be_given_again(tmp_path):
         1,
     )
     assert [choice.scale for choice in config.adapters] == [0.5, 1.0]
+
+
+def run_config(folder, *flags):
+    files = ["--mm-model", str(folder / "model.json"), "--mm-data", str(folder / "data.json")]
+    return resolve.run_config([*files, *TRAIN_FLAGS, *flags], 1)
+
+
+def test_some_parameters_are_trained_by_groups_names_and_patterns(folder):
+    config = run_config(folder, "--train-only", "attention", "transformer_blocks.2", "--freeze", "norm,*.to_q.bias")
+    known = families.of_denoiser(config.model.predictor).parameters(config.model.predictor)
+    names = trained_names(config.trained, known)
+    assert "transformer_blocks.0.0.attn1.to_q.weight" in names
+    assert "transformer_blocks.2.1.ff.net.2.weight" in names
+    assert not [name for name in names if name.endswith("to_q.bias") or name.startswith("norm") or "0.0.ff" in name]
+    for flags, message in {
+        ("--train-only", "atention"): "--train-only atention: matches no parameter .* did you mean 'attention'",
+        ("--freeze", "*"): "--freeze: leaves nothing to train",
+        ("--freeze", "text", "--adapter", "lora"): "leave out --train-only and --freeze",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            run_config(folder, *flags)

@@ -15,9 +15,10 @@ from mindspeed_mm.config.run import (
     ReportConfig,
     TrainingFlags,
 )
+from mindspeed_mm.config.trained import TrainedConfig, trained_names
 from mindspeed_mm.data.feed.ledger import Ledger
 from mindspeed_mm.families.adapters import AdapterConfig
-from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
+from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig, parameters
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.models.denoiser import Conditions
 from mindspeed_mm.optim.adaptive_clip import AdaptiveClip, FixedClip
@@ -76,6 +77,7 @@ class Layout:
     compile: str | None = None  # a backend of torch.compile
     dropout: float = 0.0
     adapter: AdapterConfig | None = None
+    train_only: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +200,10 @@ class Run:
             recompute_feed_forwards=layout.recompute_feed_forwards,
         ).train()
         record = None
+        if layout.train_only:
+            names = trained_names(TrainedConfig(only=layout.train_only), parameters(denoiser))
+            for name, parameter in self.network.named_parameters():
+                parameter.requires_grad_(name in names)
         if layout.adapter is not None:
             attach_trained(self.network, denoiser, layout.adapter, self.parallel, seed=7)
             record = AdapterRecord(layout.adapter, denoiser.model_id, base="3")

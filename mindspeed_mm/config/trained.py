@@ -1,0 +1,67 @@
+"""Which parameters a run trains: all, those that patterns leave, or an adapter beside them."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from mindspeed_mm import families
+from mindspeed_mm.config.launch import LaunchConfig
+from mindspeed_mm.config.model import TrainModelConfig
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.families.adapters import AdapterConfig, layers_of
+from mindspeed_mm.families.base import DenoiserConfig, Parameter
+from mindspeed_mm.families.patterns import matching
+from mindspeed_mm.schema import Node, flag
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedConfig:
+    """Which parameters are trained; the others stay as they are, without gradients and optimizer state."""
+
+    only: tuple[str, ...] = flag(
+        (),
+        "--train-only",
+        metavar="NAME",
+        help="train only these parameters: groups (attention, feed_forward, modulation, text, norm, ...), names, and patterns "
+        "with *, separated by spaces or commas",
+    )
+    frozen: tuple[str, ...] = flag((), "--freeze", metavar="NAME", help="do not train these parameters, named as above")
+
+
+def check_adapter(
+    adapter: AdapterConfig, model: TrainModelConfig, weights: Node, launch: LaunchConfig, precision: str
+) -> None:
+    """Checks that an adapter can be trained: it has a base, its targets exist, and TP divides its layers.
+
+    weights: place of predictor.from_pretrained. precision: of the network.
+    """
+    if model.predictor.from_pretrained is None:
+        raise weights.error("is missing; an adapter needs the weights of its base")
+    if precision == "fp16":
+        raise ConfigError("--adapter: the network would be in fp16, in which an adapter's gradients overflow; use bf16")
+    parameters = families.of_denoiser(model.predictor).parameters(model.predictor)
+    for layer in layers_of(parameters, adapter.words):
+        weight = parameters[f"{layer}.weight"]
+        size = None if weight.dim is None else weight.shape[weight.dim]
+        if size is not None and size % launch.tensor_size:
+            raise ConfigError(
+                f"--adapter-targets {layer}: its {size} {'outputs' if weight.dim == 0 else 'inputs'} do not divide by "
+                f"--tensor-model-parallel-size {launch.tensor_size}"
+            )
+
+
+def check_trained(trained: TrainedConfig, denoiser: DenoiserConfig, adapter: AdapterConfig) -> None:
+    """Checks that --train-only and --freeze name parameters and leave some to train."""
+    if not trained.only and not trained.frozen:
+        return
+    if adapter.kind is not None:
+        raise ConfigError("--adapter: freezes the whole network; leave out --train-only and --freeze")
+    if not trained_names(trained, families.of_denoiser(denoiser).parameters(denoiser)):
+        raise ConfigError("--freeze: leaves nothing to train")
+
+
+def trained_names(trained: TrainedConfig, parameters: Mapping[str, Parameter]) -> list[str]:
+    """The parameters that a run trains. Raises ConfigError for a name that means none."""
+    kinds = {name: parameter.kind for name, parameter in parameters.items()}
+    chosen = matching(kinds, trained.only, "--train-only", "parameter") if trained.only else list(kinds)
+    frozen = set(matching(kinds, trained.frozen, "--freeze", "parameter")) if trained.frozen else set()
+    return [name for name in chosen if name not in frozen]
