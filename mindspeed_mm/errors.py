@@ -5,13 +5,25 @@ Entry points print an `MMError` as one line and exit with code 1; a traceback me
 
 import contextlib
 import sys
+import unicodedata
 from collections.abc import Iterator
+
+_INVISIBLE = ("Cc", "Cs", "Zl", "Zp")  # controls, lone surrogates, separators of lines and paragraphs
+
+
+def _visible(letter: str) -> str:
+    """The letter, or its escape if it would break or rewrite the line of a terminal, or cannot be encoded."""
+    return letter if unicodedata.category(letter) not in _INVISIBLE else letter.encode("unicode_escape").decode()
 
 
 class MMError(Exception):
-    """Base of the errors that name a value, the rule it breaks and the fix."""
+    """Base of the errors that name a value, the rule it breaks and the fix. The first argument is the message."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message in one line: names from files may hold line breaks and escape sequences of terminals."""
+        return "".join(_visible(letter) for letter in str(self.args[0])) if self.args else ""
 
 
 class ConfigError(MMError):

@@ -60,9 +60,6 @@ class Refused(DataError):
         self.request = request
         self.substitutions = substitutions
 
-    def __str__(self) -> str:
-        return self.args[0]
-
 
 class BatchSource:
     """Turns Request into Made, in a worker. Data errors are returned as values, since exceptions would carry a page of

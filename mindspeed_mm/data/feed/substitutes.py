@@ -30,9 +30,6 @@ class NoneUsable(DataError):
         super().__init__(message, substitutions)
         self.substitutions = substitutions
 
-    def __str__(self) -> str:
-        return self.args[0]
-
 
 class Substitutes:
     """Takes samples of a dataset, or others of their shape."""

@@ -157,12 +157,18 @@ def _seconds_of(facts: dict[str, Found], place: str) -> tuple[float, float | Non
 
 
 def _crop(found: Found | None, place: str) -> tuple[int, int, int, int] | None:
+    if found is None:
+        return None
     crop = _list(found, place)
-    if found is None or len(crop) != 4 or any(missing(item) for item in crop):
+    sides = [side for item in crop if (side := _whole({"crop": (found[0], item)}, "crop", place)) is not None]
+    if not sides:
         return None  # published lists hold [] and four nulls for "the whole frame"
-    sides = [_whole({"crop": (found[0], item)}, "crop", place) for item in crop]
-    x0, x1, y0, y1 = (side for side in sides if side is not None)
-    return x0, x1, y0, y1
+    if len(sides) != len(crop) or len(crop) != 4:
+        raise DataError(
+            f"{place}: {found[0]} {crop}: must be four numbers (left, right, top, bottom), or none for the whole frame"
+        )
+    left, right, top, bottom = sides
+    return left, right, top, bottom
 
 
 # ------------------------------------------------------------------------------------------------------------- values
