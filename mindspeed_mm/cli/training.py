@@ -94,6 +94,7 @@ def _reports(config: TrainingFlags) -> dict[str, str | None]:
     return {
         "--tensorboard-dir": report.tensorboard_dir,
         "--wandb-save-dir": report.wandb_dir if report.wandb_project is not None else None,
+        "--swanlab-save-dir": report.swanlab_dir if report.swanlab_project is not None else None,
         "--data-ledger": config.data_ledger,
         "static_param.save_path": profile.static_param.save_path if profile.enable else None,
     }
@@ -101,19 +102,20 @@ def _reports(config: TrainingFlags) -> dict[str, str | None]:
 
 def _sampler(
     sample: SampleModelConfig, folder: Path, config: RunConfig, engine, ema, encoders
-) -> Callable[[int], None]:
+) -> Callable[[int], Path]:
     """Function that samples the videos of --mm-sample, with EMA weights if there are any, into a folder."""
     from mindspeed_mm.sampling.while_training import TrainingSamples
 
     networks = (engine.network, encoders.autoencoder, encoders.text)
     samples = TrainingSamples(sample, *networks, encoders.device, folder, config.seed, config.launch)
 
-    def make(iteration: int) -> None:
+    def make(iteration: int) -> Path:
         averages = contextlib.nullcontext() if ema is None else engine.weights_of(ema.averages())
         with averages:
             written = samples(iteration)
         if written:
             _log.info(f"iteration {iteration}: sampled {len(written) - 1} videos, {written[-1]}")
+        return samples.folder_of(iteration)
 
     return make
 

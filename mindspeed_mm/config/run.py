@@ -1,6 +1,7 @@
 """Config of a training run: its flags, and the config that `resolve.py` makes of flags and JSONs."""
 
 import dataclasses
+import importlib.util
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -89,6 +90,9 @@ class EvaluationConfig:
             yield "sample_file", f"{self.sample_file}: no such file"
 
 
+TRACKERS = {"tensorboard_dir": "tensorboard", "wandb_project": "wandb", "swanlab_project": "swanlab"}  # field: package
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ReportConfig:
     """Reports of a run, in addition to the log and metrics.jsonl in the checkpoint directory."""
@@ -107,6 +111,19 @@ class ReportConfig:
     wandb_dir: str | None = flag(
         None, "--wandb-save-dir", metavar="DIR", help="directory for the local files of Weights & Biases"
     )
+    swanlab_project: str | None = flag(
+        None, "--swanlab-project", metavar="NAME", help="report to SwanLab (needs the package and a login)"
+    )
+    swanlab_name: str | None = flag(None, "--swanlab-exp-name", metavar="NAME", help="name of the run at SwanLab")
+    swanlab_dir: str | None = flag(
+        None, "--swanlab-save-dir", metavar="DIR", help="directory for the local files of SwanLab"
+    )
+    missing_trackers: str = flag(
+        "error",
+        "--missing-trackers",
+        choices=("error", "skip"),
+        help="end at once, or go on, if the package of a tracker that is asked for is not installed",
+    )
     peak_tflops: float | None = flag(
         None,
         "--peak-tflops",
@@ -122,6 +139,19 @@ class ReportConfig:
         unit="minutes",
         help="time without progress after which every rank prints its stack and the run ends",
     )
+
+    def trackers(self) -> dict[str, str]:
+        """Trackers that are asked for: field -> package that it needs."""
+        return {field: package for field, package in TRACKERS.items() if getattr(self, field) is not None}
+
+    def problems(self):
+        for field, package in self.trackers().items():
+            if self.missing_trackers == "error" and importlib.util.find_spec(package) is None:
+                yield (
+                    field,
+                    f"{getattr(self, field)}: the package {package} is not installed; pip install {package}, or go on without it with "
+                    "--missing-trackers skip",
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -69,9 +69,13 @@ class TrainingSamples:
         was_training = self.denoiser.training
         try:
             pipeline = T2VPipeline(self.model, self.denoiser, self.autoencoder, self.text, self.residence)
-            return write_samples(pipeline, self.requests, self.folder / f"iter_{iteration:07d}")
+            return write_samples(pipeline, self.requests, self.folder_of(iteration))
         finally:
             self.denoiser.train(was_training)
+
+    def folder_of(self, iteration: int) -> Path:
+        """Where the videos of an iteration are written."""
+        return self.folder / f"iter_{iteration:07d}"
 
 
 def write_samples(pipeline: T2VPipeline, requests: Sequence[Request], folder: Path) -> list[Path]:

@@ -1,37 +1,24 @@
-"""Reports of a run: metrics.jsonl for plots, TensorBoard and Weights & Biases on request."""
+"""Reports of a run: metrics.jsonl for plots, and the trackers that are asked for."""
 
 import collections
 import contextlib
 import errno
 import functools
-import importlib
 import json
 import math
 import os
-import time
 from pathlib import Path
-from typing import Protocol
 
 from mindspeed_mm import logs
 from mindspeed_mm.config.run import TrainingFlags
-from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.training import trackers
 from mindspeed_mm.training.metrics import StepMetrics
+from mindspeed_mm.training.trackers import Sink
 
 _log = logs.get(__name__)
 _MOST_WAITING = 100_000  # lines kept in memory while the disk refuses them
 _LONGEST_LINE = 2**16  # bytes
-_NEW_WRITER_S = 60.0
 METRICS_FILE = "metrics.jsonl"
-
-
-class Sink(Protocol):
-    """A place for the numbers of a run. Its methods may raise; `Reports` then goes on without it."""
-
-    def step(self, metrics: StepMetrics) -> None: ...
-
-    def values(self, iteration: int, values: dict[str, float]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class JsonLines:
@@ -60,70 +47,11 @@ class JsonLines:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 self._waiting.popleft()
 
+    def samples(self, iteration: int, folder: Path) -> None:
+        """Does nothing: the videos are files beside this one."""
+
     def close(self) -> None:
         """Does nothing: the file is closed between lines."""
-
-
-class TensorBoard:
-    """Scalars as TensorBoard events, every `interval` steps."""
-
-    def __init__(self, folder: str, interval: int):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ConfigError(
-                "--tensorboard-dir: the package tensorboard is not installed; pip install tensorboard"
-            ) from None
-        self._make = functools.partial(SummaryWriter, folder)
-        self._writer = self._make()
-        self._failed = float("-inf")
-        self._interval = interval
-
-    def step(self, metrics: StepMetrics) -> None:
-        if metrics.iteration % self._interval == 0:
-            self.values(metrics.iteration, metrics.scalars())
-
-    def values(self, iteration: int, values: dict[str, float]) -> None:
-        if self._writer is None and time.monotonic() - self._failed > _NEW_WRITER_S:
-            self._writer = self._make()
-        if self._writer is None:
-            raise OSError("its writer has failed; a new one is tried every minute")
-        try:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, iteration)
-        except Exception:  # its thread has ended and does not recover with the disk
-            self._writer, self._failed = None, time.monotonic()
-            raise
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-
-class WeightsAndBiases:
-    """Sends scalars to a Weights & Biases project; the key comes from `wandb login` or its environment variable."""
-
-    def __init__(self, config: TrainingFlags):
-        try:
-            wandb = importlib.import_module("wandb")  # by name: no dependency of this project
-        except ImportError:
-            raise ConfigError("--wandb-project: the package wandb is not installed; pip install wandb") from None
-        report = config.report
-        self._run = wandb.init(
-            project=report.wandb_project,
-            name=report.wandb_name,
-            dir=report.wandb_dir,
-            config={name: value for name, value in config.flags if value is not None},
-        )
-
-    def step(self, metrics: StepMetrics) -> None:
-        self.values(metrics.iteration, metrics.scalars())
-
-    def values(self, iteration: int, values: dict[str, float]) -> None:
-        self._run.log(values, step=iteration)
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 class Reports:
@@ -133,15 +61,12 @@ class Reports:
         self._sinks: list[tuple[Sink, logs.Attempts]] = []
         if not is_first:
             return
-        report = config.report
         if config.checkpoint.save is not None:
             file = Path(config.checkpoint.save) / METRICS_FILE
             file.parent.mkdir(parents=True, exist_ok=True)
             self._add(JsonLines(file), str(file))
-        if report.tensorboard_dir is not None:
-            self._add(TensorBoard(report.tensorboard_dir, report.tensorboard_interval), report.tensorboard_dir)
-        if report.wandb_project is not None:
-            self._add(WeightsAndBiases(config), "Weights & Biases")
+        for name, tracker in trackers.opened(config):
+            self._add(tracker, name)
 
     def step(self, metrics: StepMetrics) -> None:
         for sink, attempt in self._sinks:
@@ -151,6 +76,11 @@ class Reports:
         """Reports values that are not computed in every step, such as evaluation losses."""
         for sink, attempt in self._sinks:
             attempt(functools.partial(sink.values, iteration, values))
+
+    def samples(self, iteration: int, folder: Path) -> None:
+        """Reports the videos that were sampled into `folder`."""
+        for sink, attempt in self._sinks:
+            attempt(functools.partial(sink.samples, iteration, folder))
 
     @contextlib.contextmanager
     def open(self):

@@ -21,7 +21,7 @@ _LEDGER_INTERVAL = 10  # steps between collective additions to the ledger of bad
 # The watchdog's report of a hang says more than the error of a waiting rank, so it goes first.
 _AFTER_THE_WATCHDOG_S = 30.0
 Evaluation = Callable[[], dict[str, float]]  # measures the current weights on held-out clips: name -> value
-Sampler = Callable[[int], None]  # makes videos with the current weights; takes the iteration
+Sampler = Callable[[int], Path]  # makes videos with the current weights; takes the iteration, returns their folder
 Export = Callable[[], None]  # writes the final weights as a file
 
 
@@ -189,7 +189,7 @@ class Trainer:
             self.watchdog.beat("evaluation", iteration)
         if sampler is not None:
             self.step.engine.publish()
-            sampler(iteration)
+            self.reports.samples(iteration, sampler(iteration))
             self.step.engine.network.train()
             self.watchdog.beat("sampling", iteration)
         return evaluation is not None or sampler is not None
