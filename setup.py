@@ -63,5 +63,6 @@ setup(
         "npu": ["torch_npu", "einops", "scipy"],
         "serve": ["gradio>=6,<7"],  # the web page
         "readers": ["decord2>=3.0"],
+        "diffusers": ["diffusers>=0.36", "accelerate>=1.0", "peft>=0.17"],  # mindspeed_mm.diffusers; peft for adapters
     },
 )

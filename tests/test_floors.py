@@ -35,6 +35,7 @@ FLOORS = {
     "sampling": 7,
     "api": 8,
     "web": 8,
+    "diffusers": 8,  # the same networks as components of diffusers
     "torchrun": 8,
     "launchers": 9,
     "launch": 10,
@@ -109,6 +110,8 @@ def test_only_one_file_imports_megatron_and_one_folder_devices():
             name = path.relative_to(PACKAGE)
             if module.startswith("megatron"):
                 assert str(name) == "parallel/megatron.py", f"{name}:{line}"
+            if module.split(".")[0] == "diffusers":
+                assert name.parts[0] == "diffusers", f"{name}:{line}"
             if module.startswith(("torch_npu", "mindspeed.")):
                 assert str(name) == "platforms/npu.py", f"{name}:{line}"
 

@@ -116,10 +116,17 @@ class ExportFlags:
     save: str = flag(
         "",
         "--save",
-        published=("--save_dir",),
+        published=("--save_dir", "--output"),
         required=True,
         metavar="DIR",
-        help="folder to write; it must not hold a config.json yet",
+        help="folder to write; it must not hold a config.json or a model_index.json yet",
+    )
+    format: str = flag(
+        "mindspeed-mm",
+        "--format",
+        choices=("mindspeed-mm", "diffusers"),
+        help="who loads it: T2VPipeline.from_pretrained, or DiffusionPipeline.from_pretrained of diffusers, for which the "
+        "folder also holds the text encoders and the code that it needs",
     )
     load: str | None = flag(
         None, "--load", metavar="DIR", help="a run's directory, instead of predictor.from_pretrained"
@@ -173,8 +180,12 @@ PROGRAMS = {
     "export": Program(
         flags=ExportFlags,
         description="Write all parts for sampling to one folder, laid out as on the Hugging Face hub: "
-        "T2VPipeline.from_pretrained(FOLDER).",
-        examples=("mindspeed-mm export --mm-model sample.json --save folder \\\n      --load run1 --ema --dtype bf16",),
+        "T2VPipeline.from_pretrained(FOLDER), or with --format diffusers DiffusionPipeline.from_pretrained(FOLDER, "
+        "trust_remote_code=True).",
+        examples=(
+            "mindspeed-mm export --mm-model sample.json --save folder \\\n      --load run1 --ema --dtype bf16",
+            "mindspeed-mm export --mm-model sample.json --format diffusers --output folder",
+        ),
     ),
     "convert-vae": Program(
         flags=ConvertVaeFlags,
@@ -237,18 +248,24 @@ def export(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """`mindspeed-mm export` and tools/export_pretrained.py."""
     with said_in_one_line():
         flags: ExportFlags = _begin("export", argv, prog)
-        from mindspeed_mm.weights import folder
+        config = build(SampleModelConfig, sample_node(read_json(flags.mm_model)))
+        weights = {"load": flags.load, "ema": flags.ema, "dtype": flags.dtype}
+        largest = int(flags.max_shard_gb * 1e9)
+        if flags.format == "diffusers":
+            from mindspeed_mm.diffusers import folder as for_diffusers
 
-        path = folder.from_config(
-            build(SampleModelConfig, sample_node(read_json(flags.mm_model))),
-            flags.save,
-            load=flags.load,
-            ema=flags.ema,
-            dtype=flags.dtype,
-            largest=int(flags.max_shard_gb * 1e9),
-            copy_encoders=flags.copy_encoders,
-            dry_run=flags.dry_run,
-        )
+            path = for_diffusers.from_config(config, flags.save, **weights, largest=largest, dry_run=flags.dry_run)
+        else:
+            from mindspeed_mm.weights import folder
+
+            path = folder.from_config(
+                config,
+                flags.save,
+                **weights,
+                largest=largest,
+                copy_encoders=flags.copy_encoders,
+                dry_run=flags.dry_run,
+            )
         print(path)
 
 

@@ -46,7 +46,7 @@ def grid(config: DiffusionConfig, latent: LatentGrid) -> Tensor:
     if steps is None:
         raise ConfigError("diffusion.num_inference_steps is missing; sampling needs it, for example 50")
     if config.use_linear_quadratic_schedule:
-        return torch.tensor(_linear_quadratic(steps), dtype=torch.float32)
+        return torch.tensor(linear_quadratic(steps), dtype=torch.float32)
     sigma = torch.from_numpy(np.linspace(1.0, 0.0, steps + 1))  # fp64 until the end
     shift = shift_of(config, latent)
     if not (shift > 1 or config.use_dynamic_shifting):
@@ -56,8 +56,11 @@ def grid(config: DiffusionConfig, latent: LatentGrid) -> Tensor:
 
 def shift_of(config: DiffusionConfig, latent: LatentGrid) -> float:
     """Shift for a latent's extent: the config's, or with dynamic shifting one that grows with height x width."""
-    if not config.use_dynamic_shifting:
-        return config.shift
+    return dynamic_shift(latent) if config.use_dynamic_shifting else config.shift
+
+
+def dynamic_shift(latent: LatentGrid) -> float:
+    """Shift that grows with a latent's height x width."""
     slope = (_LOG_SHIFT_HIGH - _LOG_SHIFT_LOW) / (_TOKENS_HIGH - _TOKENS_LOW)
     tokens = latent.height * latent.width // 4  # 2x2 patches; frames do not count, as in the original
     return math.exp(_LOG_SHIFT_LOW + slope * (tokens - _TOKENS_LOW))
@@ -68,8 +71,9 @@ def shifted(sigma: Tensor, shift: float, sigma_eps: float = 0.0) -> Tensor:
     return (shift * sigma / (1 + (shift - 1) * sigma)).clamp_min(sigma_eps)
 
 
-def _linear_quadratic(steps: int) -> list[float]:
-    """Half of the steps as small as those of a much finer linear schedule, then quadratically growing ones.
+def linear_quadratic(steps: int) -> list[float]:
+    """Noise levels of an even number of steps, and 0. Half of the steps are as small as those of a much finer linear
+    schedule, the others grow quadratically.
 
     After Movie Gen (2410.13720, section 3.4.2). The quadratic a i^2 + b i + c continues the linear part with its value
     and slope at i = half, and reaches 1 at i = steps.

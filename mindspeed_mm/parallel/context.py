@@ -3,9 +3,11 @@
 import dataclasses
 import datetime
 import warnings
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from mindspeed_mm.parallel.megatron import TransformerConfig, parallel_state
 from mindspeed_mm.parallel.pulse import Pulse
@@ -175,6 +177,38 @@ class ParallelContext:
     def is_first_of_sample(self) -> bool:
         """True on one of the ranks that compute a sample together."""
         return self.tensor_rank == self.context_rank == self.guidance_rank == 0
+
+    # The layers and moves of `Layout`. Their files import this one, so they are imported on use.
+
+    def column(self, in_features: int, out_features: int, *, bias: bool) -> nn.Module:
+        from mindspeed_mm.parallel.linear import ColumnLinear
+
+        return ColumnLinear(in_features, out_features, self, bias=bias)
+
+    def row(self, in_features: int, out_features: int, *, bias: bool) -> nn.Module:
+        from mindspeed_mm.parallel.linear import RowLinear
+
+        return RowLinear(in_features, out_features, self, bias=bias)
+
+    def condition(self, in_features: int, out_features: int) -> nn.Module:
+        from mindspeed_mm.parallel.linear import ConditionLinear
+
+        return ConditionLinear(in_features, out_features, self)
+
+    def together(self, x: Tensor, *layers: Any) -> tuple[Tensor, ...]:
+        from mindspeed_mm.parallel.linear import together
+
+        return together(x, *layers)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        from mindspeed_mm.parallel.collectives import split_heads
+
+        return split_heads(x, self)
+
+    def join_heads(self, x: Tensor) -> Tensor:
+        from mindspeed_mm.parallel.collectives import join_heads
+
+        return join_heads(x, self)
 
     def config(self, *, split_sequence: bool | None = None) -> TransformerConfig:
         """The config object that megatron-core's layers and wrappers need.

@@ -8,9 +8,7 @@ from mindspeed_mm.models.sparse_ummdit.norms import RMSNorm
 from mindspeed_mm.ops.attention import attend
 from mindspeed_mm.ops.lean import normed_rotated
 from mindspeed_mm.ops.skiparse import join_text, split_text
-from mindspeed_mm.parallel.collectives import join_heads, split_heads
-from mindspeed_mm.parallel.context import ParallelContext
-from mindspeed_mm.parallel.linear import ColumnLinear, RowLinear, together
+from mindspeed_mm.parallel.layout import Layout
 
 
 class JointAttention(nn.Module):
@@ -20,9 +18,7 @@ class JointAttention(nn.Module):
     RMS-normalised per head (2302.05442); RoPE rotates those of the video only.
     """
 
-    def __init__(
-        self, config: SparseUMMDiTConfig, parallel: ParallelContext, sparsity: int, group: bool, *, text_output: bool
-    ):
+    def __init__(self, config: SparseUMMDiTConfig, parallel: Layout, sparsity: int, group: bool, *, text_output: bool):
         """sparsity, group: the Skiparse pattern of this block. text_output: False omits the text's output projection."""
         super().__init__()
         self.parallel = parallel
@@ -32,15 +28,15 @@ class JointAttention(nn.Module):
         width, bias = config.hidden_size, config.attention_bias
         self.norm_q = RMSNorm(config.head_dim, config.norm_eps)
         self.norm_k = RMSNorm(config.head_dim, config.norm_eps)
-        self.to_q = ColumnLinear(width, width, parallel, bias=bias)
-        self.to_k = ColumnLinear(width, width, parallel, bias=bias)
-        self.to_v = ColumnLinear(width, width, parallel, bias=bias)
-        self.add_k_proj = ColumnLinear(width, width, parallel, bias=bias)
-        self.add_v_proj = ColumnLinear(width, width, parallel, bias=bias)
-        self.add_q_proj = ColumnLinear(width, width, parallel, bias=bias)
+        self.to_q = parallel.column(width, width, bias=bias)
+        self.to_k = parallel.column(width, width, bias=bias)
+        self.to_v = parallel.column(width, width, bias=bias)
+        self.add_k_proj = parallel.column(width, width, bias=bias)
+        self.add_v_proj = parallel.column(width, width, bias=bias)
+        self.add_q_proj = parallel.column(width, width, bias=bias)
         dropout = Dropout(config.dropout, 1, parallel)
-        self.to_out = nn.ModuleList([RowLinear(width, width, parallel, bias=True), dropout])
-        self.to_add_out = RowLinear(width, width, parallel, bias=True) if text_output else None
+        self.to_out = nn.ModuleList([parallel.row(width, width, bias=True), dropout])
+        self.to_add_out = parallel.row(width, width, bias=True) if text_output else None
         self.norm_added_q = RMSNorm(config.head_dim, config.norm_eps)
         self.norm_added_k = RMSNorm(config.head_dim, config.norm_eps)
 
@@ -61,26 +57,30 @@ class JointAttention(nn.Module):
         rope: tables for all S tokens of the video. keep: [k*B, S'/k + L] bool, real keys of each part, None if all are
         real (see `masks.py`). places: for dropout; None without.
         """
-        q, k, v = (self._heads(x) for x in together(video, self.to_q, self.to_k, self.to_v))
+        q, k, v = (self._heads(x) for x in self.parallel.together(video, self.to_q, self.to_k, self.to_v))
         text_q, text_k, text_v = (
-            self._heads(x) for x in together(text, self.add_q_proj, self.add_k_proj, self.add_v_proj)
+            self._heads(x) for x in self.parallel.together(text, self.add_q_proj, self.add_k_proj, self.add_v_proj)
         )
         q, k = _normed(self.norm_q, q, rope), _normed(self.norm_k, k, rope)
         text_q, text_k = _normed(self.norm_added_q, text_q), _normed(self.norm_added_k, text_k)
 
-        out = attend(self._joint(q, text_q), self._joint(k, text_k), self._joint(v, text_v), keep)
+        out = self.attend(self._joint(q, text_q), self._joint(k, text_k), self._joint(v, text_v), keep)
         video, text = split_text(out, self.sparsity, self.group, q.shape[0])
         project, dropout = self.to_out
-        video = project(join_heads(video, self.parallel).flatten(2))
+        video = project(self.parallel.join_heads(video).flatten(2))
         if places is not None:
             video = dropout(video, places.seeds, places.video_part)
         if self.to_add_out is None:
             return video, None
-        return video, self.to_add_out(join_heads(text, self.parallel).flatten(2))
+        return video, self.to_add_out(self.parallel.join_heads(text).flatten(2))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
+        """The attention operator, [S,B,H,D] each; a subclass may choose another."""
+        return attend(q, k, v, keep)
 
     def _heads(self, x: Tensor) -> Tensor:
         """[S/CP,B,H*D/TP] -> [S,B,H/(TP*CP),D]."""
-        return split_heads(x.unflatten(2, (-1, self.head_dim)), self.parallel)
+        return self.parallel.split_heads(x.unflatten(2, (-1, self.head_dim)))
 
     def _joint(self, video: Tensor, text: Tensor) -> Tensor:
         """Skiparse parts of the video, each followed by the whole text: [S'/k + L, k*B, H, D]."""

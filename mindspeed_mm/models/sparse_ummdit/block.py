@@ -1,5 +1,7 @@
 """One transformer block over the two streams."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -7,9 +9,9 @@ from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.sparse_ummdit.attention import JointAttention
 from mindspeed_mm.models.sparse_ummdit.dropout import Dropout, Places
 from mindspeed_mm.models.sparse_ummdit.modulation import BlockNorm
+from mindspeed_mm.models.sparse_ummdit.norms import NORMS
 from mindspeed_mm.ops.lean import gated, gelu, recomputed
-from mindspeed_mm.parallel.context import ParallelContext
-from mindspeed_mm.parallel.linear import ColumnLinear, RowLinear
+from mindspeed_mm.parallel.layout import Layout
 from mindspeed_mm.parallel.recompute import maybe_recompute
 
 # `activation_fn` in the config -> `approximate` of torch's gelu.
@@ -19,10 +21,10 @@ GELUS = {"gelu": "none", "gelu-approximate": "tanh"}
 class Gelu(nn.Module):
     """A linear; `FeedForward` applies the GELU after it."""
 
-    def __init__(self, width: int, inner: int, activation: str, parallel: ParallelContext):
+    def __init__(self, width: int, inner: int, activation: str, parallel: Layout):
         super().__init__()
         self.approximate = GELUS[activation]
-        self.proj = ColumnLinear(width, inner, parallel, bias=False)
+        self.proj = parallel.column(width, inner, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x)
@@ -35,14 +37,14 @@ class Gelu(nn.Module):
 class FeedForward(nn.Module):
     """Feed-forward layer: expands four times, GELU, contracts; no biases."""
 
-    def __init__(self, config: SparseUMMDiTConfig, parallel: ParallelContext, dropout_place: int):
+    def __init__(self, config: SparseUMMDiTConfig, parallel: Layout, dropout_place: int):
         super().__init__()
         width = config.hidden_size
         self.net = nn.ModuleList(
             [
                 Gelu(width, 4 * width, config.activation_fn, parallel),
                 Dropout(config.dropout, dropout_place, parallel, features_split=True),
-                RowLinear(4 * width, width, parallel, bias=False),
+                parallel.row(4 * width, width, bias=False),
             ]
         )
 
@@ -67,16 +69,16 @@ class Block(nn.Module):
     The last block of the network has no text output, since it would never be used.
     """
 
-    def __init__(
-        self, config: SparseUMMDiTConfig, parallel: ParallelContext, sparsity: int, group: bool, *, last: bool
-    ):
+    attention: ClassVar[type[JointAttention]] = JointAttention
+
+    def __init__(self, config: SparseUMMDiTConfig, parallel: Layout, sparsity: int, group: bool, *, last: bool):
         super().__init__()
         self.pattern = (sparsity, group)
         self.last = last
         norm = (config.hidden_size, config.timestep_embed_dim, config.norm_cls, config.norm_eps, parallel)
         own_text_path = config.double_ff and not last
         self.norm1 = BlockNorm(*norm, with_text=True)
-        self.attn1 = JointAttention(config, parallel, sparsity, group, text_output=not last)
+        self.attn1 = self.attention(config, parallel, sparsity, group, text_output=not last)
         self.norm2 = BlockNorm(*norm, with_text=own_text_path)
         self.ff = FeedForward(config, parallel, 2)
         self.ff_enc = FeedForward(config, parallel, 3) if own_text_path else None
@@ -133,3 +135,10 @@ def _within_half_range(x: Tensor, training: bool) -> Tensor:
         return x
     limit = torch.finfo(torch.float16).max
     return x.nan_to_num(nan=0.0, posinf=limit, neginf=-limit)
+
+
+def skip_join(config: SparseUMMDiTConfig) -> nn.Sequential:
+    """Joins a stage's input with its mirror stage's output, [S,B,2D] -> [S,B,D]."""
+    width = 2 * config.hidden_size
+    norm = nn.Identity() if config.skip_connection_zero_init else NORMS[config.norm_cls](width, config.norm_eps)
+    return nn.Sequential(norm, nn.Linear(width, config.hidden_size))

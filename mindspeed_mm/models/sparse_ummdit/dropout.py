@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mindspeed_mm.ops import dropout
-from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.parallel.layout import Layout
 
 _FIRST_TEXT = 2**31  # first place of text tokens; no video has as many tokens
 
@@ -25,7 +25,7 @@ class Places(NamedTuple):
     video_part: Tensor
 
     @classmethod
-    def of(cls, seeds: Tensor, tokens: int, text: Tensor, parallel: ParallelContext) -> "Places":
+    def of(cls, seeds: Tensor, tokens: int, text: Tensor, parallel: Layout) -> "Places":
         """seeds: [B] int64 in [0, 2^63). tokens: number of the whole video. text: [L], number of each text token
         before padding was removed.
         """
@@ -46,7 +46,7 @@ class Places(NamedTuple):
 class Dropout(nn.Module):
     """Dropout at one of a block's places; without parameters. Called only with `Places`."""
 
-    def __init__(self, rate: float, place: int, parallel: ParallelContext, *, features_split: bool = False):
+    def __init__(self, rate: float, place: int, parallel: Layout, *, features_split: bool = False):
         """place: distinguishes the dropouts of a block. features_split: True if the features are split over TP."""
         super().__init__()
         self.rate = rate

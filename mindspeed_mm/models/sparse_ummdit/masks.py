@@ -50,8 +50,12 @@ def key_masks(patterns: set[Pattern], video: Tensor | None, text: Tensor, tokens
     else:
         text_is_real = False  # every pattern then has a mask
     return {
-        (k, group): None
-        if text_is_real and padding(tokens, k) == 0
-        else torch.cat((skip_keep(video, k, group), text.repeat(k, 1)), dim=1)
+        (k, group): None if text_is_real and padding(tokens, k) == 0 else key_mask((k, group), video, text)
         for k, group in patterns
     }
+
+
+def key_mask(pattern: Pattern, video: Tensor, text: Tensor) -> Tensor:
+    """The mask of one pattern's keys; see `key_masks`."""
+    k, group = pattern
+    return torch.cat((skip_keep(video, k, group), text.repeat(k, 1)), dim=1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mindspeed_mm.families.base import Grid
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.denoiser import Conditions, Denoiser
-from mindspeed_mm.models.sparse_ummdit.block import Block
+from mindspeed_mm.models.sparse_ummdit.block import Block, skip_join
 from mindspeed_mm.models.sparse_ummdit.dropout import Places
 from mindspeed_mm.models.sparse_ummdit.embeddings import PatchEmbed, TimeTextEmbed, unpatchify
 from mindspeed_mm.models.sparse_ummdit.masks import key_masks, patch_keep, used_columns, without_padding
@@ -62,8 +62,8 @@ class SparseUMMDiT(Denoiser):
         )
         if config.skip_connection:
             decoder_stages = range(len(config.num_layers) // 2)
-            self.skip_norm_linear = nn.ModuleList(_skip(config) for _ in decoder_stages)
-            self.skip_norm_linear_enc = nn.ModuleList(_skip(config) for _ in decoder_stages)
+            self.skip_norm_linear = nn.ModuleList(skip_join(config) for _ in decoder_stages)
+            self.skip_norm_linear_enc = nn.ModuleList(skip_join(config) for _ in decoder_stages)
         self.norm_final = NORMS[config.norm_cls](width, config.norm_eps)
         self.norm_out = FinalNorm(width, config.timestep_embed_dim, config.norm_cls, config.norm_eps, parallel)
         self.proj_out = nn.Linear(width, config.patch_size**2 * config.velocity_channels)
@@ -270,9 +270,3 @@ def _stage(config: SparseUMMDiTConfig, parallel: ParallelContext, stage: int) ->
         )
         for index in range(count)
     )
-
-
-def _skip(config: SparseUMMDiTConfig) -> nn.Sequential:
-    width = 2 * config.hidden_size
-    norm = nn.Identity() if config.skip_connection_zero_init else NORMS[config.norm_cls](width, config.norm_eps)
-    return nn.Sequential(norm, nn.Linear(width, config.hidden_size))

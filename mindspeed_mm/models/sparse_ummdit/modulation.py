@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from mindspeed_mm.models.sparse_ummdit.norms import NORMS, LayerNorm
 from mindspeed_mm.ops.lean import modulate, modulated_layer_norm, recomputed
-from mindspeed_mm.parallel.context import ParallelContext
-from mindspeed_mm.parallel.linear import ConditionLinear
+from mindspeed_mm.parallel.layout import Layout
 
 
 def _modulated(norm: nn.Module, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -26,10 +25,10 @@ class BlockNorm(nn.Module):
     """
 
     def __init__(
-        self, width: int, condition_width: int, norm_cls: str, eps: float, parallel: ParallelContext, *, with_text: bool
+        self, width: int, condition_width: int, norm_cls: str, eps: float, parallel: Layout, *, with_text: bool
     ):
         super().__init__()
-        self.linear = ConditionLinear(condition_width, 6 * width, parallel)
+        self.linear = parallel.condition(condition_width, 6 * width)
         self.norm = NORMS[norm_cls](width, eps)
         self.norm_enc = NORMS[norm_cls](width, eps) if with_text else None
 
@@ -52,9 +51,9 @@ class BlockNorm(nn.Module):
 class FinalNorm(nn.Module):
     """Norm and modulation before the output projection."""
 
-    def __init__(self, width: int, condition_width: int, norm_cls: str, eps: float, parallel: ParallelContext):
+    def __init__(self, width: int, condition_width: int, norm_cls: str, eps: float, parallel: Layout):
         super().__init__()
-        self.linear = ConditionLinear(condition_width, 2 * width, parallel)
+        self.linear = parallel.condition(condition_width, 2 * width)
         self.norm = NORMS[norm_cls](width, eps)
 
     def forward(self, video: Tensor, condition: Tensor) -> Tensor:

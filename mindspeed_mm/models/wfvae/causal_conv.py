@@ -54,7 +54,8 @@ def _convolve(conv: nn.Conv3d, video: Tensor) -> Tensor:
     torch chooses oneDNN only for batch x channels x frames x height > 20,480. Below it uses a kernel that ran at 9-27
     GFLOP/s, where oneDNN ran at 38-105 (one core, 128 channels, 12-24 pixels). A chunk of a small clip is below.
     """
-    if video.device.type == "cpu" and video.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    plain = video.dtype == conv.weight.dtype == torch.float32  # not weights that a hook of the module casts
+    if video.device.type == "cpu" and plain and torch.backends.mkldnn.is_available():
         shape = (conv.padding, conv.stride, conv.dilation, conv.groups)
         return torch.ops.aten.mkldnn_convolution(video, conv.weight, conv.bias, *shape)
     return conv(video)

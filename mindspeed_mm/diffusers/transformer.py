@@ -1,0 +1,217 @@
+"""SparseUMMDiT as a diffusers model: the blocks of `models/sparse_ummdit/` and the published names, in plain torch.
+
+Its forward pass is one graph for torch.compile: nothing in it depends on values of tensors. So the caller removes
+padding of the text, as `OpenSoraPlanPipeline` does. Dropout of the config is not applied.
+"""
+
+import math
+from typing import Any
+
+import torch
+from diffusers import CacheMixin, ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.utils import apply_lora_scale
+from torch import Tensor, nn
+
+from mindspeed_mm.diffusers.settings import checked, takes
+from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
+from mindspeed_mm.models.sparse_ummdit.attention import JointAttention
+from mindspeed_mm.models.sparse_ummdit.block import Block, skip_join
+from mindspeed_mm.models.sparse_ummdit.embeddings import PatchEmbed, TimeTextEmbed, unpatchify
+from mindspeed_mm.models.sparse_ummdit.masks import key_mask
+from mindspeed_mm.models.sparse_ummdit.modulation import FinalNorm
+from mindspeed_mm.models.sparse_ummdit.norms import NORMS
+from mindspeed_mm.ops import rope3d
+from mindspeed_mm.ops.attention import attend
+from mindspeed_mm.ops.skiparse import padding
+from mindspeed_mm.parallel.alone import Alone
+
+
+class JointAttentionProcessor:
+    """Attention over the joined parts of video and text, by the backend that diffusers' dispatch is set to."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
+        """See `ops.attention.attend`. An NPU without a chosen backend takes the fused operator there."""
+        if self._attention_backend is None and q.device.type == "npu":
+            return attend(q, k, v, keep)
+        mask = None
+        if keep is not None:
+            mask = (keep | ~keep.any(1, keepdim=True))[:, None, None, :]
+        q, k, v = (x.transpose(0, 1) for x in (q, k, v))
+        out = dispatch_attention_fn(q, k, v, attn_mask=mask, backend=self._attention_backend)
+        return out.transpose(0, 1)
+
+
+class DispatchedAttention(JointAttention, AttentionModuleMixin):
+    """`JointAttention` whose operator is its processor."""
+
+    _default_processor_cls = JointAttentionProcessor
+    _available_processors = [JointAttentionProcessor]
+    _supports_qkv_fusion = False  # names of parameters are the published ones
+
+    def __init__(self, config: SparseUMMDiTConfig, parallel: Alone, sparsity: int, group: bool, *, text_output: bool):
+        super().__init__(config, parallel, sparsity, group, text_output=text_output)
+        self.processor = JointAttentionProcessor()
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
+        return self.processor(q, k, v, keep)
+
+
+class SparseUMMDiTBlock(Block):
+    """`Block` with diffusers' attention."""
+
+    attention = DispatchedAttention
+
+
+class SparseUMMDiTStage(nn.ModuleList):
+    """The blocks of one stage. For diffusers' caches it is one transformer block, as for `--step-cache`."""
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Any  # set by `enable_gradient_checkpointing`
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        shared: tuple,
+        joins: tuple[nn.Module, nn.Module] | None = None,
+        skips: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Video [S,B,D] and text [L,B,D] through the stage.
+
+        shared: condition, rope and masks. joins, skips: in the second half, how the stage takes the output of its
+        mirror stage, and that output.
+        """
+        video, text = hidden_states, encoder_hidden_states
+        condition, rope, masks = shared
+        if joins is not None and skips is not None:
+            video = joins[0](torch.cat((video, skips[0]), dim=-1))
+            text = joins[1](torch.cat((text, skips[1]), dim=-1))
+        for block in self:
+            inputs = (video, text, condition, rope, masks[block.pattern])
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                video, text = self._gradient_checkpointing_func(block, *inputs, False, False)
+            else:
+                video, text = block(*inputs, lean=torch.is_grad_enabled())
+        return video, text
+
+
+class SparseUMMDiTTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin, CacheMixin):
+    """The denoiser of Open-Sora Plan v1.5. Its settings are the fields of `SparseUMMDiTConfig`."""
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["SparseUMMDiTBlock", "Sequential"]
+    _repeated_blocks = ["SparseUMMDiTBlock"]
+    _skip_layerwise_casting_patterns = ["patch_embed", "time_text_embed", "norm"]
+
+    @register_to_config
+    @takes(SparseUMMDiTConfig, without=("model_id", "from_pretrained"))
+    def __init__(self, **settings: Any):
+        super().__init__()
+        config = checked(SparseUMMDiTConfig, settings)
+        alone, width = Alone(), config.hidden_size
+        self.settings = config
+        self.patch_embed = PatchEmbed(config.in_channels, width, config.patch_size)
+        self.time_text_embed = TimeTextEmbed(config.timestep_embed_dim, config.pooled_projection_dim)
+        self.caption_projection = nn.Linear(config.caption_channels, width)
+        self.transformer_blocks = nn.ModuleList(_stage(config, alone, stage) for stage in range(len(config.num_layers)))
+        if config.skip_connection:
+            second_half = range(len(config.num_layers) // 2)
+            self.skip_norm_linear = nn.ModuleList(skip_join(config) for _ in second_half)
+            self.skip_norm_linear_enc = nn.ModuleList(skip_join(config) for _ in second_half)
+        self.norm_final = NORMS[config.norm_cls](width, config.norm_eps)
+        self.norm_out = FinalNorm(width, config.timestep_embed_dim, config.norm_cls, config.norm_eps, alone)
+        self.proj_out = nn.Linear(width, config.patch_size**2 * config.velocity_channels)
+        self.gradient_checkpointing = False
+
+    @apply_lora_scale("attention_kwargs")
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        pooled_projections: Tensor,
+        encoder_attention_mask: Tensor | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[Tensor]:
+        """Velocity [B,C,T,H,W] at noisy latents [B,C,T,H,W], noise - clean.
+
+        timestep: [B], 1000 times the noise level in [0, 1]. encoder_hidden_states: [B,L,D] of T5, with
+        encoder_attention_mask [B,L], nonzero at real tokens (None: all). pooled_projections: [B,P] of CLIP.
+        """
+        config = self.settings
+        extent = self._extent(hidden_states)
+        condition = self.time_text_embed(timestep.float() / 1000, pooled_projections)
+        video = self.patch_embed(hidden_states)
+        text = self.caption_projection(encoder_hidden_states).transpose(0, 1).contiguous()
+        rope = rope3d.tables(extent, config.head_dim, config.interpolation_scale, device=hidden_states.device)
+        masks = self._masks(math.prod(extent), encoder_hidden_states, encoder_attention_mask)
+        video = self._stages(video, text, (condition, rope, masks))
+        video = self.proj_out(self.norm_out(self.norm_final(video), condition))
+        sample = unpatchify(video, extent, config.patch_size, config.velocity_channels)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _stages(self, video: Tensor, text: Tensor, shared: tuple) -> Tensor:
+        """Runs the U: stages of the first half push their outputs, those of the second half pop them."""
+        kept: list[tuple[Tensor, Tensor]] = []
+        middle = len(self.transformer_blocks) // 2
+        for index, stage in enumerate(self.transformer_blocks):
+            joins, skips = None, None
+            if index > middle and self.settings.skip_connection:
+                join = index - middle - 1
+                joins, skips = (self.skip_norm_linear[join], self.skip_norm_linear_enc[join]), kept.pop()
+            video, text = stage(video, text, shared, joins, skips)
+            if index < middle and self.settings.skip_connection:
+                kept.append((video, text))
+        return video
+
+    def _extent(self, latents: Tensor) -> tuple[int, int, int]:
+        """Grid of video tokens. Raises ValueError for latents that do not fit."""
+        config = self.settings
+        if latents.ndim != 5 or latents.shape[1] != config.in_channels:
+            raise ValueError(f"hidden_states {list(latents.shape)}: need [B,{config.in_channels},T,H,W]")
+        t, h, w = latents.shape[2:]
+        if h % config.patch_size or w % config.patch_size:
+            raise ValueError(f"hidden_states of {h}x{w}: height and width must be multiples of {config.patch_size}")
+        return t, h // config.patch_size, w // config.patch_size
+
+    def _masks(self, tokens: int, text: Tensor, keep: Tensor | None) -> dict[tuple[int, bool], Tensor | None]:
+        """The mask of each pattern's keys (`key_masks`), by the shapes alone; None where all keys are real."""
+        stages: Any = self.transformer_blocks
+        patterns = dict.fromkeys(block.pattern for stage in stages for block in stage)
+        real = text.new_ones(text.shape[:2], dtype=torch.bool) if keep is None else keep.bool()
+        video = text.new_ones((text.shape[0], tokens), dtype=torch.bool)
+        return {
+            pattern: None if keep is None and padding(tokens, pattern[0]) == 0 else key_mask(pattern, video, real)
+            for pattern in patterns
+        }
+
+
+def _stage(config: SparseUMMDiTConfig, parallel: Alone, stage: int) -> SparseUMMDiTStage:
+    count, sparsity = config.num_layers[stage], config.sparsities[stage]
+    is_last_stage = stage == len(config.num_layers) - 1
+    return SparseUMMDiTStage(
+        SparseUMMDiTBlock(
+            config,
+            parallel,
+            sparsity,
+            group=sparsity > 1 and index % 2 == 1,
+            last=is_last_stage and index == count - 1,
+        )
+        for index in range(count)
+    )
+
+
+TransformerBlockRegistry.register(
+    SparseUMMDiTStage,
+    TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=1),
+)
