@@ -206,6 +206,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline, OpenSoraPlanLoraMixin, EncodesProm
         for name, features in zip(contexts, halves, strict=True):
             features = without_padding(features, used_columns(features.keep, 1))
             count = features.sequence.shape[0]
+            mask = {} if bool(features.keep.all()) else {"encoder_attention_mask": features.keep}
             with self.transformer.cache_context(name):
                 found.append(
                     self.transformer(
@@ -213,7 +214,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline, OpenSoraPlanLoraMixin, EncodesProm
                         timestep=timestep.expand(count),
                         encoder_hidden_states=features.sequence,
                         pooled_projections=features.pooled,
-                        encoder_attention_mask=None if bool(features.keep.all()) else features.keep,
+                        **mask,
                         attention_kwargs=self.attention_kwargs,
                         return_dict=False,
                     )[0]
@@ -223,6 +224,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline, OpenSoraPlanLoraMixin, EncodesProm
         without, with_prompt = torch.cat(found).chunk(2)
         return guidance.combine(without, with_prompt, *self._guidance)
 
+    @torch.no_grad()
     def decode_latents(self, latents: Tensor, output_type: str = "pil") -> Any:
         """Videos of clean latents [B,C,T,H,W]."""
         said = self.vae.config

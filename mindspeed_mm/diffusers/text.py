@@ -58,6 +58,7 @@ class EncodesPrompts:
     text_encoder_2: Any
     _execution_device: Any  # diffusers' property
 
+    @torch.no_grad()
     def encode_prompt(
         self,
         prompt: str | list[str],

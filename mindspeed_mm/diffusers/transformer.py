@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import torch
-from diffusers import CacheMixin, ModelMixin
+from diffusers import CacheMixin, FasterCacheConfig, ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.loaders import PeftAdapterMixin
@@ -22,6 +22,7 @@ from mindspeed_mm.diffusers.settings import checked, takes
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.sparse_ummdit.attention import JointAttention
 from mindspeed_mm.models.sparse_ummdit.block import Block, skip_join
+from mindspeed_mm.models.sparse_ummdit.dropout import Places
 from mindspeed_mm.models.sparse_ummdit.embeddings import PatchEmbed, TimeTextEmbed, unpatchify
 from mindspeed_mm.models.sparse_ummdit.masks import key_mask
 from mindspeed_mm.models.sparse_ummdit.modulation import FinalNorm
@@ -51,7 +52,11 @@ class JointAttentionProcessor:
 
 
 class DispatchedAttention(JointAttention, AttentionModuleMixin):
-    """`JointAttention` whose operator is its processor."""
+    """`JointAttention` whose operator is its processor.
+
+    Batch first at its border, [B,S,D] and [B,L,D], and one tensor instead of a pair without a text: there diffusers'
+    caches look at it.
+    """
 
     _default_processor_cls = JointAttentionProcessor
     _available_processors = [JointAttentionProcessor]
@@ -61,6 +66,17 @@ class DispatchedAttention(JointAttention, AttentionModuleMixin):
         super().__init__(config, parallel, sparsity, group, text_output=text_output)
         self.processor = JointAttentionProcessor()
 
+    def forward(
+        self,
+        video: Tensor,
+        text: Tensor,
+        rope: tuple[Tensor, Tensor],
+        keep: Tensor | None,
+        places: Places | None = None,
+    ) -> Any:
+        out, text_out = super().forward(video.transpose(0, 1), text.transpose(0, 1), rope, keep, places)
+        return out.transpose(0, 1) if text_out is None else (out.transpose(0, 1), text_out.transpose(0, 1))
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
         return self.processor(q, k, v, keep)
 
@@ -69,6 +85,18 @@ class SparseUMMDiTBlock(Block):
     """`Block` with diffusers' attention."""
 
     attention = DispatchedAttention
+
+    def attended(
+        self,
+        video: Tensor,
+        text: Tensor,
+        rope: tuple[Tensor, Tensor],
+        keep: Tensor | None,
+        places: Places | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        found = self.attn1(video.transpose(0, 1), text.transpose(0, 1), rope, keep, places)
+        out, text_out = found if isinstance(found, tuple) else (found, None)
+        return out.transpose(0, 1), None if text_out is None else text_out.transpose(0, 1)
 
 
 class SparseUMMDiTStage(nn.ModuleList):
@@ -131,6 +159,13 @@ class SparseUMMDiTTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, Pe
         self.norm_out = FinalNorm(width, config.timestep_embed_dim, config.norm_cls, config.norm_eps, alone)
         self.proj_out = nn.Linear(width, config.patch_size**2 * config.velocity_channels)
         self.gradient_checkpointing = False
+
+    def enable_cache(self, config: Any) -> None:
+        """See `CacheMixin`. FasterCache also needs to know that the pooled text has both halves of guidance."""
+        if isinstance(config, FasterCacheConfig):
+            known = config._unconditional_conditional_input_kwargs_identifiers
+            config._unconditional_conditional_input_kwargs_identifiers = [*known, "pooled_projections"]
+        super().enable_cache(config)
 
     @apply_lora_scale("attention_kwargs")
     def forward(

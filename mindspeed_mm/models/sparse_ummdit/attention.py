@@ -4,9 +4,8 @@ from torch import Tensor, nn
 
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.sparse_ummdit.dropout import Dropout, Places
-from mindspeed_mm.models.sparse_ummdit.norms import RMSNorm
+from mindspeed_mm.models.sparse_ummdit.norms import HeadNorm
 from mindspeed_mm.ops.attention import attend
-from mindspeed_mm.ops.lean import normed_rotated
 from mindspeed_mm.ops.skiparse import join_text, split_text
 from mindspeed_mm.parallel.layout import Layout
 
@@ -26,8 +25,8 @@ class JointAttention(nn.Module):
         self.group = group
         self.head_dim = config.head_dim
         width, bias = config.hidden_size, config.attention_bias
-        self.norm_q = RMSNorm(config.head_dim, config.norm_eps)
-        self.norm_k = RMSNorm(config.head_dim, config.norm_eps)
+        self.norm_q = HeadNorm(config.head_dim, config.norm_eps)
+        self.norm_k = HeadNorm(config.head_dim, config.norm_eps)
         self.to_q = parallel.column(width, width, bias=bias)
         self.to_k = parallel.column(width, width, bias=bias)
         self.to_v = parallel.column(width, width, bias=bias)
@@ -37,10 +36,10 @@ class JointAttention(nn.Module):
         dropout = Dropout(config.dropout, 1, parallel)
         self.to_out = nn.ModuleList([parallel.row(width, width, bias=True), dropout])
         self.to_add_out = parallel.row(width, width, bias=True) if text_output else None
-        self.norm_added_q = RMSNorm(config.head_dim, config.norm_eps)
-        self.norm_added_k = RMSNorm(config.head_dim, config.norm_eps)
+        self.norm_added_q = HeadNorm(config.head_dim, config.norm_eps)
+        self.norm_added_k = HeadNorm(config.head_dim, config.norm_eps)
 
-    def head_norms(self) -> tuple[RMSNorm, ...]:
+    def head_norms(self) -> tuple[HeadNorm, ...]:
         """Norms that only process this TP rank's heads."""
         return self.norm_q, self.norm_k, self.norm_added_q, self.norm_added_k
 
@@ -61,8 +60,8 @@ class JointAttention(nn.Module):
         text_q, text_k, text_v = (
             self._heads(x) for x in self.parallel.together(text, self.add_q_proj, self.add_k_proj, self.add_v_proj)
         )
-        q, k = _normed(self.norm_q, q, rope), _normed(self.norm_k, k, rope)
-        text_q, text_k = _normed(self.norm_added_q, text_q), _normed(self.norm_added_k, text_k)
+        q, k = self.norm_q(q, rope), self.norm_k(k, rope)
+        text_q, text_k = self.norm_added_q(text_q), self.norm_added_k(text_k)
 
         out = self.attend(self._joint(q, text_q), self._joint(k, text_k), self._joint(v, text_v), keep)
         video, text = split_text(out, self.sparsity, self.group, q.shape[0])
@@ -85,7 +84,3 @@ class JointAttention(nn.Module):
     def _joint(self, video: Tensor, text: Tensor) -> Tensor:
         """Skiparse parts of the video, each followed by the whole text: [S'/k + L, k*B, H, D]."""
         return join_text(video, text, self.sparsity, self.group)
-
-
-def _normed(norm: RMSNorm, x: Tensor, rope: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    return normed_rotated(x, norm.weight, norm.eps, rope)

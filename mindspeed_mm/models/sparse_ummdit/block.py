@@ -102,12 +102,23 @@ class Block(nn.Module):
         video, text = _within_half_range(video, self.training), _within_half_range(text, self.training)
         video_in, text_in, gate, text_gate, again = self.norm1(video, text, condition, lean)
         with again:
-            video_out, text_out = self.attn1(video_in, text_in, rope, keep, places)
+            video_out, text_out = self.attended(video_in, text_in, rope, keep, places)
         video = gated(video, gate, video_out)
         if text_out is not None:
             text = gated(text, text_gate, text_out)
         recompute = recompute_feed_forward and self.training
         return maybe_recompute(recompute, self._feed_forward, video, text, condition, lean and not recompute, places)
+
+    def attended(
+        self,
+        video: Tensor,
+        text: Tensor,
+        rope: tuple[Tensor, Tensor],
+        keep: Tensor | None,
+        places: Places | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`attn1`, see there; a subclass may call it in another way."""
+        return self.attn1(video, text, rope, keep, places)
 
     def _feed_forward(
         self, video: Tensor, text: Tensor, condition: Tensor, lean: bool, places: Places | None

@@ -1,21 +1,13 @@
 """Norms with scale, shift and gate from the condition (adaLN, 2212.09748, section 3.2)."""
 
-import functools
 from contextlib import AbstractContextManager
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mindspeed_mm.models.sparse_ummdit.norms import NORMS, LayerNorm
-from mindspeed_mm.ops.lean import modulate, modulated_layer_norm, recomputed
+from mindspeed_mm.models.sparse_ummdit.norms import NORMS
+from mindspeed_mm.ops.lean import recomputed
 from mindspeed_mm.parallel.layout import Layout
-
-
-def _modulated(norm: nn.Module, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """x [S,B,D] normed, times (1 + scale [B,D]), plus shift [B,D]."""
-    if isinstance(norm, LayerNorm):
-        return modulated_layer_norm(x, norm.weight, norm.bias, norm.eps, scale, shift)
-    return modulate(norm(x), scale, shift)
 
 
 class BlockNorm(nn.Module):
@@ -42,9 +34,9 @@ class BlockNorm(nn.Module):
         """
         parts = self.linear(F.silu(condition)).chunk(6, dim=1)
         shift, scale, gate, text_shift, text_scale, text_gate = parts
-        normed, again = recomputed(lean, functools.partial(_modulated, self.norm), video, scale, shift)
+        normed, again = recomputed(lean, self.norm, video, scale, shift)
         if self.norm_enc is not None:
-            text = _modulated(self.norm_enc, text, text_scale, text_shift)
+            text = self.norm_enc(text, text_scale, text_shift)
         return normed, text, gate, text_gate, again
 
 
@@ -58,4 +50,4 @@ class FinalNorm(nn.Module):
 
     def forward(self, video: Tensor, condition: Tensor) -> Tensor:
         shift, scale = self.linear(F.silu(condition)).chunk(2, dim=1)
-        return _modulated(self.norm, video, scale, shift)
+        return self.norm(video, scale, shift)

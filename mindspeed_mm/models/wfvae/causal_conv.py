@@ -21,6 +21,20 @@ def channels_last(video: Tensor) -> Tensor:
     return video.contiguous(memory_format=torch.channels_last_3d) if video.device.type == "cpu" else video
 
 
+class Conv3d(nn.Conv3d):
+    """Conv3d that on a CPU takes oneDNN for every size.
+
+    torch chooses oneDNN only for batch x channels x frames x height > 20,480. Below it uses a kernel that ran at 9-27
+    GFLOP/s, where oneDNN ran at 38-105 (one core, 128 channels, 12-24 pixels). A chunk of a small clip is below.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.device.type == "cpu" and input.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+            shape = (self.padding, self.stride, self.dilation, self.groups)
+            return torch.ops.aten.mkldnn_convolution(input, self.weight, self.bias, *shape)
+        return super().forward(input)
+
+
 class CausalConv3d(nn.Module):
     """3D convolution with cubic kernels; over time it is padded at the start only, with copies of the first frame."""
 
@@ -31,12 +45,12 @@ class CausalConv3d(nn.Module):
         super().__init__()
         padding = kernel_size // 2 if padding is None else padding
         self.past = kernel_size - 1  # frames before the current one
-        self.conv = nn.Conv3d(in_channels, out_channels, kernel_size, stride, padding=(0, padding, padding))
+        self.conv = Conv3d(in_channels, out_channels, kernel_size, stride, padding=(0, padding, padding))
 
     def forward(self, video: Tensor, chunk: Chunk) -> Tensor:
         """[B,C,T,H,W] -> [B,C',t,H',W'] with t = (T-1)//stride + 1 at the start of a clip, T/stride behind it."""
         if self.past == 0:
-            return _convolve(self.conv, channels_last(video))
+            return self.conv(channels_last(video))
         if chunk.first:
             before = self.past * [video[:, :, :1]]
         else:
@@ -45,20 +59,7 @@ class CausalConv3d(nn.Module):
             before = [kept]
         video = channels_last(torch.cat((*before, video), dim=2))
         chunk.keep(self, video, self.past // self.conv.stride[0])
-        return _convolve(self.conv, video)
-
-
-def _convolve(conv: nn.Conv3d, video: Tensor) -> Tensor:
-    """conv(video). On a CPU oneDNN computes every size.
-
-    torch chooses oneDNN only for batch x channels x frames x height > 20,480. Below it uses a kernel that ran at 9-27
-    GFLOP/s, where oneDNN ran at 38-105 (one core, 128 channels, 12-24 pixels). A chunk of a small clip is below.
-    """
-    plain = video.dtype == conv.weight.dtype == torch.float32  # not weights that a hook of the module casts
-    if video.device.type == "cpu" and plain and torch.backends.mkldnn.is_available():
-        shape = (conv.padding, conv.stride, conv.dilation, conv.groups)
-        return torch.ops.aten.mkldnn_convolution(video, conv.weight, conv.bias, *shape)
-    return conv(video)
+        return self.conv(video)
 
 
 class CausalDownsample(nn.Module):
