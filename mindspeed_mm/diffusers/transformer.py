@@ -138,7 +138,7 @@ class SparseUMMDiTTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, Pe
     _supports_gradient_checkpointing = True
     _no_split_modules = ["SparseUMMDiTBlock", "Sequential"]
     _repeated_blocks = ["SparseUMMDiTBlock"]
-    _skip_layerwise_casting_patterns = ["patch_embed", "time_text_embed", "norm"]
+    _skip_layerwise_casting_patterns = ["patch_embed", "image_embed", "time_text_embed", "norm"]
 
     @register_to_config
     @takes(SparseUMMDiTConfig, without=("model_id", "from_pretrained"))
@@ -148,6 +148,9 @@ class SparseUMMDiTTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, Pe
         alone, width = Alone(), config.hidden_size
         self.settings = config
         self.patch_embed = PatchEmbed(config.in_channels, width, config.patch_size)
+        self.image_embed = None
+        if config.image_channels:
+            self.image_embed = PatchEmbed(config.image_channels, width, config.patch_size, bias=False)
         self.time_text_embed = TimeTextEmbed(config.timestep_embed_dim, config.pooled_projection_dim)
         self.caption_projection = nn.Linear(config.caption_channels, width)
         self.transformer_blocks = nn.ModuleList(_stage(config, alone, stage) for stage in range(len(config.num_layers)))
@@ -175,6 +178,7 @@ class SparseUMMDiTTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, Pe
         encoder_hidden_states: Tensor,
         pooled_projections: Tensor,
         encoder_attention_mask: Tensor | None = None,
+        image_condition: Tensor | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
@@ -182,11 +186,17 @@ class SparseUMMDiTTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, Pe
 
         timestep: [B], 1000 times the noise level in [0, 1]. encoder_hidden_states: [B,L,D] of T5, with
         encoder_attention_mask [B,L], nonzero at real tokens (None: all). pooled_projections: [B,P] of CLIP.
+        image_condition: [B,C+M,T,H,W], latents of what is known of the video and the mask of it (`models/image_conditions.py`),
+        for a network with image_mask_channels M.
         """
         config = self.settings
         extent = self._extent(hidden_states)
         condition = self.time_text_embed(timestep.float() / 1000, pooled_projections)
         video = self.patch_embed(hidden_states)
+        if image_condition is not None:
+            if self.image_embed is None:
+                raise ValueError("image_condition: this network has no inputs for it (image_mask_channels 0)")
+            video = video + self.image_embed(image_condition)
         text = self.caption_projection(encoder_hidden_states).transpose(0, 1).contiguous()
         rope = rope3d.tables(extent, config.head_dim, config.interpolation_scale, device=hidden_states.device)
         masks = self._masks(math.prod(extent), encoder_hidden_states, encoder_attention_mask)
