@@ -6,9 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from mindspeed_mm.errors import said_in_one_line
+from mindspeed_mm.families.adapters import AdapterConfig
 from mindspeed_mm.planning import job, report
 from mindspeed_mm.planning.cards import CARDS
-from mindspeed_mm.schema import Program, flag
+from mindspeed_mm.schema import Program, flag, group
 
 NAME = "mindspeed-mm plan"
 
@@ -26,6 +27,7 @@ class PlanFlags:
         None, "--text-tokens", at_least=1, help="real tokens of a caption; default: the longest that data.json allows"
     )
     micro_batch_size: int = flag(1, "--micro-batch-size", at_least=1, help="samples that a rank handles at a time")
+    adapter: AdapterConfig = group(AdapterConfig, "adapters: default, the model JSON's")
     as_json: bool = flag(False, "--json", help="print every layout that fits as JSON")
 
     def problems(self):
@@ -42,6 +44,7 @@ PROGRAMS = {
         examples=(
             f"{NAME} --mm-model m.json --mm-data d.json --cards 8 --card 910b-64g",
             f"{NAME} --mm-model m.json --mm-data d.json --cards 2 --memory-gib 24",
+            f"{NAME} --mm-model m.json --mm-data d.json --cards 1 --card h100-80g \\\n      --adapter lora",
         ),
     )
 }
@@ -53,7 +56,8 @@ def plan(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     with said_in_one_line():
         flags: PlanFlags = PROGRAMS["plan"].parse(words, prog or NAME).values
         memory_gib = CARDS[flags.card].memory_gib if flags.card is not None else flags.memory_gib or 0.0
-        run = job.read(flags.mm_model, flags.mm_data, flags.text_tokens, flags.micro_batch_size)
+        adapter = flags.adapter if flags.adapter.kind is not None else None
+        run = job.read(flags.mm_model, flags.mm_data, flags.text_tokens, flags.micro_batch_size, adapter)
         found = report.rows(run, flags.cards, memory_gib)
     if flags.as_json:
         print(json.dumps(found, indent=1))

@@ -10,6 +10,7 @@ from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.model import TrainModelConfig
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.families.adapters import AdapterConfig, layers_of
 from mindspeed_mm.families.base import DenoiserConfig
 from mindspeed_mm.schema import build, read_json
 
@@ -33,22 +34,33 @@ class Job:
     micro_batch: int = 1
     ema: bool = True
     distributed_optimizer: bool = True
+    adapter: AdapterConfig = AdapterConfig()  # of kind None: the whole network is trained
 
     @property
     def video_tokens(self) -> int:
         return math.prod(self.grid)
 
 
-def read(model_json: str | Path, data_json: str | Path, text_tokens: int | None = None, micro_batch: int = 1) -> Job:
+def read(
+    model_json: str | Path,
+    data_json: str | Path,
+    text_tokens: int | None = None,
+    micro_batch: int = 1,
+    adapter: AdapterConfig | None = None,
+) -> Job:
     """The job of a model and a data JSON. Their paths need not exist.
 
-    text_tokens: real tokens of a caption; default: the longest caption that the data JSON allows.
+    text_tokens: real tokens of a caption; default: the longest caption that the data JSON allows. adapter: default: the
+    model JSON's. Raises ConfigError for targets of the adapter that the network has not.
     """
     model = build(TrainModelConfig, model_dialects.model_node(read_json(model_json)))
     data = build(DataConfig, data_dialects.data_node(read_json(data_json)))
     size = _largest(data)
     latent = LatentGrid.of_video(*size, model.ae.strides)
     family = families.of_denoiser(model.predictor)
+    adapter = adapter or model.adapter or AdapterConfig()
+    if adapter.kind is not None:
+        layers_of(family.parameters(model.predictor), adapter.words)
     return Job(
         model_json=str(model_json),
         data_json=str(data_json),
@@ -59,6 +71,7 @@ def read(model_json: str | Path, data_json: str | Path, text_tokens: int | None 
         dtype=model.weight_dtype,
         frozen_bytes=_frozen_bytes(model),
         micro_batch=micro_batch,
+        adapter=adapter,
     )
 
 

@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from mindspeed_mm import families
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.families.base import Share
+from mindspeed_mm.families.adapters import DOWN, MAGNITUDE, LayerAdapter, adapter_parameters, layers_of
+from mindspeed_mm.families.base import Parameter, Share
 from mindspeed_mm.planning.job import ITEMSIZE, Job
 
 GIB = 2**30
@@ -34,15 +36,18 @@ def parts(job: Job, layout: Layout) -> dict[str, int]:
     """Bytes on one rank: weights, gradients, main weights, moments, average, activations, frozen networks.
 
     Gradients are fp32. The distributed optimizer shares main weights, moments and average over DP x CP ranks. In fp32
-    the main weights are the weights themselves.
+    the main weights are the weights themselves. With an adapter only its fp32 parameters have the other parts.
     """
-    numbers = rank_parameters(job, layout.tensor)
-    owned = numbers // (layout.data * layout.context) if job.distributed_optimizer else numbers
-    itemsize = ITEMSIZE[job.dtype]
+    numbers = trained = rank_parameters(job, layout.tensor)
+    weights, dtype = numbers * ITEMSIZE[job.dtype], job.dtype
+    if job.adapter.kind is not None:
+        trained, dtype = _rank_numbers(adapters_of(job), layout.tensor), "fp32"
+        weights += trained * _FP32
+    owned = trained // (layout.data * layout.context) if job.distributed_optimizer else trained
     return {
-        "weights": numbers * itemsize,
-        "gradients": numbers * _FP32,
-        "main weights": 0 if job.dtype == "fp32" else owned * _FP32,
+        "weights": weights,
+        "gradients": trained * _FP32,
+        "main weights": 0 if dtype == "fp32" else owned * _FP32,
         "moments": 2 * owned * _FP32,
         "average": owned * _FP32 if job.ema else 0,
         "activations": activations(job, layout),
@@ -52,10 +57,21 @@ def parts(job: Job, layout: Layout) -> dict[str, int]:
 
 def rank_parameters(job: Job, tensor: int) -> int:
     """Numbers in the denoiser's weights on one TP rank."""
-    family = families.of_denoiser(job.denoiser)
+    return _rank_numbers(families.of_denoiser(job.denoiser).parameters(job.denoiser), tensor)
+
+
+def adapters_of(job: Job) -> dict[str, Parameter]:
+    """Parameters of the job's adapters; empty without."""
+    if job.adapter.kind is None:
+        return {}
+    parameters = families.of_denoiser(job.denoiser).parameters(job.denoiser)
+    settings = LayerAdapter(job.adapter.rank, job.adapter.scale, job.adapter.dora)
+    return adapter_parameters(parameters, dict.fromkeys(layers_of(parameters, job.adapter.words), settings))
+
+
+def _rank_numbers(parameters: Mapping[str, Parameter], tensor: int) -> int:
     return sum(
-        math.prod(parameter.shape) // (1 if parameter.dim is None else tensor)
-        for parameter in family.parameters(job.denoiser).values()
+        math.prod(parameter.shape) // (1 if parameter.dim is None else tensor) for parameter in parameters.values()
     )
 
 
@@ -78,4 +94,22 @@ def activations(job: Job, layout: Layout) -> int:
         recompute_blocks=everything if layout.recompute == "blocks" else 0,
         recompute_feed_forwards=everything if layout.recompute == "feed-forwards" else 0,
     )
-    return family.training_bytes(job.denoiser, share)
+    return family.training_bytes(job.denoiser, share) + _kept_by_adapters(job, layout)
+
+
+def _kept_by_adapters(job: Job, layout: Layout) -> int:
+    """What adapters keep beside the inputs of their linears, which a training of the whole network keeps as well.
+
+    LoRA keeps A x; DoRA also two tensors as wide as the linear's output. Half of the linears are counted with the tokens
+    of the video, half with those of the text.
+    """
+    if job.adapter.kind is None or layout.recompute == "blocks":
+        return 0
+    wide = 0
+    for name, parameter in adapters_of(job).items():
+        if parameter.kind in ("attention", "feed_forward"):
+            share = 1 if parameter.dim is None else layout.tensor
+            wide += job.adapter.rank if name.endswith(DOWN) else 0
+            wide += 2 * parameter.shape[0] // share if name.endswith(MAGNITUDE) else 0
+    tokens = job.micro_batch * (job.video_tokens + job.text_tokens) // 2 // layout.context
+    return wide * tokens * ITEMSIZE[job.dtype]

@@ -5,9 +5,10 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from mindspeed_mm.families.adapters import AdapterConfig
 from mindspeed_mm.planning import layouts
 from mindspeed_mm.planning.job import Job, read
-from mindspeed_mm.planning.memory import GIB, USABLE, Layout, parts, rank_parameters
+from mindspeed_mm.planning.memory import GIB, USABLE, Layout, adapters_of, parts, rank_parameters
 
 _NODE = 8  # most cards of a node
 
@@ -20,14 +21,15 @@ def plan(
     memory_gib: float,
     text_tokens: int | None = None,
     micro_batch: int = 1,
+    adapter: AdapterConfig | None = None,
 ) -> list[dict]:
     """The layouts of a training run that fit `cards` cards of memory_gib each, cheapest first; empty if none does.
 
     Each is a dict: cards, tensor, context, data, recompute ("none", "feed-forwards", "blocks"), gib (of one card, by part),
     total_gib, command. The JSONs' paths need not exist. text_tokens: real tokens of a caption; default: the longest one
-    that the data JSON allows. Raises ConfigError for a mistake in a JSON.
+    that the data JSON allows. adapter: to train; default: the model JSON's. Raises ConfigError for a mistake in a JSON.
     """
-    return rows(read(model_json, data_json, text_tokens, micro_batch), cards, memory_gib)
+    return rows(read(model_json, data_json, text_tokens, micro_batch, adapter), cards, memory_gib)
 
 
 def rows(job: Job, cards: int, memory_gib: float) -> list[dict]:
@@ -62,6 +64,10 @@ def command(job: Job, layout: Layout) -> str:
     words += ["bash examples/opensoraplan1.5/pretrain_opensoraplan1_5.sh"]
     if layout.recompute == "blocks":
         words += ["--recompute-granularity full --recompute-method block --recompute-num-layers 1024"]
+    if job.adapter.kind is not None:
+        alpha = [] if job.adapter.alpha is None else [f"--adapter-alpha {job.adapter.alpha:g}"]
+        words += [f"--adapter {job.adapter.kind} --adapter-rank {job.adapter.rank}", *alpha]
+        words += [f"--adapter-targets {shlex.join(job.adapter.words)}"]
     return " ".join(words)
 
 
@@ -89,8 +95,10 @@ def table(found: Sequence[dict]) -> str:
 def text(job: Job, cards: int, memory_gib: float, found: Sequence[dict], most: int = 8) -> str:
     """The whole report for people. found: see `rows`; most: lines of the table."""
     frames, height, width = job.size
+    adapters = sum(math.prod(parameter.shape) for parameter in adapters_of(job).values())
+    trained = f", {adapters:,} more in an adapter ({job.adapter.kind}), which are trained alone" if adapters else ""
     lines = [
-        f"{rank_parameters(job, 1):,} parameters in {job.dtype}; samples of {frames}x{height}x{width}: "
+        f"{rank_parameters(job, 1):,} parameters in {job.dtype}{trained}; samples of {frames}x{height}x{width}: "
         f"{job.video_tokens:,} video and {job.text_tokens} text tokens; {cards} cards of {memory_gib:g} GiB, "
         f"of which {USABLE:.0%} count",
         "",

@@ -1,5 +1,6 @@
 """A plan: layouts that fit, cheapest first, without torch; what does not fit says what is largest."""
 
+import dataclasses
 import json
 import math
 import os
@@ -7,19 +8,34 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import config_files
 import pytest
+import torch
+from ranks import run_ranks
 
 import mindspeed_mm as mm
 from mindspeed_mm import families
+from mindspeed_mm.adapters.attach import attach_trained
 from mindspeed_mm.cli import planning
 from mindspeed_mm.config import arguments
+from mindspeed_mm.config.optimizer import OptimizerSettings
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.families.adapters import AdapterConfig
+from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
+from mindspeed_mm.models.build import build_denoiser
+from mindspeed_mm.ops import lean
+from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.parallel.megatron_engine import MegatronEngine
 from mindspeed_mm.planning import job, layouts, memory, report
+from mindspeed_mm.platforms.cpu import CpuPlatform
 from mindspeed_mm.schema import check
+from mindspeed_mm.types import TextFeatures
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples" / "opensoraplan1.5"
+sys.path.insert(0, str(ROOT / "benchmarks"))
 PUBLISHED = EXAMPLES / "model_opensoraplan1_5.json", EXAMPLES / "data.json"
 
 
@@ -44,6 +60,83 @@ def test_parts_follow_from_the_parameters_and_the_layout(v1_5):
     eight = memory.parts(v1_5, memory.Layout(8, 1, 8, "none"))
     assert eight["moments"] < one["moments"] / 55
     assert eight["weights"] > one["weights"] / 8  # norms and embeddings are not split
+
+
+def test_with_an_adapter_only_its_parameters_are_trained(v1_5, tmp_path):
+    adapter = AdapterConfig(kind="lora", rank=16, targets=("attention",))
+    run = dataclasses.replace(v1_5, adapter=adapter)
+    whole, one = (memory.parts(each, memory.Layout(2, 1, 4, "blocks")) for each in (v1_5, run))
+    trained = one["gradients"] // 4
+    assert one["weights"] == whole["weights"] + 4 * trained
+    assert one["moments"] == 8 * (trained // 4)
+    assert one["main weights"] == 0  # an adapter is fp32
+    assert trained < 0.01 * whole["weights"] / 2
+    assert one["activations"] == whole["activations"]
+    line = report.command(run, memory.Layout(1, 1, 1, "blocks"))
+    flags = arguments.TRAIN.parse(
+        [
+            "--mm-model",
+            "m",
+            "--mm-data",
+            "d",
+            "--lr",
+            "1",
+            "--train-iters",
+            "1",
+            *shlex.split(line.partition(" --adapter ")[1] + line.partition(" --adapter ")[2]),
+        ]
+    ).values
+    assert flags.adapter == dataclasses.replace(adapter, targets=("attention",))
+    with pytest.raises(ConfigError, match="did you mean 'attention'"):
+        job.read(*PUBLISHED, adapter=dataclasses.replace(adapter, targets=("atention",)))
+    assert mm.plan(*PUBLISHED, cards=1, memory_gib=80) == []
+    assert mm.plan(*PUBLISHED, cards=1, memory_gib=80, adapter=adapter)
+
+
+SMALL = SparseUMMDiTConfig(
+    num_layers=(2, 2, 2),
+    sparse_n=(1, 2, 1),
+    sparse1d=True,
+    double_ff=True,
+    skip_connection=True,
+    num_heads=4,
+    head_dim=32,
+    in_channels=8,
+    caption_channels=64,
+    pooled_projection_dim=32,
+    timestep_embed_dim=32,
+)
+
+
+def step_memory(adapter: AdapterConfig) -> tuple[dict[str, int], int]:
+    """Bytes of weights, gradients and optimizer state that a run on this rank holds, and the peak of a step beside them."""
+    from tensor_memory import TensorMemory
+
+    parallel = ParallelContext.start()
+    network = build_denoiser(SMALL, parallel, seed=0).train()
+    attach_trained(network, SMALL, adapter, parallel, 0)
+    engine = MegatronEngine(network, parallel, CpuPlatform(), OptimizerSettings(use_distributed_optimizer=True))
+    held = {
+        "weights": sum(parameter.nbytes for parameter in network.parameters()),
+        "gradients": sum(buffer.grad_data.nbytes for buffer in engine.ddp.buffers),
+        "moments": sum(value.nbytes for values in engine.moments().values() for value in values),
+    }
+    with mock.patch.object(lean, "LEAST_RECOMPUTED_BYTES", 0), TensorMemory() as counted:
+        text = TextFeatures(torch.zeros(1, 64, 64), torch.ones(1, 64, dtype=torch.bool), torch.zeros(1, 32))
+        velocity = network(torch.zeros(1, 8, 2, 32, 32), torch.full((1,), 0.5), text)
+        velocity.square().mean().backward()
+    return held, counted.peak
+
+
+@pytest.mark.parametrize(("kind", "rank"), [("lora", 16), ("dora", 4)])
+def test_the_memory_of_an_adapters_step_is_as_planned(kind, rank):
+    adapter = AdapterConfig(kind=kind, rank=rank)
+    run = job.Job("", "", SMALL, (9, 256, 256), (2, 16, 16), 64, "fp32", 0, adapter=adapter)
+    planned = memory.parts(run, memory.Layout(1, 1, 1, "none"))
+    ((held, peak),) = run_ranks(step_memory, 1, adapter)
+    for part, found in held.items():
+        assert planned[part] == pytest.approx(found, rel=0.01), part
+    assert planned["activations"] == pytest.approx(peak, rel=0.05)
 
 
 def test_every_layout_divides_heads_and_tokens(v1_5):
