@@ -113,8 +113,8 @@ def text_and_denoiser(flags: argparse.Namespace) -> str:
     variants = {
         "denoiser, a step, halves in one batch": SamplingOptions(guidance_mode="batched"),
         "denoiser, a step, halves one after the other": SamplingOptions(guidance_mode="sequential"),
-        "denoiser, a step, step cache 2": SamplingOptions(guidance_mode="batched", step_cache=2),
-        "denoiser, a step, step cache 3": SamplingOptions(guidance_mode="batched", step_cache=3),
+        "denoiser, a step, step cache 2": SamplingOptions(guidance_mode="batched", step_cache="2"),
+        "denoiser, a step, step cache 3": SamplingOptions(guidance_mode="batched", step_cache="3"),
     }
     if flags.compile:
         variants["denoiser, a step, batched, compiled"] = SamplingOptions(guidance_mode="batched", compile=True)
@@ -231,7 +231,7 @@ def step_cache_errors(flags: argparse.Namespace) -> str:
     requests = [Request(model.for_prompt(line), 1234, (number, 0)) for number, line in enumerate(lines)]
     latents, seconds = {}, {}
     for every in tqdm((1, 2, 3, 4), desc="step cache", disable=None):
-        pipeline.options = SamplingOptions(guidance_mode="batched", step_cache=every)
+        pipeline.options = SamplingOptions(guidance_mode="batched", step_cache=str(every))
         seconds[every] = median_s(lambda: pipeline.denoise(requests, progress=False), flags)
         latents[every] = pipeline.denoise(requests, progress=False)
     reference = pipeline.decode(latents[1]).astype(float)

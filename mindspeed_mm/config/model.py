@@ -8,7 +8,9 @@ import dataclasses
 from typing import ClassVar
 
 from mindspeed_mm import families
+from mindspeed_mm.config.guidance_rules import RULES
 from mindspeed_mm.config.noise import WEIGHTINGS
+from mindspeed_mm.config.solvers import SOLVERS
 from mindspeed_mm.families.adapters import AdapterConfig
 from mindspeed_mm.families.base import DTYPES, AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.families.text_encoders import TEXT_ENCODERS
@@ -62,11 +64,32 @@ class DiffusionConfig:
     num_inference_steps: int | None = option(None, at_least=1, at_most=100_000)
     guidance_scale: float = option(4.5, at_least=-1e4, at_most=1e4)
     guidance_rescale: float = option(0.7, at_least=0, at_most=1)
+    guidance_rule: str = option("cfg", choices=RULES)
+    # noise levels between which guidance applies; outside, the half with the prompt counts alone
+    guidance_interval: tuple[float, float] = option((0.0, 1.0), at_least=0, at_most=1)
     use_linear_quadratic_schedule: bool = False
+    solver: str = option("euler", choices=SOLVERS)
+    # [[steps, shift], ...]: shift of sampling in up to so many steps, instead of `shift`
+    shift_of_steps: tuple[tuple[float, float], ...] = option((), above=0, at_most=1e6)
 
     ACCEPTED: ClassVar[dict[str, str]] = {"device": "the device is chosen once, by --device"}
 
+    @property
+    def sampling_shift(self) -> float:
+        """The shift of sampling in `num_inference_steps` steps: that of the first entry with at least as many."""
+        fitting = [item for item in sorted(self.shift_of_steps) if item[0] >= (self.num_inference_steps or 0)]
+        return fitting[0][1] if fitting else self.shift
+
+    def guides_at(self, sigma: float) -> bool:
+        """True if guidance applies at a noise level."""
+        low, high = self.guidance_interval
+        return self.guidance_scale > 1 and low <= sigma <= high
+
     def problems(self):
+        if self.guidance_interval[0] > self.guidance_interval[1]:
+            yield "guidance_interval", f"{list(self.guidance_interval)}: the first noise level is the lower one"
+        if self.shift_of_steps and self.use_dynamic_shifting:
+            yield "shift_of_steps", "with use_dynamic_shifting, which computes the shift from the size; use one of them"
         if self.use_linear_quadratic_schedule and (self.num_inference_steps or 0) % 2:
             yield "num_inference_steps", f"{self.num_inference_steps}: a linear-quadratic schedule needs an even number"
 

@@ -7,9 +7,12 @@ from typing import ClassVar
 
 from mindspeed_mm import families
 from mindspeed_mm.config.geometry import LatentGrid
+from mindspeed_mm.config.guidance_rules import RULES
 from mindspeed_mm.config.image_inputs import ImageInputs
 from mindspeed_mm.config.launch import LaunchConfig, RanksConfig
 from mindspeed_mm.config.model import DiffusionConfig, TextEncoderConfig, TokenizerConfig
+from mindspeed_mm.config.solvers import SOLVERS
+from mindspeed_mm.config.step_cache import CacheRule
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.families.base import DTYPES, AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.schema import check, flag, group, option, switches
@@ -85,7 +88,7 @@ class SampleModelConfig:
 
     def for_prompt(self, line: "PromptConfig") -> "SampleModelConfig":
         """This config with the values of a line of the prompts file. Raises ConfigError if they do not fit."""
-        named = {name: getattr(line, name) for name in ("guidance_scale", "guidance_rescale", "num_inference_steps")}
+        named = {name: getattr(line, name) for name in OF_DIFFUSION}
         given = {name: value for name, value in named.items() if value is not None}
         diffusion, pipeline = dataclasses.replace(self.diffusion, **given), self.pipeline_config
         check(line)
@@ -131,6 +134,9 @@ class PromptConfig(ImageInputs):
     input_size: tuple[int, int, int] | None = option(None, aliases=("size",), at_least=1, at_most=2**20)
     guidance_scale: float | None = option(None, aliases=("guidance",), at_least=-1e4, at_most=1e4)
     guidance_rescale: float | None = option(None, at_least=0, at_most=1)
+    guidance_rule: str | None = option(None, choices=RULES)
+    guidance_interval: tuple[float, float] | None = option(None, at_least=0, at_most=1)
+    solver: str | None = option(None, choices=SOLVERS)
     num_inference_steps: int | None = option(None, aliases=("steps",), at_least=1, at_most=100_000)
 
     @property
@@ -148,6 +154,11 @@ class PromptConfig(ImageInputs):
                 yield name, "holds half a surrogate pair, which is no character; write the whole character, in UTF-8"
 
 
+# Keys of a prompt that replace keys of the diffusion block.
+OF_DIFFUSION = (
+    *("guidance_scale", "guidance_rescale", "guidance_rule", "guidance_interval"),
+    *("num_inference_steps", "solver"),
+)
 LONGEST_TEXT = 20_000  # characters of a caption or prompt that are read; T5 reads some 2,500
 GUIDANCE_MODES = ("auto", "batched", "sequential")
 
@@ -157,7 +168,7 @@ MAX_PIXELS = 400_000_000  # 121 x 1088 x 1920 are 253 million; their video in fp
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingOptions:
-    """Settings of speed and memory. Only `step_cache` changes the video."""
+    """Settings of speed and memory. Only `step_cache` changes the video; see `CacheRule`."""
 
     guidance_mode: str = flag(
         "auto",
@@ -167,11 +178,13 @@ class SamplingOptions:
     )
     offload: bool = flag(False, "--offload", help="keep inactive components in host memory")
     compile: bool = flag(False, "--compile", help="torch.compile the denoiser's blocks (CUDA, CPU)")
-    step_cache: int = flag(
-        1,
+    step_cache: str = flag(
+        "1",
         "--step-cache",
-        at_least=1,
-        help="run the denoiser's inner stages at every N-th step only: faster, and another video; 1 runs them at every step",
+        metavar="RULE",
+        help="faster, and another video: N runs the denoiser's inner stages at every N-th step only, auto:LIMIT when its first "
+        "stage has changed by more than this share (such as 0.05); +taylor behind either lets what is reused go on as a line; "
+        "1 runs them at every step",
     )
     max_pixels: int = flag(
         MAX_PIXELS,
@@ -180,6 +193,17 @@ class SamplingOptions:
         at_most=2**62,
         help="largest frames x height x width of a sample; larger ones are refused at the start",
     )
+
+    @property
+    def cache_rule(self) -> CacheRule:
+        """Raises ConfigError."""
+        return CacheRule.read(self.step_cache)
+
+    def problems(self):
+        try:
+            CacheRule.read(self.step_cache)
+        except ConfigError as error:
+            yield "step_cache", str(error).partition(": ")[2]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ class _Draws:
 
 
 def grid(config: DiffusionConfig, latent: LatentGrid) -> Tensor:
-    """num_inference_steps + 1 descending noise levels, fp32, from 1 to 0 (at least sigma_eps), for Euler steps between them.
+    """num_inference_steps + 1 descending noise levels, fp32, from 1 to 0 (at least sigma_eps), for steps between them.
 
     The linear-quadratic schedule is not shifted, and a static shift below 1 does nothing here, both as in the original.
     """
@@ -48,7 +48,7 @@ def grid(config: DiffusionConfig, latent: LatentGrid) -> Tensor:
     if config.use_linear_quadratic_schedule:
         return torch.tensor(linear_quadratic(steps), dtype=torch.float32)
     sigma = torch.from_numpy(np.linspace(1.0, 0.0, steps + 1))  # fp64 until the end
-    shift = shift_of(config, latent)
+    shift = shift_of(config, latent) if config.use_dynamic_shifting else config.sampling_shift
     if not (shift > 1 or config.use_dynamic_shifting):
         shift = 1.0
     return shifted(sigma, shift, config.sigma_eps).to(torch.float32)

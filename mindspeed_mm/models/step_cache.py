@@ -1,28 +1,70 @@
 """Caches the inner blocks' residuals of an earlier sampling step, to add them again instead of running the blocks.
 
-From one sampling step to the next, the residual of all blocks between the first and the last few changes slowly (like
-the deep features of DeepCache, 2312.00858). The network chooses the blocks; the sampling loop owns the cache and sets
-`reuse`.
+From one sampling step to the next, the residual of all blocks between the first stage and the last changes slowly (like
+the deep features of DeepCache, 2312.00858). The network chooses the blocks. The sampling loop owns the cache; it decides
+by the number of the step, or leaves the decision to the change of the first stage's residual, which is computed anyway.
 """
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
+
+from mindspeed_mm.config.step_cache import CacheRule
+
+
+def _alone(value: Tensor) -> Tensor:
+    return value
 
 
 class StepCache:
     """Residuals of the inner blocks on a network's streams, for one half of guidance or one batch.
 
-    `reuse` is set before each forward: False runs the inner blocks and stores their residuals, True adds the stored
-    ones.
+    `reuse` is set before each forward: False runs the inner blocks and stores their residuals, True adds the stored ones,
+    None leaves the decision to `reuses`. `sigma` is that pass's noise level, by which forecasts go on.
     """
 
-    def __init__(self):
-        self.reuse = False
-        self.residuals: list[Tensor] | None = None  # of each stream, this rank's tokens
+    def __init__(self, rule: CacheRule | None = None, together: Callable[[Tensor], Tensor] = _alone):
+        """together: sums a tensor over the ranks that share a sample, so that they decide alike."""
+        self.rule = rule or CacheRule()
+        self.together = together
+        self.reuse: bool | None = False
+        self.sigma = 1.0
+        self.runs = 0  # passes that ran the inner blocks
+        self._first: Tensor | None = None  # the first stage's residual in the last of these
+        self._coming: Tensor | None = None  # in this pass
+        self._kept: list[tuple[float, list[Tensor]]] = []  # (sigma, residual of each stream), the latest last
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._kept
+
+    def reuses(self, first: Tensor) -> bool:
+        """Whether this pass adds stored residuals. first: the first stage's residual, this rank's tokens. Collective."""
+        self._coming = first
+        if self.reuse is not None or self._first is None or self.rule.limit is None:
+            return bool(self.reuse)
+        before, now = self._first.float(), first.float()
+        change, size = self.together(torch.stack(((now - before).abs().sum(), before.abs().sum()))).tolist()
+        return change <= self.rule.limit * size
 
     def keep(self, before: tuple[Tensor, ...], after: tuple[Tensor, ...]) -> None:
-        self.residuals = [last - first for first, last in zip(before, after, strict=True)]
+        """Stores the residuals of a pass that ran the inner blocks."""
+        self.runs += 1
+        self._first = self._coming if self.rule.limit is not None else None
+        residuals = [last - first for first, last in zip(before, after, strict=True)]
+        self._kept = [*self._kept[-1:], (self.sigma, residuals)] if self.rule.forecast else [(self.sigma, residuals)]
 
     def add(self, *streams: Tensor) -> tuple[Tensor, ...]:
-        if self.residuals is None:
+        if self.is_empty:
             raise ValueError("the step cache is empty: the first step has to run all blocks")
-        return tuple(stream + residual for stream, residual in zip(streams, self.residuals, strict=True))
+        return tuple(stream + residual for stream, residual in zip(streams, self._residuals(), strict=True))
+
+    def _residuals(self) -> list[Tensor]:
+        """The stored residuals; as a forecast, on the line through the last two (TaylorSeer, 2503.06923, order 1)."""
+        sigma, last = self._kept[-1]
+        if len(self._kept) < 2:
+            return last
+        earlier, older = self._kept[-2]
+        share = (self.sigma - sigma) / (sigma - earlier)
+        return [new + share * (new - old) for new, old in zip(last, older, strict=True)]

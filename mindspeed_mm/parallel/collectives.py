@@ -40,6 +40,14 @@ def join_tokens(x: Tensor, parallel: ParallelContext) -> Tensor:
     return x
 
 
+def sum_of_sample(value: Tensor, parallel: ParallelContext) -> Tensor:
+    """Sum of a tensor over the ranks that share a sample's tokens (TP x CP); equal on all of them."""
+    if parallel.tensor_size * parallel.context_size > 1:
+        value = value.clone()
+        dist.all_reduce(value, group=parallel.tensor_and_context)
+    return value
+
+
 def split_heads(x: Tensor, parallel: ParallelContext) -> Tensor:
     """[S/CP,B,H,D] -> [S,B,H/CP,D]: all tokens of a share of the heads."""
     ranks = parallel.context_size

@@ -1,4 +1,4 @@
-"""From noise to clean latents: Euler steps along a velocity that guidance combines from two halves.
+"""From noise to clean latents: steps of a solver along a velocity that guidance combines from two halves.
 
 The halves (without and with the prompt) form one batch, run one after the other, or run on the two ranks of a pair.
 """
@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from mindspeed_mm.config.guidance_rules import RULES
 from mindspeed_mm.config.model import DiffusionConfig
 from mindspeed_mm.config.sample import SamplingOptions
-from mindspeed_mm.diffusion import euler, guidance
+from mindspeed_mm.config.solvers import SOLVERS, Point
+from mindspeed_mm.diffusion import guidance
 from mindspeed_mm.errors import SamplingError
 from mindspeed_mm.models.denoiser import Conditions, Denoiser
 from mindspeed_mm.models.step_cache import StepCache
-from mindspeed_mm.parallel.collectives import exchange_halves
+from mindspeed_mm.parallel.collectives import exchange_halves, sum_of_sample
+from mindspeed_mm.types import ImageFeatures
 
 _MEMORY_SHARE = 0.85  # share of the device's memory; the estimate omits workspaces, fragmentation and NCCL
 
@@ -49,27 +52,25 @@ def steps(
     before_block: called before each block of the denoiser; an exception from it ends the sampling. Raises
     SamplingError at the first step whose velocity is not finite.
     """
-    velocities = _Velocities(
-        denoiser, conditions, diffusion, options.guidance_mode, options.step_cache > 1, before_block
-    )
-    total = len(sigmas) - 1
-    for index, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
-        velocity = velocities(latents, sigma, reuse=reuses(index, total, options.step_cache))
-        _check_finite(velocity, index + 1, total, sigma, denoiser.dtype)
-        clean = euler.clean_estimate(latents, velocity, sigma)
-        latents = euler.step(latents, velocity, sigma, following)
+    velocities = _Velocities(denoiser, conditions, diffusion, options, before_block)
+    solver = SOLVERS[diffusion.solver]
+    total, levels = len(sigmas) - 1, sigmas.tolist()
+    points: list[Point] = []
+    for index, (sigma, following) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+        reuse = options.cache_rule.reuses(index, total)
+
+        def evaluate(latents: Tensor, sigma: float, reuse: bool | None = reuse, number: int = index + 1) -> Tensor:
+            velocity = velocities(latents, sigma, reuse)
+            _check_finite(velocity, number, total, sigma, denoiser.dtype)
+            return velocity
+
+        velocity = evaluate(latents, sigma)
+        points = [*points, Point.at(sigma, latents.float(), velocity)][-1 - solver.memory :]
+        moved = solver.step(points, following, evaluate)
+        points[-1] = dataclasses.replace(points[-1], latents=moved.begin)
+        clean, latents = points[-1].clean.to(velocity.dtype), moved.latents.to(velocity.dtype)
         denoiser.parallel.pulse.beat(f"denoising step {index + 1} of {total}")
-        yield Step(index + 1, total, following.item(), latents, clean)
-
-
-def reuses(number: int, total: int, every: int) -> bool:
-    """True if step `number` (from 0) of `total` reuses an earlier step's residuals; every `every`-th step runs whole.
-
-    The first fifth of the steps, which fixes the layout of the video, and the last step run whole. The number alone
-    decides, so that every rank of every layout decides alike.
-    """
-    first = -(-total // 5)
-    return every > 1 and first <= number < total - 1 and (number - first + 1) % every != 0
+        yield Step(index + 1, total, following, latents, clean)
 
 
 # Forward passes of one guided step, per `--cfg-mode`.
@@ -84,45 +85,77 @@ class _Velocities:
         denoiser: Denoiser,
         conditions: Conditions,
         diffusion: DiffusionConfig,
-        mode: str,
-        with_cache: bool,
+        options: SamplingOptions,
         before_block: Callable[[], None],
     ):
         self.denoiser = denoiser
         self.diffusion = diffusion
         self.before_block = before_block
-        guided = diffusion.guidance_scale > 1
+        guided, rule = diffusion.guidance_scale > 1, options.cache_rule
         self.paired = guided and denoiser.parallel.guidance_size > 1
-        if self.paired:
-            self.parts = [conditions.chunk(2)[denoiser.parallel.guidance_rank]]
-        else:
-            self.parts = conditions.chunk(PARTS[mode]) if guided else [conditions]
-        self.guided = guided
-        self.caches = [StepCache() if with_cache else None for _ in self.parts]
 
-    def __call__(self, latents: Tensor, sigma: Tensor, reuse: bool) -> Tensor:
-        found = [self._part(latents, sigma, *part, reuse) for part in zip(self.parts, self.caches, strict=True)]
-        if not self.guided:
-            return found[0]
+        def part(of: Conditions) -> tuple[Conditions, StepCache | None]:
+            cache = StepCache(rule, lambda value: sum_of_sample(value, denoiser.parallel)) if rule.is_on else None
+            return of, cache
+
+        halves = conditions.chunk(2) if guided else [conditions]
         if self.paired:
-            without, with_prompt = exchange_halves(found[0], self.denoiser.parallel)
+            self.parts = [part(halves[denoiser.parallel.guidance_rank])]
         else:
-            without, with_prompt = torch.cat(found).chunk(2)
-        return guidance.combine(without, with_prompt, self.diffusion.guidance_scale, self.diffusion.guidance_rescale)
+            self.parts = [part(half) for half in (conditions.chunk(PARTS[options.guidance_mode]) if guided else halves)]
+        # where guidance does not apply; the halves one after the other have the same cache there
+        self.with_prompt = self.parts[-1] if len(self.parts) == len(halves) else part(halves[-1])
+        self.known = halves[-1].image
+
+    def __call__(self, latents: Tensor, sigma: float, reuse: bool | None) -> Tensor:
+        if self.paired:
+            found = self._exchanged(latents, sigma, reuse)
+        elif self.diffusion.guides_at(sigma):
+            parts = [self._part(latents, sigma, *part, reuse) for part in self.parts]
+            without, with_prompt = torch.cat(parts).chunk(2)
+            found = self._guided(without, with_prompt, latents, sigma)
+        else:
+            found = self._part(latents, sigma, *self.with_prompt, reuse)
+        return found if self.known is None else _held(found, latents, sigma, self.known)
+
+    def _exchanged(self, latents: Tensor, sigma: float, reuse: bool | None) -> Tensor:
+        """The same on a pair of ranks, of which each computes a half."""
+        mine = self._part(latents, sigma, *self.parts[0], reuse)
+        without, with_prompt = exchange_halves(mine, self.denoiser.parallel)
+        return self._guided(without, with_prompt, latents, sigma) if self.diffusion.guides_at(sigma) else with_prompt
+
+    def _guided(self, without: Tensor, with_prompt: Tensor, latents: Tensor, sigma: float) -> Tensor:
+        diffusion = self.diffusion
+        base = RULES[diffusion.guidance_rule](without, with_prompt, latents, sigma)
+        return guidance.combine(base, with_prompt, diffusion.guidance_scale, diffusion.guidance_rescale)
 
     def _part(
-        self, latents: Tensor, sigma: Tensor, conditions: Conditions, cache: StepCache | None, reuse: bool
+        self, latents: Tensor, sigma: float, conditions: Conditions, cache: StepCache | None, reuse: bool | None
     ) -> Tensor:
         batch = conditions.batch
         if cache is not None:
-            cache.reuse = reuse
-        repeated = latents.repeat(batch // latents.shape[0], 1, 1, 1, 1)
-        return self.denoiser(
-            repeated, sigma.expand(batch), conditions, step_cache=cache, before_block=self.before_block
-        )
+            cache.reuse = False if cache.is_empty else reuse
+            cache.sigma = sigma
+        # a solver's own latents are fp32
+        repeated = latents.to(self.denoiser.dtype).repeat(batch // latents.shape[0], 1, 1, 1, 1)
+        level = torch.full((batch,), sigma, device=latents.device)
+        return self.denoiser(repeated, level, conditions, step_cache=cache, before_block=self.before_block)
 
 
-def _check_finite(velocity: Tensor, number: int, total: int, sigma: Tensor, dtype: torch.dtype) -> None:
+def _held(velocity: Tensor, latents: Tensor, sigma: float, known: ImageFeatures) -> Tensor:
+    """The velocity with known latents on their straight path from the noise, which ends at them.
+
+    Latents are known whose frames are known wholly: an encoder that looks back alone gives them the same values as for
+    the whole video. The denoiser was trained to see them on this path.
+    """
+    whole = known.mask.amin((1, 3, 4), keepdim=True) == 1
+    if sigma == 0:
+        return velocity
+    exact = ((latents - known.latents) / sigma).to(velocity.dtype)
+    return torch.where(whole, exact, velocity)
+
+
+def _check_finite(velocity: Tensor, number: int, total: int, sigma: float, dtype: torch.dtype) -> None:
     bad = (~torch.isfinite(velocity)).flatten(1).any(1)
     if bad.any():
         of_batch = f" of {int(bad.sum())} of {len(bad)} samples" if len(bad) > 1 else ""
@@ -130,7 +163,7 @@ def _check_finite(velocity: Tensor, number: int, total: int, sigma: Tensor, dtyp
         if dtype != torch.float16:
             advice = "are the weights damaged, or guidance_scale and shift far too large?"
         raise SamplingError(
-            f"step {number} of {total} (sigma {sigma.item():.4f}): the velocity{of_batch} is not finite; {advice}"
+            f"step {number} of {total} (sigma {sigma:.4f}): the velocity{of_batch} is not finite; {advice}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Text to video: joins encoders, denoiser, guidance, Euler steps and the autoencoder's decoder."""
+"""Text to video: joins encoders, denoiser, guidance, a solver and the autoencoder's decoder."""
 
 import dataclasses
 import sys
@@ -70,7 +70,7 @@ class T2VPipeline:
         self.adapters: dict[str, dict[str, Branch]] = {}
         self.memory_bytes = memory_bytes or select(residence.device.type).total_memory()
         check(self.options)
-        if self.options.step_cache > 1 and not denoiser.has_step_cache:
+        if self.options.cache_rule.is_on and not denoiser.has_step_cache:
             raise ConfigError(
                 f"--step-cache {self.options.step_cache}: {config.predictor.model_id} keeps nothing between steps; use 1"
             )

@@ -157,6 +157,17 @@ def test_an_image_gives_the_same_latents_at_every_layout(folder):
             assert np.abs(found - one).max() < 1e-4
 
 
+def test_latents_of_frames_that_are_known_wholly_come_back_exactly(folder):
+    pipe = pipeline(predictor=IMAGES)
+    line = PromptConfig(prompt="a", input_size=(17, 64, 64), extend=str(folder / "clip.mp4"))
+    one = Request(images.settings_of(pipe.config, line), 7)
+    known = pipe.encode([one]).image
+    found = pipe.denoise([one], progress=False)
+    assert known.mask[0].amin((0, 2, 3)).tolist() == [1, 1, 0]
+    assert torch.allclose(found[:, :, :2], known.latents[:1, :, :2], atol=1e-5)
+    assert (found[:, :, 2] - known.latents[:1, :, 2]).abs().max() > 0.1
+
+
 def test_a_prompt_without_image_in_a_batch_is_text_to_video(folder):
     pipe = pipeline(predictor=IMAGES)
     both = [request(pipe, str(folder / "wide.png")), request(pipe, None)]

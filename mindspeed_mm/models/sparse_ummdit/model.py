@@ -113,8 +113,9 @@ class SparseUMMDiT(Denoiser):
         """
         skips: list[tuple[Tensor, Tensor]] = []
         last = len(self.transformer_blocks) - 1
+        begin = video
         video, text = self._stage(0, video, text, skips, shared)
-        if step_cache is not None and step_cache.reuse:
+        if step_cache is not None and step_cache.reuses(video - begin):
             video, text = step_cache.add(video, text)
         else:
             before = video, text
