@@ -8,7 +8,9 @@ import torch
 from mindspeed_mm.config import data, model, noise, optimizer, run, sample, transforms
 from mindspeed_mm.config.autoencoder import DISTANCES, AutoencoderLossConfig
 from mindspeed_mm.config.geometry import LatentGrid
+from mindspeed_mm.config.guidance_rules import RULES
 from mindspeed_mm.config.launch import LaunchConfig
+from mindspeed_mm.config.solvers import SOLVERS
 from mindspeed_mm.data.decode import readers
 from mindspeed_mm.data.decode import transforms as planners
 from mindspeed_mm.diffusion import flow, schedule
@@ -35,6 +37,9 @@ def choices(cls, name: str) -> set:
     ("cls", "name", "table"),
     [
         (model.DiffusionConfig, "weighting_scheme", noise.WEIGHTINGS),
+        (model.DiffusionConfig, "solver", SOLVERS),
+        (model.DiffusionConfig, "guidance_rule", RULES),
+        (sample.PromptConfig, "solver", SOLVERS),
         (SparseUMMDiTConfig, "model_id", DENOISERS),
         (SparseUMMDiTConfig, "activation_fn", GELUS),
         (SparseUMMDiTConfig, "norm_cls", NORMS),
