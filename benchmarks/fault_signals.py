@@ -117,7 +117,7 @@ def early(launcher: str, world: Path, attempt: int) -> float:
 
 def between(flags_of_it: Callable[[Path], tuple], mark: str, world: Path, attempt: int) -> float:
     """SIGTERM while the run evaluates or samples."""
-    save = f"between_{attempt}"
+    save = f"{flags_of_it.__name__}_{attempt}"  # a folder of its own, or the run would resume behind the mark
     with start(world, "ours", save, attempt, more=flags_of_it(world)) as run:
         run.wait_for(mark)
         time.sleep(random.Random(attempt).uniform(0.0, 0.5))
