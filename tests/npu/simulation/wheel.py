@@ -33,6 +33,8 @@ def obstacle() -> str | None:
         return f"torch_npu has no wheel for Python {platform.python_version()} that is tested here"
     if torch_version() not in PAIRS:
         return f"no torch_npu is recorded for torch {torch_version()}; tests/npu/simulation/wheel.py has {', '.join(PAIRS)}"
+    if (cuda := _cuda_of_torch()) is not None:
+        return f"torch is built for CUDA {cuda}, which excludes torch_npu: simulated NPUs need the CPU build of torch"
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing:
         return f"building the stand-ins for CANN needs {', '.join(missing)}"
@@ -42,6 +44,12 @@ def obstacle() -> str | None:
 def torch_version() -> str:
     """Such as "2.13.0", without importing torch."""
     return metadata.version("torch").split("+")[0]
+
+
+def _cuda_of_torch() -> str | None:
+    import torch
+
+    return torch.version.cuda
 
 
 def install() -> Path:
