@@ -1,5 +1,7 @@
 """Programs that `faults.py` disturbs, as commands, and what their files say."""
 
+import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -10,6 +12,7 @@ SCRIPT = ROOT / "examples" / "opensoraplan1.5" / "pretrain_opensoraplan1_5.sh"
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "--local-addr", "localhost")
 # What docs/operations.md says to give torchrun itself.
 TORCHRUN_STOPS = ("--shutdown-timeout", 600, "--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+_COPIES = 100  # of each clip, for the programs that read a list once
 OURS = ("-m", "mindspeed_mm.torchrun", "--nproc_per_node", 2, "--local-addr", "localhost")
 
 
@@ -70,14 +73,28 @@ def _weights(world: Path) -> Path:
 
 
 def extraction(world: Path) -> list:
-    files = ["--mm-data", world / "fresh.json", "--mm-model", world / "model.json", "--device", "cpu"]
-    text = (world / "data.json").read_text().replace("/features", f"/features_{time.monotonic_ns()}")
-    (world / "fresh.json").write_text(text)
+    files = ["--mm-data", _many(world), "--mm-model", world / "model.json", "--device", "cpu"]
     return [sys.executable, *OURS, ROOT / "tools" / "extract_features.py", *files, "--model_custom_precision"]
 
 
 def checking(world: Path) -> list:
-    return [sys.executable, ROOT / "tools" / "check_dataset.py", "--mm-data", world / "data.json", "--samples", 10_000]
+    return [sys.executable, ROOT / "tools" / "check_dataset.py", "--mm-data", _many(world), "--samples", 10_000]
+
+
+def _many(world: Path) -> Path:
+    """A data JSON of so many clips that the fault finds the program at work, with an empty folder for features."""
+    clips, rows = world / "many", json.loads((world / "data" / "annotations.json").read_text())
+    if not clips.exists():
+        clips.mkdir()
+        for number in range(_COPIES):
+            for row in rows:
+                os.link(world / "data" / "clips" / row["path"], clips / f"{number}_{row['path']}")
+        copies = [{**row, "path": f"{number}_{row['path']}"} for number in range(_COPIES) for row in rows]
+        (world / "many.json").write_text(json.dumps(copies))
+        (world / "many.txt").write_text(f"{clips},{world / 'many.json'}\n")
+    text = (world / "data.json").read_text().replace("/features", f"/features_{time.monotonic_ns()}")
+    (world / "fresh.json").write_text(text.replace(str(world / "data" / "data.txt"), str(world / "many.txt")))
+    return world / "fresh.json"
 
 
 def serving(world: Path) -> list:
