@@ -44,7 +44,7 @@ PROGRAMS = {
         examples=(
             f"{NAME} --mm-model m.json --mm-data d.json --cards 8 --card 910b-64g",
             f"{NAME} --mm-model m.json --mm-data d.json --cards 2 --memory-gib 24",
-            f"{NAME} --mm-model m.json --mm-data d.json --cards 1 --card h100-80g \\\n      --adapter lora",
+            f"{NAME} --mm-model m.json --mm-data d.json --cards 1 \\\n      --card h100-80g --adapter lora",
         ),
     )
 }

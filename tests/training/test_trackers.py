@@ -93,14 +93,22 @@ def test_a_damaged_list_of_records_begins_a_new_one(services, tmp_path, damage):
     assert len(services["wandb"][0].options["id"]) == 32
 
 
-def test_a_tracker_that_is_not_installed_is_said_with_the_flags(monkeypatch, tmp_path):
+FLAGS = ["--mm-model", "m.json", "--mm-data", "d.json", "--train-iters", "1", "--lr", "1"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "package"),
+    [("--tensorboard-dir", "tensorboard"), ("--wandb-project", "wandb"), ("--swanlab-project", "swanlab")],
+)
+def test_a_tracker_that_is_not_installed_is_said_with_the_flags(monkeypatch, flag, package):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    flags = ["--mm-model", "m.json", "--mm-data", "d.json", "--train-iters", "1", "--lr", "1", "--swanlab-project", "p"]
-    with pytest.raises(
-        ConfigError, match="--swanlab-project p: the package swanlab is not installed; pip install swanlab"
-    ):
-        arguments.TRAIN.parse(flags)
-    given = arguments.TRAIN.parse([*flags, "--missing-trackers", "skip"])
+    with pytest.raises(ConfigError, match=f"{flag} p: the package {package} is not installed; pip install {package}"):
+        arguments.TRAIN.parse([*FLAGS, flag, "p"])
+
+
+def test_or_left_out_on_request(monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    given = arguments.TRAIN.parse([*FLAGS, "--swanlab-project", "p", "--missing-trackers", "skip"])
     config = Config(tmp_path, swanlab_project="p", missing_trackers=given.values.report.missing_trackers)
     with log_lines() as lines, Reports(config, is_first=True).open() as reports:
         reports.values(1, {"loss": 0.5})

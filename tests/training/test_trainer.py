@@ -151,15 +151,6 @@ def test_numbers_go_to_the_log_and_the_file(tmp_path):
     assert rows[0]["clip_threshold"] is None and rows[-1]["clip_threshold"] > 0
 
 
-def test_tensorboard_without_the_package_says_what_to_install(tmp_path, monkeypatch):
-    from mindspeed_mm.errors import ConfigError
-    from mindspeed_mm.training.reports import TensorBoard
-
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ConfigError, match="pip install tensorboard"):
-        TensorBoard(str(tmp_path), 1)
-
-
 def alone(program: str, timeout_s: float = 120) -> subprocess.CompletedProcess:
     """A program in a process of its own, which may end as it likes."""
     code = "import sys, time\nimport torch.distributed as dist\n" + textwrap.dedent(program)
