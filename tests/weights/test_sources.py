@@ -14,7 +14,9 @@ from ranks import run_ranks
 from mindspeed_mm.checkpoint import torch_dist
 from mindspeed_mm.checkpoint.store import CheckpointStore
 from mindspeed_mm.config.run import RecomputeConfig
+from mindspeed_mm.config.trained import TrainedConfig
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.families.adapters import AdapterConfig
 from mindspeed_mm.files import safetensors_file
 from mindspeed_mm.files.reshard import Weights
 from mindspeed_mm.models.build import build_denoiser
@@ -94,11 +96,13 @@ def wrong_in_training(paths: dict, tensor_size: int, whole_file) -> list[str]:
         config = SimpleNamespace(
             model=SimpleNamespace(predictor=dataclasses.replace(TINY, from_pretrained=str(path))),
             precision=SimpleNamespace(denoiser="bf16"),
+            adapter=AdapterConfig(),
+            trained=TrainedConfig(),
             seed=0,
             compile=False,
             recompute=RecomputeConfig(),
         )
-        network = training_build._denoiser(config, parallel, torch.device("cpu"))
+        network, _ = training_build._denoiser(config, parallel, torch.device("cpu"))
         if not same({key: value.detach() for key, value in network.named_parameters()}, wanted):
             wrong.append(name)
     return wrong
