@@ -60,5 +60,5 @@ for scale in $SCALES; do
 done
 
 echo "== 5/5 what do the videos show?"
-step "$PYTHON" $HERE/table.py "${FOLDERS[@]}" --prompts "$OUT/prompts.txt" --groups "$OUT/groups.json" --json "$OUT/table.json"
+step "$PYTHON" $HERE/score_groups.py "${FOLDERS[@]}" --prompts "$OUT/prompts.txt" --groups "$OUT/groups.json" --json "$OUT/table.json"
 echo "done in $((SECONDS - STARTED)) s"

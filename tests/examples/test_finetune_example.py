@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "examples" / "finetune"), str(ROOT / "examples" / "quickstart")]
 
 import prepare_new  # noqa: E402
-import table  # noqa: E402
+import score_groups  # noqa: E402
 from clips import draw  # noqa: E402
 from measure import measure  # noqa: E402
 
@@ -33,8 +33,8 @@ def test_the_table_is_right_on_drawn_scenes_and_counts_a_wrong_colour():
     asked = {name: prepare_new.spread(found, 2) for name, found in groups.items()}
     texts = {name: [scene.caption for scene in found] for name, found in asked.items()}
     right = [(scene, measure(draw(scene, rng))) for found in asked.values() for scene in found]
-    assert table.score(right, texts) == dict.fromkeys(prepare_new.GROUPS, 100.0)
+    assert score_groups.score(right, texts) == dict.fromkeys(prepare_new.GROUPS, 100.0)
     red = next(scene for scene in groups["old"] if scene.colour == "red")
     wrong = [(scene, measure(draw(red, rng))) for found in asked.values() for scene in found]
-    found = table.score(wrong, texts)
+    found = score_groups.score(wrong, texts)
     assert (found["new colour"], found["new shape"], found["mix"]) == (0.0, 0.0, 0.0)
