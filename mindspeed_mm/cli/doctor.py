@@ -20,7 +20,7 @@ OK, WARNING, ERROR = "ok", "warning", "error"
 # Versions that pair: torch, torch_npu (the table of docs/ascend.md).
 PAIRS = (("2.13.0", "2.13.0"), ("2.12.0", "2.12.0.post3"), ("2.9.0", "2.9.0.post2"), ("2.7.1", "2.7.1.post4"))
 PAIRS += (("2.7.1", "2.7.1.post2"),)
-_TESTED_PYTHON = ((3, 11), (3, 12), (3, 13))
+_TESTED_PYTHON = ((3, 11), (3, 12))
 _OPEN_FILES = 1024  # enough for some 300 ranks, see parallel/descriptors.py
 _SHARED_MEMORY_GB = 2.0  # clips of the workers of one rank
 _SPEED_MB, _SLOW_MB_S = 64, 50.0
@@ -87,7 +87,7 @@ def examine(folders: Sequence[str]) -> Iterator[Finding]:
 def _python() -> Iterator[Finding]:
     version = machine.python_version()
     is_tested = sys.version_info[:2] in _TESTED_PYTHON
-    yield Finding(OK if is_tested else WARNING, "python", version, "" if is_tested else "3.11 to 3.13 are tested")
+    yield Finding(OK if is_tested else WARNING, "python", version, "" if is_tested else "3.11 and 3.12 are tested")
 
 
 def _torch() -> Iterator[Finding]:
