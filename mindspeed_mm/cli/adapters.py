@@ -1,23 +1,21 @@
 """`mindspeed-mm adapter`: merge adapters into weights, extract one from two weights, convert their files."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mindspeed_mm import families, logs
+from mindspeed_mm.cli import parts
 from mindspeed_mm.config.sample import AdapterChoice
-from mindspeed_mm.errors import ConfigError, said_in_one_line
-from mindspeed_mm.schema import Program, did_you_mean, flag
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.schema import Program, flag
 
 NAME = "mindspeed-mm adapter"
-_DTYPES = ("fp32", "bf16", "fp16")
-_WEIGHTS = "merged .pt or .safetensors file, index of several, folder of them, or a Megatron directory of any TP size"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class MergeFlags:
-    load: str = flag("", "--load", required=True, metavar="PATH", help=f"weights of the base: {_WEIGHTS}")
+    load: str = flag("", "--load", required=True, metavar="PATH", help=f"weights of the base: {parts.WEIGHTS}")
     adapters: tuple[str, ...] = flag(
         (),
         "--adapter",
@@ -27,21 +25,14 @@ class MergeFlags:
     )
     save: str = flag("", "--save", required=True, metavar="DIR", help="folder for model.pt or model.safetensors")
     ema: bool = flag(False, "--ema", help="take the averages of adapters that are runs")
-    format: str = flag("pt", "--format", choices=("pt", "safetensors"), help="format of the result")
-    dtype: str | None = flag(None, "--dtype", choices=_DTYPES, help="dtype of the result; default: the base's")
-    max_shard_gb: float | None = flag(
-        None,
-        "--max-shard-gb",
-        at_least=1e-3,
-        at_most=1e6,
-        unit="GB",
-        help="safetensors: several files of at most this size, and an index; default: one file",
-    )
+    format: str = parts.merged_format()
+    dtype: str | None = flag(None, "--dtype", choices=parts.DTYPES, help="dtype of the result; default: the base's")
+    max_shard_gb: float | None = parts.max_shard_gb()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ExtractFlags:
-    load: str = flag("", "--load", required=True, metavar="PATH", help=f"weights after finetuning: {_WEIGHTS}")
+    load: str = flag("", "--load", required=True, metavar="PATH", help=f"weights after finetuning: {parts.WEIGHTS}")
     base: str = flag("", "--base", required=True, metavar="PATH", help="weights before it")
     save: str = flag("", "--save", required=True, metavar="DIR", help="folder for the adapter, in PEFT's format")
     rank: int | None = flag(None, "--rank", at_least=1, at_most=2**16, help="rank of each linear's adapter")
@@ -53,7 +44,7 @@ class ExtractFlags:
         help="instead of --rank: the largest share of a linear's change that may be left",
     )
     ema: bool = flag(False, "--ema", help="take the EMA weights of --load")
-    dtype: str | None = flag(None, "--dtype", choices=_DTYPES, help="dtype of the result; default: fp32")
+    dtype: str | None = flag(None, "--dtype", choices=parts.DTYPES, help="dtype of the result; default: fp32")
 
     def problems(self):
         if (self.rank is None) == (self.error is None):
@@ -72,7 +63,7 @@ class ConvertFlags:
     save: str = flag("", "--save", required=True, metavar="PATH", help="folder for peft; file for kohya")
     format: str = flag("peft", "--format", choices=("peft", "kohya"), help="format of the result")
     ema: bool = flag(False, "--ema", help="take the average of a run's adapter")
-    dtype: str | None = flag(None, "--dtype", choices=_DTYPES, help="dtype of the result; default: the source's")
+    dtype: str | None = flag(None, "--dtype", choices=parts.DTYPES, help="dtype of the result; default: the source's")
     mm_model: str | None = flag(
         None, "--mm-model", metavar="JSON", help="model or inference JSON of the network; a file of kohya's needs it"
     )
@@ -104,19 +95,13 @@ PROGRAMS = {
 
 def adapter(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """`mindspeed-mm adapter merge|extract|convert`."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        print("\n".join(f"{name:20} {program.description}" for name, program in PROGRAMS.items()))
-        print(f"\n{NAME} merge|extract|convert --help says more")
-        sys.exit(0 if words else 1)
-    with said_in_one_line():
-        name = f"adapter {words[0]}"
-        if name not in PROGRAMS:
-            known = [known.split()[1] for known in PROGRAMS]
-            raise ConfigError(f"{name}: expected {', '.join(known)}{did_you_mean(words[0], known)}")
-        logs.setup()
-        flags = PROGRAMS[name].parse(words[1:], f"mindspeed-mm {name}").values
-        print({"merge": _merge, "extract": _extract, "convert": _convert}[words[0]](flags))
+    parts.run_subcommand("adapter", PROGRAMS, argv, _run)
+
+
+def _run(name: str, argv: Sequence[str]) -> None:
+    logs.setup()
+    flags = PROGRAMS[name].parse(argv, f"mindspeed-mm {name}").values
+    print({MergeFlags: _merge, ExtractFlags: _extract, ConvertFlags: _convert}[type(flags)](flags))
 
 
 def _merge(flags: MergeFlags) -> Path:
@@ -130,7 +115,7 @@ def _merge(flags: MergeFlags) -> Path:
         flags.save,
         format=flags.format,
         dtype=flags.dtype,
-        largest=None if flags.max_shard_gb is None else int(flags.max_shard_gb * 1e9),
+        largest=parts.max_shard_bytes(flags.max_shard_gb),
     )
 
 

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from mindspeed_mm.cli import new_folder
+from mindspeed_mm.cli import new_folder, parts
 from mindspeed_mm.config import arguments, origins, resolve
-from mindspeed_mm.errors import ConfigError, said_in_one_line
-from mindspeed_mm.schema import Program, did_you_mean, flag, flags_of
+from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.schema import Program, flag, flags_of
 
 NAME = "mindspeed-mm config"
 
@@ -48,18 +48,12 @@ PROGRAMS = {
 
 def config(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """`mindspeed-mm config init|show|diff`."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        print("\n".join(f"{name:20} {program.description}" for name, program in PROGRAMS.items()))
-        print(f"\n{NAME} init|show|diff --help says more")
-        sys.exit(0 if words else 1)
-    with said_in_one_line():
-        name = f"config {words[0]}"
-        if name not in PROGRAMS:
-            known = [known.split()[1] for known in PROGRAMS]
-            raise ConfigError(f"config {words[0]}: expected {', '.join(known)}{did_you_mean(words[0], known)}")
-        code = {"init": _init, "show": _show, "diff": _diff}[words[0]](words[1:], f"mindspeed-mm {name}")
-    sys.exit(code)
+    parts.run_subcommand("config", PROGRAMS, argv, _run)
+
+
+def _run(name: str, argv: Sequence[str]) -> None:
+    run = {"config init": _init, "config show": _show, "config diff": _diff}[name]
+    sys.exit(run(argv, f"mindspeed-mm {name}"))
 
 
 def _init(argv: Sequence[str], prog: str) -> int:

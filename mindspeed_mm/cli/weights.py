@@ -5,12 +5,12 @@ import sys
 from collections.abc import Sequence
 
 from mindspeed_mm import families, logs
+from mindspeed_mm.cli import parts
 from mindspeed_mm.config.model_dialects import sample_node
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.errors import said_in_one_line
 from mindspeed_mm.schema import Program, build, flag, read_json
 
-_DTYPES = ("fp32", "bf16", "fp16")
 _DRY_RUN = "print what would be written, and write nothing"
 
 
@@ -33,16 +33,9 @@ class MergeFlags:
         help="folder for model.pt, or for model_ema.pt with --ema",
     )
     ema: bool = flag(False, "--ema", help="merge the EMA weights instead of the live ones")
-    format: str = flag("pt", "--format", choices=("pt", "safetensors"), help="format of the result")
-    dtype: str | None = flag(None, "--dtype", choices=_DTYPES, help="dtype of the result; default: as trained")
-    max_shard_gb: float | None = flag(
-        None,
-        "--max-shard-gb",
-        at_least=1e-3,
-        at_most=1e6,
-        unit="GB",
-        help="safetensors: several files of at most this size, and an index; default: one file",
-    )
+    format: str = parts.merged_format()
+    dtype: str | None = flag(None, "--dtype", choices=parts.DTYPES, help="dtype of the result; default: as trained")
+    max_shard_gb: float | None = parts.max_shard_gb()
     dry_run: bool = flag(False, "--dry-run", help=_DRY_RUN)
 
 
@@ -53,7 +46,7 @@ class SplitFlags:
         "--load",
         required=True,
         metavar="PATH",
-        help="merged .pt or .safetensors file, index of several, folder of them, or a Megatron directory of any TP size",
+        help=parts.WEIGHTS,
     )
     save: str = flag(
         "",
@@ -84,7 +77,7 @@ class SplitFlags:
         help="tensors of the last block that Open-Sora Plan's own code wants at TP > 1 and never uses: as the source has "
         "them, none, or always. MindSpeed-MM has none",
     )
-    dtype: str | None = flag(None, "--dtype", choices=_DTYPES, help="dtype of the result; default: as the source")
+    dtype: str | None = flag(None, "--dtype", choices=parts.DTYPES, help="dtype of the result; default: as the source")
     dry_run: bool = flag(False, "--dry-run", help=_DRY_RUN)
 
 
@@ -132,7 +125,9 @@ class ExportFlags:
         None, "--load", metavar="DIR", help="a run's directory, instead of predictor.from_pretrained"
     )
     ema: bool = flag(False, "--ema", help="use the EMA weights of --load")
-    dtype: str | None = flag(None, "--dtype", choices=_DTYPES, help="dtype of the denoiser; default: as the source")
+    dtype: str | None = flag(
+        None, "--dtype", choices=parts.DTYPES, help="dtype of the denoiser; default: as the source"
+    )
     max_shard_gb: float = flag(
         5.0, "--max-shard-gb", at_least=1e-3, at_most=1e6, unit="GB", help="largest size of a weight file"
     )
@@ -148,7 +143,7 @@ class ConvertVaeFlags:
     save: str = flag(
         "", "--save", required=True, metavar="FILE", help="file to write; it ends in .safetensors, or in .pt"
     )
-    dtype: str | None = flag(None, "--dtype", choices=_DTYPES, help="dtype of the result; default: as the source")
+    dtype: str | None = flag(None, "--dtype", choices=parts.DTYPES, help="dtype of the result; default: as the source")
     dry_run: bool = flag(False, "--dry-run", help=_DRY_RUN)
 
 
@@ -209,7 +204,7 @@ def merge(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             flags.ema,
             format=flags.format,
             dtype=flags.dtype,
-            largest=None if flags.max_shard_gb is None else int(flags.max_shard_gb * 1e9),
+            largest=parts.max_shard_bytes(flags.max_shard_gb),
             dry_run=flags.dry_run,
         )
         print(path)

@@ -12,7 +12,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
 import av
@@ -91,9 +90,11 @@ class TensorBoard:
 class Service:
     """A service with runs, `log(values, step)`, pictures and videos: Weights & Biases, SwanLab."""
 
-    def __init__(self, run, module: ModuleType):
-        """run: what the service's `init` returned. module: the service's package."""
-        self._run, self._module = run, module
+    def __init__(self, config: TrainingFlags, package: str, **options: str | None):
+        """package: the service's, imported by name, since it is no dependency of this project. options: of its `init`."""
+        self._module = importlib.import_module(package)
+        given = {name: value for name, value in config.flags if value is not None}
+        self._run = self._module.init(config=given, **options, **_record(config, package))
 
     def step(self, metrics: StepMetrics) -> None:
         self.values(metrics.iteration, metrics.scalars())
@@ -119,16 +120,9 @@ class WeightsAndBiases(Service):
     """The key comes from `wandb login` or WANDB_API_KEY; WANDB_MODE=offline writes files to send later."""
 
     def __init__(self, config: TrainingFlags):
-        wandb = importlib.import_module("wandb")  # by name: no dependency of this project
         report = config.report
-        run = wandb.init(
-            project=report.wandb_project,
-            name=report.wandb_name,
-            dir=report.wandb_dir,
-            config=_given(config),
-            **_record(config, "wandb"),
-        )
-        super().__init__(run, wandb)
+        names = {"project": report.wandb_project, "name": report.wandb_name, "dir": report.wandb_dir}
+        super().__init__(config, "wandb", **names)
 
     def _video(self, file: Path):
         return self._module.Video(str(file), format="mp4")
@@ -138,16 +132,9 @@ class SwanLab(Service):
     """The key comes from `swanlab login` or SWANLAB_API_KEY; SWANLAB_MODE=offline writes files to send later."""
 
     def __init__(self, config: TrainingFlags):
-        swanlab = importlib.import_module("swanlab")  # by name: no dependency of this project
         report = config.report
-        run = swanlab.init(
-            project=report.swanlab_project,
-            name=report.swanlab_name,
-            log_dir=report.swanlab_dir,
-            config=_given(config),
-            **_record(config, "swanlab"),
-        )
-        super().__init__(run, swanlab)
+        names = {"project": report.swanlab_project, "name": report.swanlab_name, "log_dir": report.swanlab_dir}
+        super().__init__(config, "swanlab", **names)
 
     def _video(self, file: Path):
         return self._module.Video(io.BytesIO(_gif(file)))  # it takes GIF alone
@@ -170,10 +157,6 @@ def opened(config: TrainingFlags) -> Iterator[tuple[str, Sink]]:
             _log.warning(f"{name}: the package {package} is not installed; going on without it")
         else:
             yield name, open_tracker(config)
-
-
-def _given(config: TrainingFlags) -> dict:
-    return {name: value for name, value in config.flags if value is not None}
 
 
 def _record(config: TrainingFlags, service: str) -> dict:
