@@ -62,8 +62,7 @@ def from_config(
         (targets.flat_file(autoencoder, folder / "vae" / _STEM, format="safetensors", largest=largest), autoencoder),
     ]
     for todo, _ in plans:
-        for line in todo.describe():
-            _log.info(f"{'would write' if dry_run else 'writing'} {line}")
+        targets.announce(todo, dry_run)
     if dry_run:
         return folder
     for todo, weights in plans:

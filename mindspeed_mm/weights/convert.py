@@ -123,8 +123,7 @@ def _with_tail(weights: Weights, text_tail: str) -> Weights:
 def _run(todo: Plan, weights, what: str, dry_run: bool) -> Path:
     """Writes a plan, or only logs it. Returns the file to load: the index if there is one."""
     _log.info(what)
-    for line in todo.describe():
-        _log.info(f"{'would write' if dry_run else 'writing'} {line}")
+    targets.announce(todo, dry_run)
     if not dry_run:
         targets.execute(todo, weights, "converting")
         _log.info(f"wrote {human(todo.nbytes)}")

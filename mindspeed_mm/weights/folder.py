@@ -54,8 +54,7 @@ def write(
         (targets.flat_file(autoencoder, folder / VAE / STEM, format="safetensors"), autoencoder),
     ]
     for todo, _ in plans:
-        for line in todo.describe():
-            _log.info(f"{'would write' if dry_run else 'writing'} {line}")
+        targets.announce(todo, dry_run)
     if dry_run:
         return folder
     for todo, weights in plans:

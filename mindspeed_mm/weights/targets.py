@@ -99,6 +99,12 @@ def _unused(weights: Weights) -> Mapping[str, Unused]:
     return found[0].unused(weights) if found else {}
 
 
+def announce(todo: Plan, dry_run: bool) -> None:
+    """Logs what a plan writes, or would write."""
+    for line in todo.describe():
+        _log.info(f"{'would write' if dry_run else 'writing'} {line}")
+
+
 def execute(todo: Plan, groups: Mapping[str, Weights] | Weights, what: str, progress: bool = True) -> None:
     """Writes the files of a plan; at the end all appear complete, or none."""
     if isinstance(groups, Weights):
