@@ -299,7 +299,7 @@ def signal_rows() -> list[Row]:
     programs = (
         ("inference.py", sampling, "TP 1, CP 1, DP 2"),
         ("extract_features.py", extraction, "crops of clips to encode"),
-        ("check_dataset.py", checking, "rows are used"),
+        ("check_dataset.py", checking, "decoding: "),
         ("serve", serving, "the page is at"),
     )
     for name, command, mark in programs:

@@ -3,7 +3,10 @@
 Entry points print an `MMError` as one line and exit with code 1; a traceback means a bug.
 """
 
+import atexit
 import contextlib
+import os
+import signal
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -65,3 +68,15 @@ def said_in_one_line() -> Iterator[None]:
     except KeyboardInterrupt:
         print("Ctrl-C: ended", file=sys.stderr)
         sys.exit(130)
+    end_quietly()
+
+
+def end_quietly() -> None:
+    """The work is done: a Ctrl-C that arrives while Python exits ends the process with 130 and no traceback."""
+
+    def at_exit() -> None:
+        with contextlib.suppress(OSError, ValueError):  # a pipe without a reader, a closed file
+            sys.stdout.flush()
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
+
+    atexit.register(at_exit)  # the last one that is registered runs first

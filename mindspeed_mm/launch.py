@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from mindspeed_mm import launchers, logs, stopping, torchrun
 from mindspeed_mm.config.launch import LaunchConfig
-from mindspeed_mm.errors import ConfigError, MMError, RankLost
+from mindspeed_mm.errors import ConfigError, MMError, RankLost, end_quietly
 from mindspeed_mm.stopping import Reason, StopRequest
 
 if TYPE_CHECKING:  # it needs torch, which is imported once the platform is chosen
@@ -135,6 +135,7 @@ def run(program: Callable[[str | None], None]) -> None:
         _end(stopping.INTERRUPTED)
     except stopping.Unwound as error:
         _end(error.exit_code)
+    end_quietly()
 
 
 def _run_to_an_exit_code(program: Callable[[], None]) -> None:

@@ -10,8 +10,10 @@ import dataclasses
 import os
 import signal
 import sys
+import threading
 import time
 import types
+from collections.abc import Iterator
 from typing import Any
 
 SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -120,9 +122,40 @@ def ignore(numbers: tuple[int, ...] = STOP_SIGNALS) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def unwind(number: int, frame: types.FrameType | None) -> None:
-    """Signal handler: runs the `finally` blocks, then ends with the exit code of the signal."""
-    raise Unwound(128 + number)
+@contextlib.contextmanager
+def item_by_item(says: bool) -> Iterator[StopRequest]:
+    """For a loop that keeps its results in a `finally` block: it ends when the request has a signal.
+
+    Raises Unwound with the signal's exit code after the block. No handler raises: Python would print and drop the
+    exception if it met a finalizer or a fork.
+    """
+    with StopRequest(says) as request:
+        yield request
+    name = request.signal()
+    if name is not None:
+        raise Unwound(128 + next(number for number, known in _BY_SIGNAL.items() if known == name))
+
+
+@contextlib.contextmanager
+def not_now() -> Iterator[None]:
+    """For a fork: signals that arrive in the block count after it, for this process only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signal handlers run in the main thread
+        return
+    process, received = os.getpid(), []
+    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number, handler in previous.items():
+        if handler is not None and handler != signal.SIG_IGN:  # None: set by C code, which we could not restore
+            signal.signal(number, lambda number, frame: received.append(number))
+    try:
+        yield
+    finally:
+        if os.getpid() == process:
+            for number, handler in previous.items():
+                if handler is not None and handler != signal.SIG_IGN:
+                    signal.signal(number, handler)
+            for number in received:
+                signal.raise_signal(number)
 
 
 def hold_signals() -> None:

@@ -1,5 +1,6 @@
 """What a process does when it is asked to end, with nothing of a run around it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -74,18 +75,50 @@ def test_a_signal_that_came_before_there_was_a_handler_is_not_lost():
         stopping.let_signals_in()
 
 
-def test_what_is_under_way_is_written_before_a_program_unwinds():
-    before = signal.signal(signal.SIGTERM, stopping.unwind)
+def test_a_loop_ends_between_two_items_and_what_it_has_is_written():
     done = []
-    try:
-        with pytest.raises(stopping.Unwound) as found:
-            try:
+    with pytest.raises(stopping.Unwound) as found, stopping.item_by_item(says=False) as request:
+        try:
+            for item in range(3):
                 signal.raise_signal(signal.SIGTERM)
-                time.sleep(1)
-            except Exception:
-                done.append("swallowed")
-            finally:
-                done.append("written")
+                done.append(item)
+                if request.signal() is not None:
+                    break
+        finally:
+            done.append("written")
+    assert (done, found.value.exit_code) == ([0, "written"], 143)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_a_fork_counts_after_it_in_the_parent_only(number):
+    seen = []
+    before = signal.signal(number, lambda number, frame: seen.append((os.getpid(), number)))
+    try:
+        with stopping.not_now():
+            child = os.fork()
+            if child == 0:
+                signal.raise_signal(number)
+                os._exit(len(seen))
+            signal.raise_signal(number)
+            assert seen == []
+        assert seen == [(os.getpid(), number)]
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     finally:
-        signal.signal(signal.SIGTERM, before)
-    assert (done, found.value.exit_code) == (["written"], 143)
+        signal.signal(number, before)
+
+
+LAST_INSTANT = """
+import atexit, os, signal
+def late():
+    os.kill(os.getpid(), signal.SIGINT)
+    import time; time.sleep(1)
+atexit.register(late)
+from mindspeed_mm.errors import said_in_one_line
+with said_in_one_line():
+    print("done")
+"""
+
+
+def test_ctrl_c_while_a_tool_exits_keeps_its_output_and_prints_no_traceback():
+    found = subprocess.run([sys.executable, "-c", LAST_INSTANT], capture_output=True, text=True)
+    assert (found.returncode, found.stdout, found.stderr) == (130, "done\n", "")

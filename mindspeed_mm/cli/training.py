@@ -4,12 +4,11 @@ import contextlib
 import dataclasses
 import functools
 import json
-import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from mindspeed_mm import atomic, launch, logs, stopping
+from mindspeed_mm import atomic, launch, logs
 from mindspeed_mm.cli.ranks import at_once, run_here, run_on_ranks, stoppable
 from mindspeed_mm.config import arguments, autoencoder, resolve
 from mindspeed_mm.config.run import RunConfig, TrainingFlags
@@ -125,7 +124,6 @@ def _check_extraction(argv: Sequence[str], world_size: int, prog: str | None) ->
 
 
 def _extract_features(argv: Sequence[str], prog: str | None) -> None:
-    signal.signal(signal.SIGTERM, stopping.unwind)  # features encoded so far are written before the exit
     config, only = resolve.extraction_config(argv, prog)
     layout = dataclasses.replace(config.launch, tensor_size=1, context_size=1, sequence_parallel=False)
     platform, parallel = launch.start(layout, config.model.allow_tf32, config.model.allow_internal_format)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from mindspeed_mm import logs
+from mindspeed_mm import logs, stopping
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.run import RunConfig
 from mindspeed_mm.data.decode.shown import treatment
@@ -98,16 +98,19 @@ class Extraction:
             lost=lambda task, item, reason: dataclasses.replace(task, fault=f"{task.clip.row.path}: {reason}"),
             timeout_s=preprocess.timeout,
         )
-        try:
-            for task, made in zip(mine, self._bar(pool.run(mine), "clips", len(mine)), strict=True):
-                writer.add(*self._video_entry(task, made))
-                if isinstance(made, str):
-                    bad += 1
-                else:
-                    special.update(made.traits)
-        finally:
-            pool.close()
-            writer.flush()
+        with stopping.item_by_item(says=self._is_first) as request:
+            try:
+                for task, made in zip(mine, self._bar(pool.run(mine), "clips", len(mine)), strict=True):
+                    writer.add(*self._video_entry(task, made))
+                    if isinstance(made, str):
+                        bad += 1
+                    else:
+                        special.update(made.traits)
+                    if request.signal() is not None:
+                        break
+            finally:
+                pool.close()
+                writer.flush()
         self._name_special(special)
         return self._total(len(mine) - bad), self._total(bad)
 
@@ -159,11 +162,14 @@ class Extraction:
         mine = self._unstored(texts)
         tokens = load_tokens(self.data.data.dataset_param)
         writer = PartWriter(self.folder, TEXT, series, rank)
-        try:
-            for text in self._bar(mine, "captions", len(mine)):
-                writer.add(Entry(texts[text], text[:80]), self._text_tensors(tokens, text))
-        finally:
-            writer.flush()
+        with stopping.item_by_item(says=self._is_first) as request:
+            try:
+                for text in self._bar(mine, "captions", len(mine)):
+                    writer.add(Entry(texts[text], text[:80]), self._text_tensors(tokens, text))
+                    if request.signal() is not None:
+                        break
+            finally:
+                writer.flush()
         return self._total(len(mine))
 
     def _unstored(self, texts: dict[str, str]) -> list[str]:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tqdm import tqdm
+
 from mindspeed_mm.config.data import DataConfig, DatasetConfig
 from mindspeed_mm.data.check.samples import Look, draw_samples, look
 from mindspeed_mm.data.decode.shown import VARIABLE, treatment
@@ -160,7 +162,8 @@ def _decode(videos: VideoSource, clips: list[Clip], processes: int) -> tuple[Dec
         timeout_s=timeout_s,
     )
     try:
-        return tuple(pool.run((clip, None) for clip in clips))
+        tasks = ((clip, None) for clip in clips)
+        return tuple(tqdm(pool.run(tasks), "decoding", len(clips), unit="clip"))
     finally:
         pool.close()
 

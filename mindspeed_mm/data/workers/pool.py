@@ -160,7 +160,8 @@ class _Worker(Generic[Task, Result]):
         self._at = RawArray("d", [_IDLE, _IDLE, 0.0])  # number of the task, item, start time
         arguments = (self._work, theirs, self._at)
         process = self._process = self._context.Process(target=_serve, args=arguments, daemon=True)
-        process.start()
+        with stopping.not_now():
+            process.start()
         self._lent.clear()  # the old process's buffers are gone
         theirs.close()
         for task in self._tasks:
