@@ -62,6 +62,7 @@ setup(
         # torch_npu pairs with one torch and one CANN version (docs: which); MindSpeed is installed from its repository.
         "npu": ["torch_npu", "einops", "scipy"],
         "serve": ["gradio>=6,<7"],  # the web page
+        "api": ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.18"],  # serve --api; gradio brings them, too
         "readers": ["decord2>=3.0"],
         "diffusers": ["diffusers>=0.36", "accelerate>=1.0", "peft>=0.17"],  # mindspeed_mm.diffusers; peft for adapters
     },

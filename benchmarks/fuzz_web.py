@@ -25,7 +25,7 @@ def web_door(folder: Path) -> Try:
     from mindspeed_mm.platforms.cpu import CpuPlatform
     from mindspeed_mm.sampling.pipeline import T2VPipeline
     from mindspeed_mm.sampling.provenance import weights_of
-    from mindspeed_mm.web import limits
+    from mindspeed_mm.serving import limits
     from mindspeed_mm.web.app import build_app
     from mindspeed_mm.web.studio import Studio
 

@@ -51,6 +51,10 @@ class RankLost(MMError):
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: trying again may help
 
 
+class ServerFull(MMError):
+    """A server takes no further request now."""
+
+
 class SamplingError(MMError):
     """A sample cannot be finished, for example because a velocity is NaN."""
 

@@ -34,7 +34,8 @@ FLOORS = {
     "training": 7,
     "sampling": 7,
     "api": 8,
-    "web": 8,
+    "serving": 8,  # a server's queue and its HTTP API
+    "web": 9,  # the page
     "diffusers": 8,  # the same networks as components of diffusers
     "torchrun": 8,
     "launchers": 9,

@@ -32,7 +32,13 @@ def _sample(argv: Sequence[str], prog: str | None) -> None:
 def _serve(argv: Sequence[str], prog: str | None) -> None:
     config = resolve.serve_config(argv, prog=prog)
     platform, parallel = launch.start(config.sample.launch)
-    from mindspeed_mm.web.app import serve
+    if config.api.is_on:
+        from mindspeed_mm.serving.run import serve_api
 
-    serve(config, platform, parallel)
+        with launch.alone_in(config.sample.model.save_path, "save_path", parallel, {}):
+            serve_api(config, platform, parallel)
+    else:
+        from mindspeed_mm.web.app import serve
+
+        serve(config, platform, parallel)
     parallel.stop()

@@ -94,7 +94,11 @@ SAMPLE = Program(
 )
 SERVE = Program(
     flags=ServeFlags,
-    description="A web page that samples videos. Needs the extra `serve`: pip install 'mindspeed_mm[serve]'.",
-    examples=("mindspeed-mm serve --mm-model sample.json --save samples --port 7860",),
+    description="A web page that samples videos (extra `serve`: pip install 'mindspeed_mm[serve]'), or OpenAI's videos API "
+    "(extra `api`).",
+    examples=(
+        "mindspeed-mm serve --mm-model sample.json --save samples --port 7860",
+        "mindspeed-mm serve --mm-model sample.json --save videos --api --api-keys keys.txt",
+    ),
     without_effect={**MEANINGLESS, **MEANINGLESS_IN_SAMPLING},
 )

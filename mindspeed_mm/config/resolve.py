@@ -112,7 +112,7 @@ def serve_config(argv: Sequence[str], world_size: int | None = None, prog: str |
             "the web page runs in one process on one device; sample on several with `mindspeed-mm sample`"
         )
     flags = given.values
-    return ServeConfig(sample=config, host=flags.host, port=flags.port, max_queue=flags.max_queue)
+    return ServeConfig(sample=config, host=flags.host, port=flags.port, max_queue=flags.max_queue, api=flags.api)
 
 
 def _sample_config(given: Given[_Sample], **replaced: object) -> SampleConfig:

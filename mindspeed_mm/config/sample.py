@@ -313,6 +313,31 @@ class JobFlags(SampleFlags):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ApiConfig:
+    """OpenAI's videos API over HTTP."""
+
+    is_on: bool = flag(False, "--api", help="serve OpenAI's videos API instead of the page")
+    keys: str | None = flag(
+        None,
+        "--api-keys",
+        metavar="FILE",
+        help="file of bearer tokens, a line each: NAME TOKEN [LIMIT]; default: the lines of $MINDSPEED_MM_API_KEYS, or no "
+        "token is asked for",
+    )
+    max_per_key: int | None = flag(
+        None,
+        "--max-per-key",
+        at_least=1,
+        at_most=10**6,
+        help="unfinished videos that a key without a LIMIT may have; default: as many as the queue takes",
+    )
+    model_name: str = flag("open-sora-plan-v1.5", "--model-name", help="name of the model in the API")
+    max_upload_mb: float = flag(
+        10.0, "--max-upload-mb", at_least=0.01, at_most=1000, unit="MB", help="largest request, with its image"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ServeFlags(SampleFlags):
     """The flags of `mindspeed-mm serve`."""
 
@@ -322,6 +347,7 @@ class ServeFlags(SampleFlags):
         7860, "--port", at_least=0, at_most=2**16 - 1, section="the page", help="port to listen at; 0: any free port"
     )
     max_queue: int = flag(16, "--max-queue", at_least=1, section="the page", help="largest number of waiting requests")
+    api: ApiConfig = group(ApiConfig, "the API")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -340,9 +366,10 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ServeConfig:
-    """A web page: sampling settings and the address to listen at."""
+    """A web page or the API: sampling settings and the address to listen at."""
 
     sample: SampleConfig
     host: str
     port: int
     max_queue: int
+    api: ApiConfig = ApiConfig()

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import socket
 from pathlib import Path
 
 from mindspeed_mm import logs
@@ -12,11 +11,11 @@ from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.platforms.base import Platform
 from mindspeed_mm.sampling.pipeline import T2VPipeline
 from mindspeed_mm.sampling.provenance import weights_of
+from mindspeed_mm.serving import listening
 from mindspeed_mm.web.doors import Doors
 from mindspeed_mm.web.studio import Studio
 
 _log = logs.get(__name__)
-_THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 
 def serve(config: ServeConfig, platform: Platform, parallel: ParallelContext) -> None:
@@ -24,7 +23,7 @@ def serve(config: ServeConfig, platform: Platform, parallel: ParallelContext) ->
     missing.
     """
     _check_gradio()
-    listener = _listen(config.host, config.port)
+    listener = listening.listen(config.host, config.port)
     sample = config.sample
     device = platform.device(0)
     pipeline = T2VPipeline.from_config(
@@ -38,14 +37,10 @@ def serve(config: ServeConfig, platform: Platform, parallel: ParallelContext) ->
     )
     studio = Studio(sample, pipeline, platform, weights_of(sample))
     app = build_app(studio, config)
-    import uvicorn
-
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
-    host, port = listener.getsockname()[:2]
-    _log.info(f"the page is at http://{f'[{host}]' if ':' in host else host}:{port}")
-    if config.host not in _THIS_MACHINE:
+    _log.info(f"the page is at {listening.address(listener)}")
+    if config.host not in listening.THIS_MACHINE:
         _log.warning(f"--host {config.host}: whoever reaches this port can sample; it asks for no password")
-    server.run(sockets=[listener])
+    listening.run(app, listener)
 
 
 def build_app(studio: Studio, config: ServeConfig):
@@ -68,8 +63,10 @@ def build_app(studio: Studio, config: ServeConfig):
             raise fastapi.HTTPException(404, "no such sample")
         return FileResponse(path)
 
-    if config.host in _THIS_MACHINE:  # blocks a foreign page that reaches this one by its own name (DNS rebinding)
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"])
+    if (
+        config.host in listening.THIS_MACHINE
+    ):  # blocks a foreign page that reaches this one by its own name (DNS rebinding)
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(listening.NAMES))
     app.add_middleware(Doors)
     theme = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("monospace",))
     return gr.mount_gradio_app(
@@ -83,16 +80,3 @@ def _check_gradio() -> None:
         raise ConfigError(
             "the web page needs Gradio, which is not installed: pip install 'gradio>=6,<7' (it brings no torch)"
         )
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket on the port, opened before the weights are loaded, so that a taken port fails early."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise ConfigError(f"--host {host} --port {port}: {error.strerror or error}; is another page there?") from None
-    return listener

@@ -6,7 +6,8 @@ versions may add more. So the open routes are listed, not the closed ones.
 
 import json
 import re
-from urllib.parse import urlsplit
+
+from mindspeed_mm.serving.origins import comes_from_here
 
 _FILE = r"[A-Za-z0-9_@~+.-]+"
 OPEN = {
@@ -51,7 +52,7 @@ class Doors:
         target = len(scope["path"]) + len(scope.get("query_string", b""))
         if not is_open(scope["method"], scope["path"]) or target > _MAX_TARGET:
             return await _answer(404, "Not Found", send)
-        if not _comes_from_here(headers):
+        if not comes_from_here(headers):
             return await _answer(403, "this page is not for other pages", send)
         if scope["method"] == "POST":
             body = await _body(headers, receive)
@@ -59,22 +60,6 @@ class Doors:
                 return await _answer(body, "needs a small JSON object", send)
             receive = _again(body, receive)
         return await self.app(scope, receive, send)
-
-
-def _comes_from_here(headers: dict[bytes, bytes]) -> bool:
-    """False for a request by another page: browsers state the origin, other programs do not."""
-    host = headers.get(b"host", b"").decode("latin-1").lower()
-    origin = headers.get(b"origin")
-    if origin is not None:
-        try:
-            parts = urlsplit(origin.decode("latin-1").lower())
-        except ValueError:
-            return False
-        if parts.scheme not in ("http", "https") or parts.netloc != host:
-            return False
-    site, mode = headers.get(b"sec-fetch-site", b"none"), headers.get(b"sec-fetch-mode", b"")
-    # Following a link to the page is not a request by the other page.
-    return site in (b"none", b"same-origin") or mode == b"navigate"
 
 
 async def _body(headers: dict[bytes, bytes], receive) -> bytes | int:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from mindspeed_mm.config.sample import ServeConfig
 from mindspeed_mm.errors import ConfigError, MMError
-from mindspeed_mm.web import limits
+from mindspeed_mm.serving import limits
 from mindspeed_mm.web.studio import Done, Progress, Studio
 
 _HISTORY = 24

@@ -13,7 +13,8 @@ from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.platforms.cpu import CpuPlatform
 from mindspeed_mm.sampling.pipeline import T2VPipeline
 from mindspeed_mm.sampling.provenance import weights_of
-from mindspeed_mm.web import doors, limits
+from mindspeed_mm.serving import limits
+from mindspeed_mm.web import doors
 from mindspeed_mm.web.studio import Done, Studio
 
 GOOD = ("a red circle", "blurry", 4, 3.0, 5, 9, 32, 32)

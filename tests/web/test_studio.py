@@ -118,13 +118,13 @@ def test_without_gradio_the_error_says_what_to_install(monkeypatch, config):
 
 
 def test_a_taken_port_is_named(config):
-    from mindspeed_mm.web.app import _listen
+    from mindspeed_mm.serving.listening import listen
 
-    with _listen("127.0.0.1", 0) as taken:
+    with listen("127.0.0.1", 0) as taken:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"--port {port}: Address already in use"):
-            _listen("127.0.0.1", port)
+            listen("127.0.0.1", port)
 
 
 def test_the_page_runs_in_one_process_and_on_this_machine_by_default(config, small_model):

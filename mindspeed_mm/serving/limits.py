@@ -48,8 +48,8 @@ WIDTH = Range("width", 1, 8192)
 def line_of(prompt, negative, steps, guidance, seed, frames, height, width) -> PromptConfig:
     """A line of a prompts file from the form's values. ConfigError names the first invalid value."""
     return PromptConfig(
-        prompt=_text("prompt", prompt),
-        negative_prompt=_text("negative prompt", negative),
+        prompt=text("prompt", prompt),
+        negative_prompt=text("negative prompt", negative),
         num_inference_steps=STEPS.check(steps),
         guidance_scale=GUIDANCE.check(guidance),
         seed=SEED.check(seed),
@@ -57,7 +57,7 @@ def line_of(prompt, negative, steps, guidance, seed, frames, height, width) -> P
     )
 
 
-def _text(name: str, value: object) -> str:
+def text(name: str, value: object) -> str:
     """A text that is short enough to be cleaned and that a file can hold. An empty field arrives as None."""
     if value is None:
         return ""
