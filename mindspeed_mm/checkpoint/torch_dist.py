@@ -18,7 +18,7 @@ from mindspeed_mm.files.layout import STATE_FILE
 from mindspeed_mm.files.mapped import MappedFiles
 from mindspeed_mm.files.reshard import Weights
 from mindspeed_mm.parallel.context import ParallelContext
-from mindspeed_mm.parallel.megatron import ShardedTensor, dist_checkpointing, write_in_this_process
+from mindspeed_mm.parallel.megatron import ShardedTensor, begin_save
 from mindspeed_mm.parallel.partition import full_shape
 
 
@@ -30,8 +30,7 @@ def prepare(
 
     Data ranks other than the first may pass no tensors.
     """
-    write_in_this_process()
-    request = dist_checkpointing.save(_sharded(tensors, parallel), str(directory), async_sharded_save=True)
+    request = begin_save(_sharded(tensors, parallel), str(directory))
     assert request is not None, "megatron-core returns one for every asynchronous save"
 
     def write() -> integrity.Checksums:

@@ -3,6 +3,7 @@
 Its import warns about Transformer Engine and Apex, which we do not need; these warnings are silenced.
 """
 
+import inspect
 import logging
 import queue
 import warnings
@@ -64,6 +65,10 @@ if TYPE_CHECKING:
 
 
 logging.getLogger("megatron.core").setLevel(logging.WARNING)
+# Its advice is the other package, see `begin_save`.
+logging.getLogger("megatron.core.dist_checkpointing.strategies.torch").addFilter(
+    lambda record: "async save is deprecated" not in record.getMessage()
+)
 
 __all__ = [
     "ColumnParallelLinear",
@@ -78,6 +83,7 @@ __all__ = [
     "TransformerConfig",
     "all_gather_last_dim_from_tensor_parallel_region",
     "all_to_all",
+    "begin_save",
     "copy_to_tensor_model_parallel_region",
     "dist_checkpointing",
     "gather_from_sequence_parallel_region",
@@ -90,18 +96,21 @@ __all__ = [
     "reduce_scatter_to_sequence_parallel_region",
     "scatter_to_sequence_parallel_region",
     "set_tensor_model_parallel_attributes",
-    "write_in_this_process",
 ]
 
 
-def write_in_this_process() -> None:
-    """Prepares the next save of dist_checkpointing for a writer thread of this process.
+def begin_save(tensors: dict[str, Any], directory: str) -> Any:
+    """Begins a save of dist_checkpointing, whose files a thread of this process writes. Collective.
 
-    By default it starts a process of 400 MB that passes on the results of a writer process, and forks a process for
-    each file. These processes would outlive a killed rank, and a signal to the whole group would end them.
+    By default megatron-core starts a process of 400 MB that passes on the results of a writer process, and forks a
+    process for each file. These processes would outlive a killed rank, and a signal to the whole group would end them.
     """
     filesystem_async._results_queue = queue.Queue()
     filesystem_async.FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(_write_by_threads)
+    # From 0.17 on the default is the writer of nvidia-resiliency-ext, which is another package.
+    has_choice = "async_strategy" in inspect.signature(dist_checkpointing.save).parameters
+    choice = {"async_strategy": "mcore"} if has_choice else {}
+    return dist_checkpointing.save(tensors, directory, async_sharded_save=True, **choice)
 
 
 def _write_by_threads(transform_list, use_msc, rank, write_buckets, global_results_queue) -> None:
