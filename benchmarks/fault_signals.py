@@ -238,7 +238,11 @@ def signal_rows() -> list[Row]:
             rows.append(Row(f"{number.name} to {target}", SAVES, attempt))
         attempt = functools.partial(stopped, "torchrun", number, False, 1)
         rows.append(Row(f"{number.name} to torchrun with the two flags", "saves, exit 1, nothing left", attempt))
-    rows += [
+    return [*rows, *_special_rows(), *_program_rows()]
+
+
+def _special_rows() -> list[Row]:
+    return [
         Row(
             "SIGTERM without --save",
             "exit 0, the log claims no saving",
@@ -296,6 +300,10 @@ def signal_rows() -> list[Row]:
         Row("--exit-interval 3", SAVES, functools.partial(planned, ("--exit-interval", 3)), most=5),
         Row("--exit-duration-in-mins 0.1", SAVES, functools.partial(planned, ("--exit-duration-in-mins", 0.1)), most=5),
     ]
+
+
+def _program_rows() -> list[Row]:
+    rows = []
     programs = (
         ("inference.py", sampling, "TP 1, CP 1, DP 2"),
         ("extract_features.py", extraction, "crops of clips to encode"),
