@@ -40,7 +40,7 @@ from mindspeed_mm.types import ImageFeatures, TextFeatures
 from mindspeed_mm.weights import load_denoiser
 
 DENOISER = SparseUMMDiTConfig(
-    num_layers=(2, 2, 2),
+    num_layers=(1, 2, 1),
     sparse_n=(1, 2, 1),
     sparse1d=True,
     double_ff=True,

@@ -6,7 +6,7 @@ import pytest
 from rank_runs import DENOISER, Layout, curve
 from ranks import run_ranks
 
-STEPS = 20
+STEPS = 12
 TOLERANCE = 1e-4  # relative, of losses and gradient norms, fp32
 
 
