@@ -33,6 +33,7 @@ FLOORS = {
     "weights": 6,  # where files/ and models/ meet
     "training": 7,
     "sampling": 7,
+    "evaluation": 8,  # figures of finished videos and of weights
     "api": 8,
     "serving": 8,  # a server's queue and its HTTP API
     "web": 9,  # the page

@@ -57,6 +57,19 @@ def main() -> int:
     return 0
 
 
+def judge(frames: np.ndarray, prompt: str) -> dict[str, float]:
+    """For `mindspeed-mm evaluate --judge`: 1 for each question that frames uint8 [T,H,W,3] answer as the prompt asks, else
+    0; {} for a prompt outside the grammar.
+    """
+    try:
+        scene = read_caption(prompt)
+    except ValueError:
+        return {}
+    answer = measure(frames)
+    group = "unseen " if scene.held_out else ""
+    return {group + question: float(getattr(scene, question) == getattr(answer, question)) for question in QUESTIONS}
+
+
 def show(scores: dict[str, float]) -> None:
     """One line for each score."""
     for name, value in scores.items():

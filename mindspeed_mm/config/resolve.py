@@ -41,12 +41,19 @@ def extraction_config(argv: Sequence[str], prog: str | None = None) -> tuple[Run
     return _run_config(given, launch.tensor_size * launch.context_size), given.values.only
 
 
-def _run_config(given: Given, world_size: int | None) -> RunConfig:
+def encoding_run(given: Given[RunFlags], world_size: int | None = None) -> RunConfig:
+    """A training run that encodes its clips and captions itself, whatever its model JSON says of stored features."""
+    return _run_config(given, world_size, encodes=True)
+
+
+def _run_config(given: Given, world_size: int | None, encodes: bool = False) -> RunConfig:
     flags: RunFlags = given.values
     notes = Notes()
     model_node = model_dialects.model_node(read_json(flags.mm_model))
     data_node = data_dialects.data_node(read_json(flags.mm_data))
     model, data = build(TrainModelConfig, model_node, notes), build(DataConfig, data_node, notes)
+    if encodes:
+        model = dataclasses.replace(model, load_video_features=False, load_text_features=False)
     launch = checks.launch_config(flags.launch, model.predictor, find(model_node, "predictor.num_heads"))
     data_size = checks.data_ranks(launch, world_size)
     data = flags.with_workers(data)

@@ -31,7 +31,7 @@ from mindspeed_mm.training.denoiser_data import DenoiserData
 from mindspeed_mm.training.denoising import Denoising
 from mindspeed_mm.training.encoder_sharing import SharedEncoders
 from mindspeed_mm.training.encoders import FrozenEncoders
-from mindspeed_mm.training.evaluation import Evaluation
+from mindspeed_mm.training.evaluation import Evaluation, encoded, losses
 from mindspeed_mm.training.extraction import Extraction
 from mindspeed_mm.training.saving import Saver
 from mindspeed_mm.training.state import TrainingState
@@ -91,6 +91,24 @@ def build_extraction(config: RunConfig, platform: Platform, parallel: ParallelCo
     text, images = frozen_text_encoders(config, device), config.data.dataset_param.image_conditions
     encoders = FrozenEncoders(autoencoder, text, device, config.seed, images)
     return Extraction(config, DenoiserData(config, parallel), encoders)
+
+
+def held_out_loss(
+    config: RunConfig, platform: Platform, parallel: ParallelContext, source: str, ema: bool
+) -> dict[str, float]:
+    """{"eval loss": ..., "eval loss sigma 0.0-0.2": ...} of weights on the run's held-out list; collective.
+
+    source, ema: see `load_denoiser`. The same list, seed and batch give the loss that the run logged.
+    """
+    device, predictor = local_device(platform), config.model.predictor
+    check_widths(config.model)
+    loader = DenoiserData(config, parallel).held_out(config.evaluation.data_path)
+    encoders, task = _encoders(config, device), FlowMatchingTask(config.model.diffusion, predictor, config.seed)
+    network = build_denoiser(predictor, parallel, device=device, dtype=config.precision.denoiser, seed=None).eval()
+    load_denoiser(network, source, ema)
+    meet("loading weights", parallel)
+    found = losses(network, encoded(loader, encoders, config.evaluation.iterations, parallel), task, parallel)
+    return {f"eval loss{band}": loss for band, loss in found.items()}
 
 
 def _encoders(config: RunConfig, device: torch.device) -> FrozenEncoders:

@@ -62,8 +62,8 @@ class RunData:
         )
         return self._loader(dataset, ledger, turns, evaluation=False)
 
-    def held_out(self, data_path: str) -> Loader:
-        """The evaluation loader: reads a held-out list once, in order."""
+    def held_out(self, data_path: str | None) -> Loader:
+        """The evaluation loader: reads a held-out list (None: the run's own) once, in order."""
         dataset = self._dataset(self.data.held_out(data_path), None, None)
         return self._loader(dataset, None, None, evaluation=True)
 

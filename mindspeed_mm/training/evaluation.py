@@ -8,12 +8,13 @@ import sys
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from mindspeed_mm.data.feed.loader import Loader
 from mindspeed_mm.diffusion import flow
 from mindspeed_mm.optim.ema import Ema
+from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.engine import Engine
 from mindspeed_mm.parallel.seeds import generator
 from mindspeed_mm.training.encoders import Encoded, FrozenEncoders, per_sample_noise
@@ -53,42 +54,58 @@ class Evaluation:
 
     def _samples(self) -> list[Encoded]:
         """Encodes the list once for both sets of weights; it is short enough to keep."""
-        self.loader.rewind()
-        batches = iter(self.loader)
-        rounds = tqdm(
-            range(self.iterations),
-            desc="encoding held-out clips",
-            disable=not self.engine.parallel.is_first,
-            leave=False,
-            mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; a log file gets fewer lines than a terminal
-        )
-        samples = []
-        for _ in rounds:
-            samples.append(self.encoders(next(batches)))
-            self.engine.parallel.pulse.beat("encoding a held-out batch")
-        return samples
+        return encoded(self.loader, self.encoders, self.iterations, self.engine.parallel)
 
-    @torch.no_grad()
     def _losses(self, samples: list[Encoded], name: str) -> dict[str, float]:
         network = self.engine.network
         network.eval()
-        sums = torch.zeros(BANDS, dtype=torch.float64)
-        for sample in samples:
-            for band in range(BANDS):
-                sums[band] += self._band_loss(network, sample, band).double().cpu()
-                self.engine.parallel.pulse.beat("evaluating a batch")
+        found = losses(network, samples, self.task, self.engine.parallel)
         network.train()
-        dist.all_reduce(sums, group=self.engine.parallel.data)
-        means = (sums / (len(samples) * self.engine.parallel.data_size)).tolist()
-        bands = {f"{name} sigma {band / BANDS:.1f}-{(band + 1) / BANDS:.1f}": mean for band, mean in enumerate(means)}
-        return {name: sum(means) / BANDS, **bands}
+        return {name + band: loss for band, loss in found.items()}
 
-    def _band_loss(self, network, sample: Encoded, band: int) -> Tensor:
-        """Mean squared error within a band; noise level and noise are drawn per sample."""
-        z0, seed, addresses = sample.latents, self.task.seed, sample.addresses
-        levels = [torch.rand(1, generator=generator(seed, "eval sigma", band, *address)) for address in addresses]
-        sigma = ((torch.cat(levels) + band) / BANDS).to(z0.device)
-        noise = per_sample_noise(z0, seed, "eval noise", addresses)
-        prediction = network(flow.interpolate(z0, noise, sigma), sigma, sample.conditions, sample.keep)
-        plain = self.task.unweighted
-        return flow.loss(prediction, flow.velocity(z0, noise), sigma, plain, sample.keep)
+
+def encoded(loader: Loader, encoders: FrozenEncoders, iterations: int, parallel: ParallelContext) -> list[Encoded]:
+    """The first `iterations` micro-batches of a held-out list."""
+    loader.rewind()
+    batches = iter(loader)
+    rounds = tqdm(
+        range(iterations),
+        desc="encoding held-out clips",
+        disable=not parallel.is_first,
+        leave=False,
+        mininterval=0.1 if sys.stderr.isatty() else 10.0,  # seconds; a log file gets fewer lines than a terminal
+    )
+    samples = []
+    for _ in rounds:
+        samples.append(encoders(next(batches)))
+        parallel.pulse.beat("encoding a held-out batch")
+    return samples
+
+
+@torch.no_grad()
+def losses(
+    network: nn.Module, samples: list[Encoded], task: FlowMatchingTask, parallel: ParallelContext
+) -> dict[str, float]:
+    """{"": mean loss, " sigma 0.0-0.2": ..., ...}: means over all ranks' samples; collective.
+
+    network: called as a `Denoiser`.
+    """
+    sums = torch.zeros(BANDS, dtype=torch.float64)
+    for sample in samples:
+        for band in range(BANDS):
+            sums[band] += _band_loss(network, sample, task, band).double().cpu()
+            parallel.pulse.beat("evaluating a batch")
+    dist.all_reduce(sums, group=parallel.data)
+    means = (sums / (len(samples) * parallel.data_size)).tolist()
+    bands = {f" sigma {band / BANDS:.1f}-{(band + 1) / BANDS:.1f}": mean for band, mean in enumerate(means)}
+    return {"": sum(means) / BANDS, **bands}
+
+
+def _band_loss(network: nn.Module, sample: Encoded, task: FlowMatchingTask, band: int) -> Tensor:
+    """Mean squared error within a band; noise level and noise are drawn per sample."""
+    z0, seed, addresses = sample.latents, task.seed, sample.addresses
+    levels = [torch.rand(1, generator=generator(seed, "eval sigma", band, *address)) for address in addresses]
+    sigma = ((torch.cat(levels) + band) / BANDS).to(z0.device)
+    noise = per_sample_noise(z0, seed, "eval noise", addresses)
+    prediction = network(flow.interpolate(z0, noise, sigma), sigma, sample.conditions, sample.keep)
+    return flow.loss(prediction, flow.velocity(z0, noise), sigma, task.unweighted, sample.keep)

@@ -1,6 +1,7 @@
 """The whole path on real clips at TP=2: train, die, resume, merge, sample."""
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -78,6 +79,19 @@ def test_it_is_evaluated_and_sampled_on_the_way(trained, world, tmp_path):
     assert result.returncode == 0, result.stdout + result.stderr
     name = "video_000000.mp4"
     assert (folder / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_evaluate_finds_the_loss_that_the_run_logged(trained, world):
+    _, second, directory = trained
+    (wanted,) = re.findall(r"iteration 20 \| eval loss: [0-9.]+ \|.* ema eval loss: ([0-9.]+) \|", second)
+    flags = ["--mm-model", world / "model.json", "--mm-data", world / "data.json", "--eval-data", world / "data.txt"]
+    flags += ["--load", directory, "--ema", "--eval-iters", 1, "--json", "--tensor-model-parallel-size", 2]
+    program = "mindspeed_mm/__main__.py"
+    result = run(program, ["evaluate", "--device", "cpu", *flags, "--sequence-parallel"], 2, device=None)
+    assert result.returncode == 0, result.stdout + result.stderr
+    losses = json.loads(result.stdout)["held-out loss"]
+    assert list(losses)[1] == "eval loss sigma 0.0-0.2" and len(losses) == 6
+    assert losses["eval loss"] == pytest.approx(float(wanted), abs=1e-4)
 
 
 @pytest.fixture(scope="module")

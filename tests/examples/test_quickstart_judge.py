@@ -111,3 +111,12 @@ def test_a_prompt_without_a_video_is_an_error(tmp_path):
     prompts.write_text(f"{EVERY[0].caption}\n")
     with pytest.raises(ValueError, match="no video of 1 of 1"):
         score.read_samples(tmp_path, prompts)
+
+
+def test_mindspeed_mm_evaluate_gets_the_same_answers():
+    scene, other = EVERY[0], EVERY[-1]
+    frames = draw(scene, random.Random(0))
+    group = "unseen " if scene.held_out else ""
+    assert score.judge(frames, scene.caption) == {group + question: 1.0 for question in score.QUESTIONS}
+    assert 0.0 in score.judge(frames, other.caption).values()
+    assert score.judge(frames, "a dog") == {}

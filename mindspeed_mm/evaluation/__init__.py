@@ -1,0 +1,1 @@
+"""Measures finished videos and weights: what `mindspeed-mm evaluate` prints."""
