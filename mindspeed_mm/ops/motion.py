@@ -7,7 +7,7 @@ from torch import Tensor
 _WINDOW, _SPREAD = 9, 2.0  # pixels: side and deviation of the window that is taken to move as one
 _ROUNDS = 3  # corrections at each scale
 _COARSEST = 12  # pixels of the shorter side at the coarsest scale
-_NOISE = 1e-3  # squared brightness per pixel, in [0, 1]^2, below which an edge counts as noise and does not move
+_NOISE = 3e-4  # squared brightness per pixel, in [0, 1]^2, below which an edge counts as noise and does not move
 _BLUR = (0.25, 0.5, 0.25)
 
 
@@ -36,16 +36,19 @@ def brightness(video: Tensor) -> Tensor:
 
 
 def _corrected(first: Tensor, second: Tensor, moved: Tensor) -> Tensor:
-    """One round: the movement that explains what is left between `first` and the moved-back `second`, added."""
+    """One round: for each window the one movement that explains both frames, given `second` moved back by `moved`.
+
+    It is solved as a whole, not as a change: pixels of a window may have moved back by different amounts so far.
+    """
     back = _sampled(second, moved)
     across, down = _slopes((first + back) / 2)
-    left = back - first
+    left = back - first - across * moved[:, :1] - down * moved[:, 1:]
     products = torch.cat((across * across, across * down, down * down, across * left, down * left), 1)
     xx, xy, yy, xt, yt = _window(products).unbind(1)
     xx, yy = xx + _NOISE, yy + _NOISE
     determinant = xx * yy - xy * xy
-    step = torch.stack((xy * yt - yy * xt, xy * xt - xx * yt), 1) / determinant[:, None]
-    return moved + step.clamp(-1, 1)  # a linear model holds for a pixel or so
+    found = torch.stack((xy * yt - yy * xt, xy * xt - xx * yt), 1) / determinant[:, None]
+    return moved + (found - moved).clamp(-1, 1)  # a linear model holds for a pixel or so
 
 
 def _slopes(pictures: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ def compared(tmp_path_factory):
         for name, videos in {"slow run": (moving(0.5), moving(1)), "fast": (moving(1), moving(2))}.items()
     )
     (folder / "mine.py").write_text(
-        "def judge(frames, prompt):\n    return {'is fast': float(('fast' in prompt) == (frames[8, 24, 8, 0] < 100))}\n"
+        "def judge(frames, prompt):\n    return {'is fast': float(('fast' in prompt) == bool(frames[8, 24, 28, 0] > 100))}\n"
     )
     result = evaluate(
         "--videos", slow, "--against", fast, "--judge", folder / "mine.py", "--shuffled", 4, "--vbench", "--json"

@@ -19,16 +19,16 @@ def measured(frames: np.ndarray) -> dict[str, float]:
 
 
 def test_speed_is_measured_in_the_units_that_are_said():
-    """At edges, where pixels appear, the fastest ones are up to a quarter too fast."""
-    found = measured(moving(1.5))
-    assert 1 < found["motion, fastest"] / (1.5 * FPS * 100 / SIZE) < 1.25
-    assert 0 < found["motion"] < found["motion, fastest"]
-    assert measured(moving(0.5))["motion, fastest"] == pytest.approx(found["motion, fastest"] / 3, rel=0.15)
+    for speed in (0.5, 1.5, 3):
+        found = measured(moving(speed, frames=5))
+        assert found["motion, fastest"] == pytest.approx(speed * FPS * 100 / SIZE, rel=0.15)
+        share = 16 * 20 / SIZE**2  # of the picture that moves, and some pixels around it
+        assert 1 < found["motion"] / (share * found["motion, fastest"]) < 2
 
 
 def test_a_still_picture_is_consistent_and_noise_is_not():
     still, rng = measured(moving(0)), np.random.default_rng(0)
-    assert still == {"frame consistency": 1, "flicker": 0, "motion": 0, "motion, fastest": 0}
+    assert still == pytest.approx({"frame consistency": 1, "flicker": 0, "motion": 0, "motion, fastest": 0}, abs=1e-3)
     noise = measured(rng.integers(0, 256, (9, SIZE, SIZE, 3), dtype=np.uint8))
     assert noise["frame consistency"] < 0.05 and noise["flicker"] == pytest.approx(100 / 3, rel=0.02)
     assert 0.5 < measured(moving(2))["frame consistency"] < 1
