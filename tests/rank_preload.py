@@ -1,8 +1,13 @@
 """Imported once by the server that ranks and programs of tests are forked from (`ranks.forked_from_server`)."""
 
+import contextlib
+
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderModel  # noqa: F401
 
 import mindspeed_mm.parallel.engine
 import mindspeed_mm.sampling.run
 import mindspeed_mm.training.build
 import mindspeed_mm.training.extraction  # noqa: F401
+
+with contextlib.suppress(ImportError):  # the extra "api"
+    import mindspeed_mm.serving.app  # noqa: F401
