@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderMo
 import mindspeed_mm.parallel.engine
 import mindspeed_mm.sampling.run
 import mindspeed_mm.training.build
-import mindspeed_mm.training.extraction  # noqa: F401
+import mindspeed_mm.training.extraction
 
 with contextlib.suppress(ImportError):  # the extra "api"
     import mindspeed_mm.serving.app  # noqa: F401

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mindspeed_mm import launch
-from mindspeed_mm.cli.ranks import at_once, run_here, run_on_ranks
+from mindspeed_mm.cli.ranks import at_once, run_on_ranks
 from mindspeed_mm.config import arguments, resolve
 
 PROGRAMS = {"sample": arguments.SAMPLE, "serve": arguments.SERVE}
@@ -16,7 +16,7 @@ def sample(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
 def serve(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """`mindspeed-mm serve` and `python -m mindspeed_mm.serve`."""
-    run_here(at_once(_serve), argv, prog)
+    run_on_ranks("serve", arguments.SERVE, resolve.serve_config, at_once(_serve), argv, prog)
 
 
 def _sample(argv: Sequence[str], prog: str | None) -> None:

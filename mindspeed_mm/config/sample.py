@@ -341,13 +341,13 @@ class ApiConfig:
 class ServeFlags(SampleFlags):
     """The flags of `mindspeed-mm serve`."""
 
-    launch: LaunchConfig = group(LaunchConfig, "device and layout", without=("guidance_parallel",))
     host: str = flag("127.0.0.1", "--host", metavar="ADDRESS", section="the page", help="address to listen at")
     port: int = flag(
         7860, "--port", at_least=0, at_most=2**16 - 1, section="the page", help="port to listen at; 0: any free port"
     )
     max_queue: int = flag(16, "--max-queue", at_least=1, section="the page", help="largest number of waiting requests")
     api: ApiConfig = group(ApiConfig, "the API")
+    ranks: RanksConfig = group(RanksConfig, "starting processes")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -96,6 +96,8 @@ class SampleMaker:
             assert last is not None, "there is at least one step"
             self.platform.synchronize()
         except torch.OutOfMemoryError as error:
+            if self.pipeline.denoiser.parallel.sample_size > 1:
+                raise  # the other ranks of this sample do not see the error and wait for this rank
             self.platform.release_memory()
             raise SamplingError(f"the device's memory is too small for this size: {error}") from None
         denoise_s = time.monotonic() - started - text_s

@@ -1,7 +1,8 @@
 """`mindspeed-mm serve --api`: loads the networks, starts the worker, serves the API until a signal."""
 
 import importlib.util
-from pathlib import Path
+import os
+import socket
 
 from mindspeed_mm import logs
 from mindspeed_mm.config.sample import ServeConfig
@@ -15,6 +16,7 @@ from mindspeed_mm.serving.keys import Keys
 from mindspeed_mm.serving.maker import SampleMaker
 from mindspeed_mm.serving.metrics import Metrics
 from mindspeed_mm.serving.queue import Queue
+from mindspeed_mm.serving.together import follow, leading
 from mindspeed_mm.serving.worker import Worker
 
 _log = logs.get(__name__)
@@ -22,25 +24,44 @@ _NEEDED = ("fastapi", "uvicorn", "python_multipart")
 
 
 def serve_api(config: ServeConfig, platform: Platform, parallel: ParallelContext) -> None:
-    """Raises ConfigError if the port is taken or the extra is missing. The caller holds the folder's lock."""
-    _check_installed()
-    keys = Keys.read(config.api.keys, config.api.max_per_key)
-    listener = listening.listen(config.host, config.port)
+    """The first rank serves and decides; the others make its samples with it. Collective.
+
+    Raises ConfigError if the port is taken or the extra is missing. The caller holds the folder's lock.
+    """
+    door = _door(config) if parallel.is_first else None
     sample = config.sample
     pipeline = T2VPipeline.from_config(
         sample.model,
-        device=platform.device(0),
+        device=platform.device(int(os.environ.get("LOCAL_RANK", "0"))),
         parallel=parallel,
         load=sample.load,
         ema=sample.use_ema,
         options=sample.options,
         adapters=sample.adapters,
     )
+    if door is None:
+        follow(SampleMaker(sample, pipeline, platform, {}), parallel)
+        return
+    maker = SampleMaker(sample, pipeline, platform, weights_of(sample))
+    if parallel.world_size == 1:
+        _serve(config, maker, *door)
+        return
+    with leading(maker, parallel) as leader:
+        _serve(config, leader, *door)
+
+
+def _door(config: ServeConfig) -> tuple[Keys, socket.socket]:
+    """What may be wrong with the server itself, found before weights are loaded."""
+    _check_installed()
+    return Keys.read(config.api.keys, config.api.max_per_key), listening.listen(config.host, config.port)
+
+
+def _serve(config: ServeConfig, maker: SampleMaker, keys: Keys, listener: socket.socket) -> None:
     from mindspeed_mm.serving.app import build_app
     from mindspeed_mm.serving.desk import Desk
 
-    maker, metrics = SampleMaker(sample, pipeline, platform, weights_of(sample)), Metrics()
-    queue = Queue(Path(sample.model.save_path), config.max_queue, metrics.operation)
+    metrics = Metrics()
+    queue = Queue(maker.folder, config.max_queue, metrics.operation)
     worker = Worker(queue, maker, metrics.job)
     desk = Desk(queue, worker, maker, metrics, config.api.model_name)
     hosts = listening.NAMES if config.host in listening.THIS_MACHINE else ()
