@@ -70,7 +70,7 @@ def of_storm(row: str, sample_json: Path, place: Path, options: argparse.Namespa
     folder = place / row / "videos"
     folder.mkdir(parents=True)
     full_every_s = 2.0 if row == "full" else None
-    server = Started(World(sample_json, folder, free_port(), 0.01, 2000, full_every_s))
+    server = Started(World(sample_json, folder, free_port(), 0.001 if row == "thousand" else 0.01, 2000, full_every_s))
     server.wait()
     kills = options.kills if row == "killed" else 0
     slow = slow_clients(server.world.port, options.slow) if row == "slow" else []
