@@ -24,7 +24,6 @@ from mindspeed_mm.serving.metrics import Metrics
 from mindspeed_mm.serving.queue import Job, New, Queue, Repeated
 from mindspeed_mm.serving.worker import Worker
 
-INPUTS = "inputs"  # folder of the images that requests bring
 _CANCELLED = "cancelled"
 _MOST_LISTED = 100
 _LONGEST_REPEAT_KEY = 255
@@ -41,7 +40,6 @@ class Desk:
         self.metrics = metrics
         self.model_name = model_name
         self.started = int(time.time())
-        self.inputs = maker.folder / INPUTS
 
     @property
     def model(self) -> SampleModelConfig:
@@ -88,11 +86,17 @@ class Desk:
         suffix = next((suffix for begin, suffix in _SUFFIXES.items() if image.startswith(begin)), None)
         if suffix is None:
             raise Refusal(422, f"{REFERENCE}: send PNG, JPEG or WebP", code="invalid_value", param=REFERENCE)
-        path = self.inputs / f"{id}{suffix}"
+        path = self.maker.inputs / f"{id}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.replacing(path) as file:
             file.write(image)
         return path
+
+    def sweep(self) -> None:
+        """Removes images whose request was not accepted, since the server was killed before. Call it at the start."""
+        for image in self.maker.inputs.glob("*"):
+            if self.queue.get(image.name.partition(".")[0]) is None:
+                image.unlink(missing_ok=True)
 
     def _retry_s(self) -> int:
         """When a place in the queue will be free: after about the time of one job."""

@@ -39,7 +39,7 @@ class Maker(Protocol):
         ...
 
     def remove(self, name: str) -> None:
-        """Removes the sample's files, those that are there."""
+        """Removes the sample's files and its image, those that are there."""
 
 
 class SampleMaker:
@@ -109,6 +109,8 @@ class SampleMaker:
         for suffix in (".json", ".mp4", ".png"):  # the record first: it is what says that the sample is complete
             with contextlib.suppress(FileNotFoundError):
                 (self.archive.folder / f"{name}{suffix}").unlink()
+        for image in self.inputs.glob(f"{name}.*"):
+            image.unlink(missing_ok=True)
 
     def _request(self, name: str, line: PromptConfig) -> Request:
         model = dataclasses.replace(self.config.model, num_samples_per_prompt=1)
@@ -120,6 +122,11 @@ class SampleMaker:
     @property
     def folder(self) -> Path:
         return self.archive.folder
+
+    @property
+    def inputs(self) -> Path:
+        """Folder of the images that requests bring, by the name of their sample."""
+        return self.archive.folder / "inputs"
 
 
 def _line(values: dict[str, Any]) -> PromptConfig:

@@ -66,6 +66,7 @@ def _serve(config: ServeConfig, maker: SampleMaker, keys: Keys, listener: socket
     desk = Desk(queue, worker, maker, metrics, config.api.model_name)
     hosts = listening.NAMES if config.host in listening.THIS_MACHINE else ()
     app = build_app(desk, keys, int(config.api.max_upload_mb * 1e6), hosts)
+    desk.sweep()
     worker.start()
     _log.info(f"the API is at {listening.address(listener)}/v1, its model is {desk.model_name}")
     if config.host not in listening.THIS_MACHINE and not keys.are_asked:
