@@ -26,7 +26,9 @@ class Refusal(Exception):
     def body(self) -> dict[str, Any]:
         kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status)
         kind = kind or ("invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        return {
+            "error": {"message": _plain(self.message), "type": kind, "param": _plain(self.param), "code": self.code}
+        }
 
     @property
     def headers(self) -> dict[str, str]:
@@ -36,3 +38,8 @@ class Refusal(Exception):
         if self.status in (404, 409):  # OpenAI's client would try a 409 again
             found["x-should-retry"] = "false"
         return found
+
+
+def _plain(text: str | None) -> str | None:
+    """A text that an answer can hold: half of a character, which JSON may send, becomes its escape."""
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode()

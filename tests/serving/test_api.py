@@ -1,7 +1,10 @@
 """OpenAI's own client makes, finds, fetches and deletes videos of the real pipeline."""
 
+import itertools
 import json
+import urllib.error
 import urllib.request
+from collections import Counter
 
 import openai
 import pytest
@@ -37,7 +40,8 @@ def client(server):
 
 @pytest.fixture(scope="module")
 def quick(small_model, tmp_path_factory):
-    with served(StandIn(small_model / "sample.json", tmp_path_factory.mktemp("quick") / "videos")) as (address, _):
+    stand_in = StandIn(small_model / "sample.json", tmp_path_factory.mktemp("quick") / "videos", step_s=0.05)
+    with served(stand_in) as (address, _):
         yield client_of(address)
 
 
@@ -105,6 +109,51 @@ def test_a_refusal_has_openais_form_and_names_the_field(quick, fields, error, wo
             send()
         assert caught.value.body["param"] == param and caught.value.body["type"] == "invalid_request_error"
     assert caught.value.status_code in (400, 404, 413, 422)
+
+
+ODD = (None, "", "x", -1, 0, 10**30, 0.5, float("nan"), float("inf"), True, [], [1], {}, "\ud800", "1e400", "٣")
+NAMES = (
+    *("prompt", "model", "seconds", "size", "frames", "input_reference", "seed", "guidance_scale"),
+    *("num_inference_steps", "negative_prompt", "input_reference[image_url]", "\ud800", "__class__"),
+)
+
+
+def test_whatever_is_sent_is_accepted_or_refused_in_openais_form(quick):
+    base = str(quick.base_url)
+    answers = Counter()
+    for name, value in itertools.product(NAMES, ODD):
+        answers[_sent(base + "videos", json.dumps({"prompt": "a", name: value}).encode(), "application/json")] += 1
+    for body, kind in (
+        (b"{", "application/json"),
+        (b"[" * 100_000, "application/json"),
+        (b'{"prompt": "a", "prompt": "b"}', "application/json"),
+        (b"[]", "application/json"),
+        (b"\xff", "application/json"),
+        (b"prompt=a&prompt=b", "application/x-www-form-urlencoded"),
+        (b"a", "multipart/form-data"),
+        (b"--x", "multipart/form-data; boundary=x"),
+        (
+            b"--x\r\nContent-Disposition: form-data; name=a; filename=b\r\n\r\n1\r\n--x--",
+            "multipart/form-data; boundary=x",
+        ),
+        (b"a", "text/plain"),
+    ):
+        status = _sent(base + "videos", body, kind)
+        assert status in (400, 415, 422), (body[:40], kind, status)
+    for path in ("videos/x/y", "videos/..%2f..%2fetc", "nothing", "models/%ff", "videos?limit=x", "videos?order=x"):
+        assert _sent(base + path, None, "") in (404, 422), path
+    assert _sent(base + "models", b"{}", "application/json") == 405
+    assert set(answers) == {200, 400, 404, 422, 429} and answers[422] > 60
+
+
+def _sent(url: str, body: bytes | None, kind: str) -> int:
+    request = urllib.request.Request(url, body, {"Content-Type": kind})
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        assert set(json.load(error)["error"]) == {"message", "type", "param", "code"}
+        return error.code
 
 
 def test_the_service_says_its_models_health_and_figures(client, server):
