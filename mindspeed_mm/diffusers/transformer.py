@@ -8,10 +8,12 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import CacheMixin, FasterCacheConfig, ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.loaders import PeftAdapterMixin
+from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -47,7 +49,8 @@ class JointAttentionProcessor:
         if keep is not None:
             mask = (keep | ~keep.any(1, keepdim=True))[:, None, None, :]
         q, k, v = (x.transpose(0, 1) for x in (q, k, v))
-        out = dispatch_attention_fn(q, k, v, attn_mask=mask, backend=self._attention_backend)
+        backend, parallel = self._attention_backend, self._parallel_config
+        out = dispatch_attention_fn(q, k, v, attn_mask=mask, backend=backend, parallel_config=parallel)
         return out.transpose(0, 1)
 
 
@@ -132,6 +135,21 @@ class SparseUMMDiTStage(nn.ModuleList):
         return video, text
 
 
+class RotaryTables(nn.Module):
+    """`rope3d.tables` as a module, so that `_cp_plan` can give each rank the rows of its tokens."""
+
+    def __init__(self, config: SparseUMMDiTConfig):
+        super().__init__()
+        self.head_dim, self.scale = config.head_dim, config.interpolation_scale
+
+    def forward(self, extent: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+        return rope3d.tables(extent, self.head_dim, self.scale, device=device)
+
+
+_TOKENS = ContextParallelInput(split_dim=0, expected_dims=3)
+_ROPE = ContextParallelInput(split_dim=0, expected_dims=4, split_output=True)
+
+
 class SparseUMMDiTTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin, CacheMixin):
     """The denoiser of Open-Sora Plan v1.5. Its settings are the fields of `SparseUMMDiTConfig`."""
 
@@ -139,6 +157,13 @@ class SparseUMMDiTTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, Pe
     _no_split_modules = ["SparseUMMDiTBlock", "Sequential"]
     _repeated_blocks = ["SparseUMMDiTBlock"]
     _skip_layerwise_casting_patterns = ["patch_embed", "image_embed", "time_text_embed", "norm"]
+    # Each rank has a chunk of the video and of the text. A chunk of whole k x k blocks has the same Skiparse parts as the
+    # whole video (`ops/skiparse.py`), so the ranks exchange only heads, inside attention.
+    _cp_plan = {
+        "rope": {0: _ROPE, 1: _ROPE},
+        "transformer_blocks.0": {"hidden_states": _TOKENS, "encoder_hidden_states": _TOKENS},
+        "proj_out": ContextParallelOutput(gather_dim=0, expected_dims=3),
+    }
 
     @register_to_config
     @takes(SparseUMMDiTConfig, without=("model_id", "from_pretrained"))
@@ -153,6 +178,7 @@ class SparseUMMDiTTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, Pe
             self.image_embed = PatchEmbed(config.image_channels, width, config.patch_size, bias=False)
         self.time_text_embed = TimeTextEmbed(config.timestep_embed_dim, config.pooled_projection_dim)
         self.caption_projection = nn.Linear(config.caption_channels, width)
+        self.rope = RotaryTables(config)
         self.transformer_blocks = nn.ModuleList(_stage(config, alone, stage) for stage in range(len(config.num_layers)))
         if config.skip_connection:
             second_half = range(len(config.num_layers) // 2)
@@ -197,9 +223,10 @@ class SparseUMMDiTTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, Pe
             if self.image_embed is None:
                 raise ValueError("image_condition: this network has no inputs for it (image_mask_channels 0)")
             video = video + self.image_embed(image_condition)
-        text = self.caption_projection(encoder_hidden_states).transpose(0, 1).contiguous()
-        rope = rope3d.tables(extent, config.head_dim, config.interpolation_scale, device=hidden_states.device)
-        masks = self._masks(math.prod(extent), encoder_hidden_states, encoder_attention_mask)
+        sequence, keep = self._divisible(math.prod(extent), encoder_hidden_states, encoder_attention_mask)
+        text = self.caption_projection(sequence).transpose(0, 1).contiguous()
+        rope = self.rope(extent, hidden_states.device)
+        masks = self._masks(math.prod(extent), sequence, keep)
         video = self._stages(video, text, (condition, rope, masks))
         video = self.proj_out(self.norm_out(self.norm_final(video), condition))
         sample = unpatchify(video, extent, config.patch_size, config.velocity_channels)
@@ -229,6 +256,28 @@ class SparseUMMDiTTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, Pe
             raise ValueError(f"hidden_states of {h}x{w}: height and width must be multiples of {config.patch_size}")
         return t, h // config.patch_size, w // config.patch_size
 
+    @property
+    def _ranks(self) -> int:
+        """Number of ranks that share a video (`enable_parallelism`)."""
+        parallel = getattr(self, "_parallel_config", None)
+        context = None if parallel is None else parallel.context_parallel_config
+        return 1 if context is None else context.ring_degree * context.ulysses_degree
+
+    def _divisible(self, tokens: int, text: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Text and mask, padded so that the ranks divide it. Raises ValueError if they cannot divide the video."""
+        ranks = self._ranks
+        unit = ranks * max(self.settings.sparsities) ** 2
+        if ranks > 1 and tokens % unit:
+            raise ValueError(
+                f"{tokens} video tokens on {ranks} ranks: their number must be a multiple of {unit} (ranks x largest sparsity "
+                "squared); use another size or fewer ranks"
+            )
+        extra = -text.shape[1] % ranks
+        if not extra:
+            return text, keep
+        keep = text.new_ones(text.shape[:2], dtype=torch.bool) if keep is None else keep.bool()
+        return F.pad(text, (0, 0, 0, extra)), F.pad(keep, (0, extra))
+
     def _masks(self, tokens: int, text: Tensor, keep: Tensor | None) -> dict[tuple[int, bool], Tensor | None]:
         """The mask of each pattern's keys (`key_masks`), by the shapes alone; None where all keys are real."""
         stages: Any = self.transformer_blocks
@@ -236,9 +285,19 @@ class SparseUMMDiTTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, Pe
         real = text.new_ones(text.shape[:2], dtype=torch.bool) if keep is None else keep.bool()
         video = text.new_ones((text.shape[0], tokens), dtype=torch.bool)
         return {
-            pattern: None if keep is None and padding(tokens, pattern[0]) == 0 else key_mask(pattern, video, real)
+            pattern: None
+            if keep is None and padding(tokens, pattern[0]) == 0
+            else _by_rank(key_mask(pattern, video, real), text.shape[1], self._ranks)
             for pattern in patterns
         }
+
+
+def _by_rank(keep: Tensor, text_tokens: int, ranks: int) -> Tensor:
+    """A mask of video and text [N, S + L] in the order in which ranks gather keys: each rank's video, then its text."""
+    if ranks == 1:
+        return keep
+    video, text = keep[:, :-text_tokens], keep[:, -text_tokens:]
+    return torch.cat((video.unflatten(1, (ranks, -1)), text.unflatten(1, (ranks, -1))), dim=2).flatten(1)
 
 
 def _stage(config: SparseUMMDiTConfig, parallel: Alone, stage: int) -> SparseUMMDiTStage:

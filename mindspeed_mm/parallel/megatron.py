@@ -109,7 +109,7 @@ def begin_save(tensors: dict[str, Any], directory: str) -> Any:
     filesystem_async.FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(_write_by_threads)
     # From 0.17 on the default is the writer of nvidia-resiliency-ext, which is another package.
     has_choice = "async_strategy" in inspect.signature(dist_checkpointing.save).parameters
-    choice = {"async_strategy": "mcore"} if has_choice else {}
+    choice: dict[str, Any] = {"async_strategy": "mcore"} if has_choice else {}
     return dist_checkpointing.save(tensors, directory, async_sharded_save=True, **choice)
 
 

@@ -1,9 +1,11 @@
 """The transformer of diffusers computes what the network of the package computes, whatever the config says."""
 
 import dataclasses
+from unittest import mock
 
 import pytest
 import torch
+from ranks import run_ranks
 from tiny_denoiser import CONFIG
 
 import mindspeed_mm as mm
@@ -111,3 +113,32 @@ def test_what_cannot_be_is_said():
         transformer(latents[..., :5], 1000 * sigma, text.sequence, text.pooled)
     with pytest.raises(ValueError, match="no inputs for it"):
         transformer(latents, 1000 * sigma, text.sequence, text.pooled, image_condition=latents)
+
+
+def parallel_velocity(settings: dict, state: dict, size: tuple[int, ...]) -> torch.Tensor:
+    """The velocity of `inputs` on this rank of a world that shares each video."""
+    from diffusers import ContextParallelConfig
+
+    transformer = SparseUMMDiTTransformer3DModel(**settings).eval()
+    transformer.load_state_dict(state)
+    with mock.patch("torch.accelerator.device_count", lambda: 1):  # diffusers divides by it, and a CPU has none
+        transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
+    latents, sigma, text, _ = inputs(transformer.settings, size)
+    with torch.no_grad():
+        return transformer(latents, 1000 * sigma, text.sequence, text.pooled, text.keep).sample
+
+
+def test_two_ranks_share_a_video():
+    """Five text tokens, so one is padded; the masks hide it and the second sample's padding."""
+    _, transformer = twins({})
+    size = (2, 4, 8)
+    latents, sigma, text, _ = inputs(transformer.settings, size)
+    with torch.no_grad():
+        wanted = transformer(latents, 1000 * sigma, text.sequence, text.pooled, text.keep).sample
+        other = transformer(latents, 1000 * sigma, text.sequence, text.pooled).sample
+    settings = {name: value for name, value in transformer.config.items() if not name.startswith("_")}
+    for found in run_ranks(parallel_velocity, 2, settings, transformer.state_dict(), size):
+        assert (found - wanted).abs().max() < 1e-5
+        assert (found - other).abs().max() > 1e-3
+    with pytest.raises(RuntimeError, match="multiple of 8"):  # 2 ranks x sparsity 2 x 2
+        run_ranks(parallel_velocity, 2, settings, transformer.state_dict(), (2, 4, 6))

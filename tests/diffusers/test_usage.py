@@ -6,7 +6,7 @@ import accelerate
 import numpy as np
 import pytest
 import torch
-from diffusers import FasterCacheConfig, FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
+from diffusers import FasterCacheConfig, FirstBlockCacheConfig, PyramidAttentionBroadcastConfig, TorchAoConfig
 from diffusers.hooks import TaylorSeerCacheConfig, apply_group_offloading
 from peft import LoraConfig
 from safetensors.torch import save_file
@@ -53,6 +53,19 @@ def test_layerwise_casting(pipeline, frames, base):
     assert stored.norm1.linear.weight.dtype == pipeline.transformer.patch_embed.proj.weight.dtype == torch.float32
     apart = np.abs(frames().astype(int) - base)
     assert 0 < apart.mean() < 12  # of 255, with three bits of mantissa
+
+
+def test_int8_weights_of_torchao(folder, pipeline, frames, base):
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    from mindspeed_mm.diffusers import SparseUMMDiTTransformer3DModel
+
+    pipeline.transformer = SparseUMMDiTTransformer3DModel.from_pretrained(
+        folder / "transformer", quantization_config=TorchAoConfig(Int8WeightOnlyConfig())
+    )
+    assert type(pipeline.transformer.transformer_blocks[0][0].attn1.to_q.weight).__name__ == "Int8Tensor"
+    apart = np.abs(frames().astype(int) - base)
+    assert 0 < apart.mean() < 2  # of 255
 
 
 def test_the_transformer_is_one_graph(pipeline, frames, base):
