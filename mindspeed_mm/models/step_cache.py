@@ -21,14 +21,21 @@ class StepCache:
     """Residuals of the inner blocks on a network's streams, for one half of guidance or one batch.
 
     `reuse` is set before each forward: False runs the inner blocks and stores their residuals, True adds the stored ones,
-    None leaves the decision to `reuses`. `sigma` is that pass's noise level, by which forecasts go on.
+    None leaves the decision to `reuses`, which says it in `reused`. `sigma` is that pass's noise level, by which forecasts
+    go on.
     """
 
-    def __init__(self, rule: CacheRule | None = None, together: Callable[[Tensor], Tensor] = _alone):
-        """together: sums a tensor over the ranks that share a sample, so that they decide alike."""
+    def __init__(
+        self, rule: CacheRule | None = None, together: Callable[[Tensor], Tensor] = _alone, deciding: int | None = None
+    ):
+        """together: sums a tensor over the ranks that share a sample, so that they decide alike. deciding: only the first
+        samples of the batch decide, this many; None: all.
+        """
         self.rule = rule or CacheRule()
         self.together = together
+        self.deciding = deciding
         self.reuse: bool | None = False
+        self.reused = False  # in the last pass
         self.sigma = 1.0
         self.runs = 0  # passes that ran the inner blocks
         self._first: Tensor | None = None  # the first stage's residual in the last of these
@@ -40,11 +47,19 @@ class StepCache:
         return not self._kept
 
     def reuses(self, first: Tensor) -> bool:
-        """Whether this pass adds stored residuals. first: the first stage's residual, this rank's tokens. Collective."""
-        self._coming = first
-        if self.reuse is not None or self._first is None or self.rule.limit is None:
-            return bool(self.reuse)
-        before, now = self._first.float(), first.float()
+        """Whether this pass adds stored residuals. first: the first stage's residual [S,B,D], this rank's tokens.
+        Collective.
+        """
+        self._coming = first[:, : self.deciding]
+        self.reused = bool(self.reuse) if self.reuse is not None or self._first is None else self._is_near(self._first)
+        return self.reused
+
+    def _is_near(self, before: Tensor) -> bool:
+        """True if the first stage's residual has changed by at most the rule's limit."""
+        if self.rule.limit is None:
+            return False
+        assert self._coming is not None, "it is of this pass"
+        before, now = before.float(), self._coming.float()
         change, size = self.together(torch.stack(((now - before).abs().sum(), before.abs().sum()))).tolist()
         return change <= self.rule.limit * size
 

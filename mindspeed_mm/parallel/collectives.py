@@ -76,6 +76,13 @@ def exchange_halves(x: Tensor, parallel: ParallelContext) -> tuple[Tensor, Tenso
     return halves[0], halves[1]
 
 
+def of_first_half(value: Tensor, parallel: ParallelContext) -> Tensor:
+    """The value of the rank that computes the half without prompt, on both ranks of a pair."""
+    value = value.clone()
+    dist.broadcast(value, group=parallel.guidance, group_src=0)
+    return value
+
+
 def from_first_rank(value: Any) -> Any:
     """A picklable value of rank 0, on every rank."""
     box = [value]

@@ -17,7 +17,7 @@ from mindspeed_mm.diffusion import guidance
 from mindspeed_mm.errors import SamplingError
 from mindspeed_mm.models.denoiser import Conditions, Denoiser
 from mindspeed_mm.models.step_cache import StepCache
-from mindspeed_mm.parallel.collectives import exchange_halves, sum_of_sample
+from mindspeed_mm.parallel.collectives import exchange_halves, of_first_half, sum_of_sample
 from mindspeed_mm.types import ImageFeatures
 
 _MEMORY_SHARE = 0.85  # share of the device's memory; the estimate omits workspaces, fragmentation and NCCL
@@ -78,7 +78,11 @@ PARTS = {"batched": 1, "sequential": 2}
 
 
 class _Velocities:
-    """Computes the guided velocity at a noise level; holds the caches of both halves between steps."""
+    """Computes the guided velocity at a noise level; holds the caches of both halves between steps.
+
+    The half without prompt decides for both what they reuse. Their errors are alike then and mostly cancel; the velocity
+    is scale * with - (scale - 1) * without, so an error of one half alone is multiplied.
+    """
 
     def __init__(
         self,
@@ -94,15 +98,16 @@ class _Velocities:
         guided, rule = diffusion.guidance_scale > 1, options.cache_rule
         self.paired = guided and denoiser.parallel.guidance_size > 1
 
-        def part(of: Conditions) -> tuple[Conditions, StepCache | None]:
-            cache = StepCache(rule, lambda value: sum_of_sample(value, denoiser.parallel)) if rule.is_on else None
-            return of, cache
+        def part(of: Conditions, deciding: int | None = None) -> tuple[Conditions, StepCache | None]:
+            return of, StepCache(rule, self._together, deciding) if rule.is_on else None
 
         halves = conditions.chunk(2) if guided else [conditions]
         if self.paired:
             self.parts = [part(halves[denoiser.parallel.guidance_rank])]
+        elif guided and PARTS[options.guidance_mode] == 1:
+            self.parts = [part(conditions, deciding=halves[0].batch)]
         else:
-            self.parts = [part(half) for half in (conditions.chunk(PARTS[options.guidance_mode]) if guided else halves)]
+            self.parts = [part(half) for half in halves]
         # where guidance does not apply; the halves one after the other have the same cache there
         self.with_prompt = self.parts[-1] if len(self.parts) == len(halves) else part(halves[-1])
         self.known = halves[-1].image
@@ -111,12 +116,20 @@ class _Velocities:
         if self.paired:
             found = self._exchanged(latents, sigma, reuse)
         elif self.diffusion.guides_at(sigma):
-            parts = [self._part(latents, sigma, *part, reuse) for part in self.parts]
+            parts = []
+            for conditions, cache in self.parts:
+                parts.append(self._part(latents, sigma, conditions, cache, reuse))
+                reuse = reuse if cache is None else cache.reused
             without, with_prompt = torch.cat(parts).chunk(2)
             found = self._guided(without, with_prompt, latents, sigma)
         else:
             found = self._part(latents, sigma, *self.with_prompt, reuse)
         return found if self.known is None else _held(found, latents, sigma, self.known)
+
+    def _together(self, value: Tensor) -> Tensor:
+        """Sum over the ranks of a sample; on a pair that of the half without prompt."""
+        value = sum_of_sample(value, self.denoiser.parallel)
+        return of_first_half(value, self.denoiser.parallel) if self.paired else value
 
     def _exchanged(self, latents: Tensor, sigma: float, reuse: bool | None) -> Tensor:
         """The same on a pair of ranks, of which each computes a half."""

@@ -81,6 +81,18 @@ def test_ranks_decide_together():
     assert run(cache, 1.0, 6.0, 0.9) == 6.0
 
 
+def test_only_the_deciding_samples_of_a_batch_decide():
+    for changed, reused in ((1, True), (0, False)):
+        cache = StepCache(CacheRule(limit=0.1), deciding=1)
+        first = torch.ones(4, 2, 2)
+        assert not cache.reuses(first)
+        cache.keep((first,), (first,))
+        now = first.clone()
+        now[:, changed] = 9.0
+        cache.reuse = None
+        assert cache.reuses(now) == cache.reused == reused, changed
+
+
 def test_an_empty_cache_says_so():
     with pytest.raises(ValueError, match="the step cache is empty"):
         StepCache().add(torch.zeros(1))

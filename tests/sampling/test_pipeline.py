@@ -173,6 +173,23 @@ def test_ranks_of_every_layout_decide_alike_when_the_network_decides():
             assert np.abs(found - one).max() < 1e-4
 
 
+@pytest.mark.parametrize("rule", ["auto:0.4", "auto:0.3+taylor"])
+def test_both_halves_of_guidance_reuse_at_the_same_steps(rule):
+    """In one batch as one after the other: guidance would multiply what one of them reuses alone."""
+    found = {}
+    for mode, both in (("sequential", 2), ("batched", 1)):
+        pipe = pipeline(options=SamplingOptions(step_cache=rule, guidance_mode=mode), num_inference_steps=10)
+        passes, at_step, latents = [], [], []
+        pipe.denoiser.transformer_blocks[1][0].register_forward_hook(lambda *_, passes=passes: passes.append(1))
+        for step in pipe.steps([request(pipe)]):
+            at_step.append(len(passes) / both)
+            passes.clear()
+            latents.append(step.latents)
+        found[mode] = at_step, latents[-1]
+    assert found["sequential"][0] == found["batched"][0] and {0, 1} == set(found["batched"][0])
+    assert torch.allclose(found["sequential"][1], found["batched"][1], atol=1e-4)
+
+
 @pytest.mark.parametrize("solver", ["heun", "adams", "dpm++", "unipc"])
 def test_solvers_agree_at_many_steps(solver):
     euler, other = pipeline(num_inference_steps=64), pipeline(num_inference_steps=16, solver=solver)
