@@ -20,7 +20,7 @@ FLOORS = {
     "families": 2,  # networks without tensors
     "files": 2,  # tensors in files
     "config": 3,
-    "planning": 4,  # memory of a run on paper
+    "planning": 4,  # memory and time of a run on paper
     "platforms": 3,
     "parallel": 4,
     "ops": 4,

@@ -108,6 +108,30 @@ class Share:
     sequence_parallel: bool = False
     recompute_blocks: int = 0  # first blocks that are recomputed as a whole
     recompute_feed_forwards: int = 0  # first blocks whose feed-forward is recomputed
+    frozen: bool = False  # True: weights have no gradients, since adapters are trained
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Collective:
+    """One kind of exchange that a rank takes part in."""
+
+    kind: str  # "all-gather", "reduce-scatter", "all-reduce" or "all-to-all"
+    group: str  # field of `ParallelContext`: "tensor", "context", "data_and_context", "data", "everyone"
+    bytes: int  # of the larger buffer: a gather's result, a scatter's input
+    count: int = 1
+    beside_products: bool = False  # True: issued together with a matrix product, which hides it
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Work:
+    """What one rank computes, moves and exchanges for the forward and backward pass of a micro-batch."""
+
+    products: int  # floating-point operations of matrix products, without attention
+    attention: Mapping[int, int]  # sparsity -> floating-point operations of attention with it
+    again: int  # floating-point operations that recomputation repeats, on top
+    moved_bytes: int  # that operators other than products read and write
+    collectives: tuple[Collective, ...]
+    partial_numbers: int  # numbers of gradients that are summed over TP after the step's last backward pass
 
 
 class Renaming:
@@ -222,6 +246,8 @@ class DenoiserFamily(Family[Config]):
     activation_bytes: ActivationBytes
     # config, a rank's share -> peak bytes of a training step beside weights and gradients; None: not known
     training_bytes: Callable[[Config, Share], int] | None = None
+    # config, a rank's share, the network's parameters -> its work for a micro-batch; None: not known
+    training_work: Callable[[Config, Share, Mapping[str, Parameter]], Work] | None = None
 
 
 def _renamed(name: str, rules: list[tuple[re.Pattern, str]]) -> str:

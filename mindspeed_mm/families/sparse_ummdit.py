@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar
 
 from mindspeed_mm.families import sparse_ummdit_costs as costs
+from mindspeed_mm.families import sparse_ummdit_work as work
 from mindspeed_mm.families.base import (
     DenoiserFamily,
     Dialect,
@@ -135,8 +136,6 @@ TEXT_TAIL = {
     "ff_enc.net.0.proj.weight": 0.0,
     "ff_enc.net.2.weight": 0.0,
 }
-
-# ---------------------------------------------------------------------------------------------------------- parameters
 
 
 def parameters(config: SparseUMMDiTConfig) -> dict[str, Parameter]:
@@ -396,5 +395,6 @@ FAMILY = DenoiserFamily(
     forward_flops=costs.forward_flops,
     activation_bytes=costs.activation_bytes,
     training_bytes=costs.peak_bytes,
+    training_work=work.training_work,
     unused=text_tail,
 )

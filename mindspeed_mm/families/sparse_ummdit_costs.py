@@ -72,7 +72,7 @@ def activation_bytes(
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Sizes:
+class Sizes:
     """Tokens and widths of one rank, for all samples of a micro-batch."""
 
     video: int  # tokens between the split linears
@@ -85,7 +85,7 @@ class _Sizes:
     attended: int  # features of a token in attention, where CP splits the heads too
 
     @classmethod
-    def of(cls, config: "SparseUMMDiTConfig", share: Share) -> "_Sizes":
+    def of(cls, config: "SparseUMMDiTConfig", share: Share) -> "Sizes":
         wide_video = share.batch * share.video_tokens // share.context
         wide_text = share.batch * share.text_tokens // share.context
         split = share.tensor if share.sequence_parallel else 1
@@ -102,7 +102,7 @@ class _Sizes:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Block:
+class Block:
     """One block: its stage, its sparsity, its recomputation."""
 
     stage: int
@@ -114,11 +114,11 @@ class _Block:
 
 def kept_bytes(config: "SparseUMMDiTConfig", share: Share) -> dict[str, int]:
     """Bytes that a forward pass keeps for the backward pass, by stage; "ends" is all outside the stages."""
-    sizes = _Sizes.of(config, share)
+    sizes = Sizes.of(config, share)
     kept = {f"stage {stage}": 0 for stage in range(len(config.num_layers))}
-    for block in _blocks(config, share):
+    for block in blocks(config, share):
         kept[f"stage {block.stage}"] += _kept(config, share, sizes, block)
-    for stage in _joins(config):
+    for stage in joins_of(config):
         kept[f"stage {stage}"] += _both_streams(share, sizes, 2)
     kept["ends"] = _beginning(config, share) + _end(config, share, sizes)
     return kept
@@ -131,10 +131,10 @@ def peak_bytes(config: "SparseUMMDiTConfig", share: Share) -> int:
     feed-forward or at the norm before it. What the blocks before it keep, and the gradients that wait for the long
     skips, are held meanwhile.
     """
-    sizes = _Sizes.of(config, share)
-    middle, joins = len(config.num_layers) // 2, _joins(config)
+    sizes = Sizes.of(config, share)
+    middle, joins = len(config.num_layers) // 2, joins_of(config)
     held, peak, stage = _beginning(config, share), 0, 0
-    for block in _blocks(config, share):
+    for block in blocks(config, share):
         if block.stage != stage:
             stage = block.stage
             held += _both_streams(share, sizes, 2) if stage in joins else 0
@@ -153,33 +153,33 @@ def peak_bytes(config: "SparseUMMDiTConfig", share: Share) -> int:
     )
 
 
-def _blocks(config: "SparseUMMDiTConfig", share: Share) -> Iterator[_Block]:
+def blocks(config: "SparseUMMDiTConfig", share: Share) -> Iterator[Block]:
     total, number = sum(config.num_layers), 0
     for stage, (sparsity, count) in enumerate(zip(config.sparsities, config.num_layers, strict=True)):
         for _ in range(count):
             number += 1
             whole = number <= share.recompute_blocks
             feed_forward = not whole and number <= share.recompute_feed_forwards
-            yield _Block(stage, sparsity, number == total, whole, feed_forward)
+            yield Block(stage, sparsity, number == total, whole, feed_forward)
 
 
-def _joins(config: "SparseUMMDiTConfig") -> range:
+def joins_of(config: "SparseUMMDiTConfig") -> range:
     """Stages that a long skip enters."""
     middle = len(config.num_layers) // 2
     return range(middle + 1, len(config.num_layers)) if config.skip_connection else range(0)
 
 
-def _both_streams(share: Share, sizes: _Sizes, widths: int) -> int:
+def _both_streams(share: Share, sizes: Sizes, widths: int) -> int:
     """Bytes of `widths` tensors as wide as a token, for video and text."""
     return widths * (sizes.video + sizes.text) * sizes.width * share.itemsize
 
 
-def _whole_video(share: Share, sizes: _Sizes) -> int:
+def _whole_video(share: Share, sizes: Sizes) -> int:
     """Bytes of a tensor as wide as a token, for the tokens of all ranks."""
     return share.batch * share.video_tokens * sizes.width * share.itemsize
 
 
-def _own_video(share: Share, sizes: _Sizes) -> int:
+def _own_video(share: Share, sizes: Sizes) -> int:
     """The same, for this rank's tokens."""
     return sizes.video * sizes.width * share.itemsize
 
@@ -192,7 +192,7 @@ def _beginning(config: "SparseUMMDiTConfig", share: Share) -> int:
     return rope + latent + share.batch * share.text_tokens * config.caption_channels * share.itemsize
 
 
-def _end(config: "SparseUMMDiTConfig", share: Share, sizes: _Sizes) -> int:
+def _end(config: "SparseUMMDiTConfig", share: Share, sizes: Sizes) -> int:
     """The last norms, the output projection and its result."""
     norms = sizes.video * sizes.width * (_FP32 + share.itemsize)
     gathered = _whole_video(share, sizes)  # the projection takes the tokens of all ranks
@@ -200,7 +200,7 @@ def _end(config: "SparseUMMDiTConfig", share: Share, sizes: _Sizes) -> int:
     return norms + gathered + 2 * outputs * share.itemsize
 
 
-def _kept(config: "SparseUMMDiTConfig", share: Share, sizes: _Sizes, block: _Block) -> int:
+def _kept(config: "SparseUMMDiTConfig", share: Share, sizes: Sizes, block: Block) -> int:
     """Bytes that a block keeps."""
     if block.whole:
         return _both_streams(share, sizes, 1)  # its inputs
@@ -210,7 +210,7 @@ def _kept(config: "SparseUMMDiTConfig", share: Share, sizes: _Sizes, block: _Blo
     return attention + _feed_forward(config, share, sizes, block)
 
 
-def _attention(config: "SparseUMMDiTConfig", share: Share, sizes: _Sizes, block: _Block) -> int:
+def _attention(config: "SparseUMMDiTConfig", share: Share, sizes: Sizes, block: Block) -> int:
     """First half of a block: modulated norm, queries, keys and values, attention, output projection, gate."""
     features = sizes.video * sizes.width  # the input; the normed video is computed again
     features += 2 * sizes.text * sizes.width  # the input and the normed text
@@ -233,7 +233,7 @@ def _attention(config: "SparseUMMDiTConfig", share: Share, sizes: _Sizes, block:
     return features * share.itemsize + numbers * _FP32
 
 
-def _feed_forward(config: "SparseUMMDiTConfig", share: Share, sizes: _Sizes, block: _Block) -> int:
+def _feed_forward(config: "SparseUMMDiTConfig", share: Share, sizes: Sizes, block: Block) -> int:
     """Second half of a block; GELU's output and the normed video are computed again."""
     own_text_path = config.double_ff and not block.last
     features = sizes.video * sizes.width + (0 if block.last else sizes.text * sizes.width)  # the input
@@ -247,7 +247,7 @@ def _feed_forward(config: "SparseUMMDiTConfig", share: Share, sizes: _Sizes, blo
     return features * share.itemsize + numbers * _FP32
 
 
-def _norm_backward(share: Share, sizes: _Sizes) -> int:
+def _norm_backward(share: Share, sizes: Sizes) -> int:
     """Bytes that the backward pass of a modulated norm needs: its gradient, and fp32 tensors as wide as the video.
 
     One sample's norm is a single kernel, which makes one; more samples need the normed video and a product, too. In
@@ -257,7 +257,7 @@ def _norm_backward(share: Share, sizes: _Sizes) -> int:
     return sizes.video * sizes.width * (share.itemsize + wide * _FP32)
 
 
-def _backward(config: "SparseUMMDiTConfig", share: Share, sizes: _Sizes, block: _Block) -> int:
+def _backward(config: "SparseUMMDiTConfig", share: Share, sizes: Sizes, block: Block) -> int:
     """Most bytes that a block's backward pass holds beside what the block has kept."""
     own_text_path = config.double_ff and not block.last
     joined = not (config.double_ff or block.last)

@@ -35,10 +35,20 @@ class Job:
     ema: bool = True
     distributed_optimizer: bool = True
     adapter: AdapterConfig = AdapterConfig()  # of kind None: the whole network is trained
+    global_batch: int | None = None  # samples of a step; None: one micro-batch of each data rank
+    iterations: int | None = None  # steps of the run, for its days
+    save_interval: int = 1000
 
     @property
     def video_tokens(self) -> int:
         return math.prod(self.grid)
+
+    def micro_batches(self, data: int) -> int:
+        """Micro-batches of a step on each of `data` data ranks; 0 if the global batch does not divide into them."""
+        if self.global_batch is None:
+            return 1
+        number, rest = divmod(self.global_batch, self.micro_batch * data)
+        return 0 if rest else number
 
 
 def read(
@@ -55,6 +65,18 @@ def read(
     """
     model = build(TrainModelConfig, model_dialects.model_node(read_json(model_json)))
     data = build(DataConfig, data_dialects.data_node(read_json(data_json)))
+    job = made_of(model, data, text_tokens, micro_batch, adapter)
+    return dataclasses.replace(job, model_json=str(model_json), data_json=str(data_json))
+
+
+def made_of(
+    model: TrainModelConfig,
+    data: DataConfig,
+    text_tokens: int | None = None,
+    micro_batch: int = 1,
+    adapter: AdapterConfig | None = None,
+) -> Job:
+    """As `read`, of configs that have been read; without the names of their files."""
     size = _largest(data)
     latent = LatentGrid.of_video(*size, model.ae.strides)
     family = families.of_denoiser(model.predictor)
@@ -62,8 +84,8 @@ def read(
     if adapter.kind is not None:
         layers_of(family.parameters(model.predictor), adapter.words)
     return Job(
-        model_json=str(model_json),
-        data_json=str(data_json),
+        model_json="",
+        data_json="",
         denoiser=model.predictor,
         size=size,
         grid=family.extent(model.predictor, (latent.frames, latent.height, latent.width)),

@@ -1,13 +1,14 @@
 """Memory of one rank, by part."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 
 from mindspeed_mm import families
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.families.adapters import DOWN, MAGNITUDE, LayerAdapter, adapter_parameters, layers_of
-from mindspeed_mm.families.base import Parameter, Share
+from mindspeed_mm.families.base import DenoiserConfig, Parameter, Share
 from mindspeed_mm.planning.job import ITEMSIZE, Job
 
 GIB = 2**30
@@ -25,7 +26,9 @@ class Layout:
     tensor: int
     context: int
     data: int
-    recompute: str  # one of RECOMPUTE, for all blocks
+    recompute: str  # one of RECOMPUTE
+    recomputed: int = 2**30  # first blocks that it applies to; default: all
+    sequence_parallel: bool = True  # where TP is more than 1
 
     @property
     def cards(self) -> int:
@@ -38,11 +41,10 @@ def parts(job: Job, layout: Layout) -> dict[str, int]:
     Gradients are fp32. The distributed optimizer shares main weights, moments and average over DP x CP ranks. In fp32
     the main weights are the weights themselves. With an adapter only its fp32 parameters have the other parts.
     """
-    numbers = trained = rank_parameters(job, layout.tensor)
-    weights, dtype = numbers * ITEMSIZE[job.dtype], job.dtype
+    trained, dtype = trained_numbers(job, layout.tensor), job.dtype
+    weights = rank_parameters(job, layout.tensor) * ITEMSIZE[job.dtype]
     if job.adapter.kind is not None:
-        trained, dtype = _rank_numbers(adapters_of(job), layout.tensor), "fp32"
-        weights += trained * _FP32
+        weights, dtype = weights + trained * _FP32, "fp32"
     owned = trained // (layout.data * layout.context) if job.distributed_optimizer else trained
     return {
         "weights": weights,
@@ -57,14 +59,25 @@ def parts(job: Job, layout: Layout) -> dict[str, int]:
 
 def rank_parameters(job: Job, tensor: int) -> int:
     """Numbers in the denoiser's weights on one TP rank."""
-    return _rank_numbers(families.of_denoiser(job.denoiser).parameters(job.denoiser), tensor)
+    return _rank_numbers(parameters_of(job.denoiser), tensor)
+
+
+@functools.lru_cache(maxsize=4)  # a plan asks some hundred times, and v1.5 takes 10 ms each time
+def parameters_of(denoiser: DenoiserConfig) -> dict[str, Parameter]:
+    """Every parameter of a denoiser; not to be changed."""
+    return families.of_denoiser(denoiser).parameters(denoiser)
+
+
+def trained_numbers(job: Job, tensor: int) -> int:
+    """Numbers on one TP rank that are trained: an adapter's alone, or all."""
+    return rank_parameters(job, tensor) if job.adapter.kind is None else _rank_numbers(adapters_of(job), tensor)
 
 
 def adapters_of(job: Job) -> dict[str, Parameter]:
     """Parameters of the job's adapters; empty without."""
     if job.adapter.kind is None:
         return {}
-    parameters = families.of_denoiser(job.denoiser).parameters(job.denoiser)
+    parameters = parameters_of(job.denoiser)
     settings = LayerAdapter(job.adapter.rank, job.adapter.scale, job.adapter.dora)
     return adapter_parameters(parameters, dict.fromkeys(layers_of(parameters, job.adapter.words), settings))
 
@@ -82,19 +95,23 @@ def activations(job: Job, layout: Layout) -> int:
         raise ConfigError(
             f"model_id {job.denoiser.model_id!r}: its family has no formulas of memory, so it cannot be planned"
         )
-    everything = 2**30  # more blocks than any network has
-    share = Share(
+    return family.training_bytes(job.denoiser, share_of(job, layout)) + _kept_by_adapters(job, layout)
+
+
+def share_of(job: Job, layout: Layout) -> Share:
+    """One rank's share of a micro-batch."""
+    return Share(
         batch=job.micro_batch,
         video_tokens=job.video_tokens,
         text_tokens=job.text_tokens,
         itemsize=ITEMSIZE[job.dtype],
         tensor=layout.tensor,
         context=layout.context,
-        sequence_parallel=layout.tensor > 1,
-        recompute_blocks=everything if layout.recompute == "blocks" else 0,
-        recompute_feed_forwards=everything if layout.recompute == "feed-forwards" else 0,
+        sequence_parallel=layout.sequence_parallel and layout.tensor > 1,
+        recompute_blocks=layout.recomputed if layout.recompute == "blocks" else 0,
+        recompute_feed_forwards=layout.recomputed if layout.recompute == "feed-forwards" else 0,
+        frozen=job.adapter.kind is not None,
     )
-    return family.training_bytes(job.denoiser, share) + _kept_by_adapters(job, layout)
 
 
 def _kept_by_adapters(job: Job, layout: Layout) -> int:

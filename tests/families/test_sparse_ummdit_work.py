@@ -1,0 +1,144 @@
+"""One rank's work by formulas equals what a real pass computes, moves and exchanges, for layouts that nobody chose by hand.
+
+The ranks are torch's fake group: a process issues the collectives of its rank, and nobody answers.
+"""
+
+import collections
+import multiprocessing
+import random
+import sys
+import traceback
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from ranks import forked_from_server
+
+from mindspeed_mm.families import sparse_ummdit
+from mindspeed_mm.families.base import Share
+from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
+from mindspeed_mm.platforms.cpu import CpuPlatform
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+CASES = 10
+
+
+def case(number: int) -> tuple[SparseUMMDiTConfig, tuple[int, int, int], Share, int]:
+    """A random network, grid of video tokens, share and number of data ranks; the number is the seed."""
+    draw = random.Random(1000 + number)
+    sparsity = draw.choice([2, 4])
+    tensor, context = draw.choice([(1, 1), (1, 2), (2, 1), (2, 2), (4, 2), (8, 1), (1, 4)])
+    recompute = draw.choice(["none", "none", "feed-forwards", "blocks"])
+    stages = draw.choice([(2, 2, 2), (2, 2, 2), (2, 2, 2, 2, 2)])
+    config = SparseUMMDiTConfig(
+        num_layers=stages,
+        sparse_n={3: (1, sparsity, 1), 5: (1, 2, sparsity, 2, 1)}[len(stages)],
+        sparse1d=draw.random() < 0.8,
+        double_ff=draw.random() < 0.7,
+        skip_connection=draw.random() < 0.5,
+        num_heads=8,
+        head_dim=16,
+        in_channels=8,
+        caption_channels=64,
+        pooled_projection_dim=32,
+        timestep_embed_dim=32,
+    )
+    blocks, grid = sum(stages), draw.choice([(2, 8, 8), (3, 8, 8), (2, 4, 16)])
+    share = Share(
+        batch=draw.choice([1, 2]),
+        video_tokens=grid[0] * grid[1] * grid[2],
+        text_tokens=draw.choice([32, 64]),
+        itemsize=draw.choice([2, 4]),
+        tensor=tensor,
+        context=context,
+        sequence_parallel=tensor > 1 and draw.random() < 0.7,
+        recompute_blocks=draw.choice([blocks, blocks // 2]) if recompute == "blocks" else 0,
+        recompute_feed_forwards=draw.choice([blocks, blocks // 2]) if recompute == "feed-forwards" else 0,
+    )
+    return config, grid, share, draw.choice([1, 2, 64])
+
+
+def counted(number: int) -> tuple[int, dict, int, int]:
+    """Operations, collectives, moved bytes and partial numbers of a real forward and backward pass on rank 0."""
+    import torch.distributed as dist
+    from collectives import CollectiveCounter
+    from moved_bytes import MovedBytes
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from mindspeed_mm.models.build import build_denoiser
+    from mindspeed_mm.ops import lean
+    from mindspeed_mm.parallel.context import ParallelContext
+    from mindspeed_mm.types import TORCH_DTYPES, TextFeatures
+
+    config, (t, h, w), share, data = case(number)
+    ranks = share.tensor * share.context * data
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    parallel = ParallelContext.start("fake", share.tensor, share.context, share.sequence_parallel)
+    dtype = {2: "bf16", 4: "fp32"}[share.itemsize]
+    recompute = {
+        "recompute_blocks": share.recompute_blocks,
+        "recompute_feed_forwards": share.recompute_feed_forwards,
+    }
+    network = build_denoiser(config, parallel, dtype=dtype, seed=0, **recompute).train()
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    floats = {"dtype": TORCH_DTYPES[dtype]}
+    latents = torch.zeros(share.batch, config.in_channels, t, 2 * h, 2 * w, **floats)
+    text = TextFeatures(
+        torch.zeros(share.batch, share.text_tokens, config.caption_channels, **floats),
+        torch.ones(share.batch, share.text_tokens, dtype=torch.bool),
+        torch.zeros(share.batch, config.pooled_projection_dim, **floats),
+    )
+
+    def passes() -> None:
+        network(latents, torch.full((share.batch,), 0.5), text).float().square().mean().backward()
+
+    groups = {"tensor": parallel.tensor, "context": parallel.context}
+    # as in a large network, where no result is so small that it is kept
+    with mock.patch.object(lean, "LEAST_RECOMPUTED_BYTES", 0):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops, CollectiveCounter(groups) as seen:
+            passes()
+        with MovedBytes() as moved:
+            passes()
+    partial = sum(parameter.numel() for parameter in network.partial_gradients()) if share.tensor > 1 else 0
+    parallel.stop()
+    exchanged = {(one.kind, one.group, one.bytes): count for one, count in seen.seen.items()}
+    return flops.get_total_flops(), exchanged, moved.total, partial
+
+
+def serve(queue) -> None:
+    torch.set_num_threads(1)
+    CpuPlatform().prepare()
+    try:
+        queue.put([counted(number) for number in range(CASES)])
+    except Exception:
+        queue.put(traceback.format_exc())
+        raise
+
+
+@pytest.fixture(scope="module")
+def found() -> list:
+    queue = multiprocessing.get_context("forkserver").Queue()
+    process = forked_from_server(serve, queue)
+    results = queue.get(timeout=200)
+    process.join()
+    assert isinstance(results, list), results
+    return results
+
+
+@pytest.mark.parametrize("number", range(CASES))
+def test_operations_collectives_and_bytes_are_those_of_a_real_pass(found, number):
+    config, _, share, _ = case(number)
+    work = sparse_ummdit.FAMILY.training_work(config, share, sparse_ummdit.parameters(config))
+    flops, exchanged, moved, partial = found[number]
+    assert work.products + sum(work.attention.values()) + work.again == pytest.approx(flops, rel=2e-3), share
+    planned = collections.Counter()
+    for one in work.collectives:
+        planned[one.kind, one.group, one.bytes] += one.count
+    assert dict(planned) == exchanged, share
+    assert work.partial_numbers == partial
+    # tensors of a sample, which the formula leaves out, count in networks as small as these
+    assert work.moved_bytes == pytest.approx(moved, rel=0.2), share
