@@ -33,6 +33,7 @@ from mindspeed_mm.training.encoder_sharing import SharedEncoders
 from mindspeed_mm.training.encoders import FrozenEncoders
 from mindspeed_mm.training.evaluation import Evaluation, encoded, losses
 from mindspeed_mm.training.extraction import Extraction
+from mindspeed_mm.training.memory_forecast import MemoryForecast
 from mindspeed_mm.training.saving import Saver
 from mindspeed_mm.training.state import TrainingState
 from mindspeed_mm.training.step import TrainStep
@@ -59,6 +60,9 @@ def build_trainer(
     parallel.pulse.patience_s = 60 * config.report.hang_minutes
     if not config.model.load_text_features:
         check_widths(config.model)
+    forecast = MemoryForecast.of_run(config, parallel, platform)
+    if forecast is not None:
+        forecast.warn_if_too_large()
     data = DenoiserData(config, parallel)
     loader = data.train()
     encoders = _encoders(config, device)
@@ -80,7 +84,7 @@ def build_trainer(
     state = TrainingState(engine, optimizer, loader, config.checkpoint, config.flags, adapter)
     read_weights = load_denoiser if adapter is None else load_trained_adapter
     saver = Saver(state, functools.partial(read_weights, network))
-    return Trainer(config, step, saver, evaluation=evaluation, sampler=sampler)
+    return Trainer(config, step, saver, evaluation=evaluation, sampler=sampler, forecast=forecast)
 
 
 def build_extraction(config: RunConfig, platform: Platform, parallel: ParallelContext) -> Extraction:

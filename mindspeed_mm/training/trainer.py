@@ -9,6 +9,7 @@ from mindspeed_mm.errors import CheckpointError, TrainingDiverged
 from mindspeed_mm.stopping import Reason, StopRequest
 from mindspeed_mm.training import beginning, metrics, signals
 from mindspeed_mm.training.heartbeat import Heartbeat
+from mindspeed_mm.training.memory_forecast import MemoryForecast
 from mindspeed_mm.training.profiling import Profiler
 from mindspeed_mm.training.reports import Reports
 from mindspeed_mm.training.saving import Saver
@@ -37,9 +38,10 @@ class Trainer:
         evaluation: Evaluation | None = None,
         sampler: Sampler | None = None,
         export: Export | None = None,
+        forecast: MemoryForecast | None = None,
     ):
         """evaluation, sampler: run at their intervals. export: runs at the end, also an early one if a step was done.
-        All are collective; None disables them.
+        All are collective; None disables them. forecast: of the memory on this rank's device.
         """
         self.config = config
         self.step = step
@@ -48,6 +50,7 @@ class Trainer:
         self.evaluation = evaluation
         self.sampler = sampler
         self.export = export
+        self.forecast = forecast
         self.parallel = step.engine.parallel
         self.platform = step.engine.platform
         self.ending: Reason | None = None  # reason of an early end
@@ -119,6 +122,8 @@ class Trainer:
         self.state.consumed_samples += self.config.global_batch_size
         self.state.skipped_steps += result.report.skipped is not None
         self._report(result, watch.read())
+        if self.forecast is not None:
+            self.forecast.after_step()
         self.watchdog.beat("the step", self.state.iteration)
         self._note_saved(self.saver.poll)
         self._stop_if_diverged()
