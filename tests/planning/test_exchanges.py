@@ -86,7 +86,7 @@ def issued(name: str) -> dict:
         recompute_blocks=blocks if layout.recompute == "blocks" else 0,
         recompute_feed_forwards=blocks if layout.recompute == "feed-forwards" else 0,
     ).train()
-    settings = OptimizerSettings(use_distributed_optimizer=shared)
+    settings = OptimizerSettings(use_distributed_optimizer=shared, lr_decay_iters=10)
     engine = MegatronEngine(network, parallel, CpuPlatform(), settings, network.units())
     engine.schedule(layout.data * micro_batches)
     floats = {"dtype": TORCH_DTYPES[dtype]}
