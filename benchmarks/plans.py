@@ -57,7 +57,7 @@ def layout_row(kind: str, number: int) -> list[object]:
 
 def size_row(memory: int, number: int, goal: str) -> list[object]:
     """The largest of `SIZES` that fits with stored features, and its memory."""
-    run = dataclasses.replace(job.read(MODEL, DATA, adapter=GOALS[goal]), frozen_bytes=0)
+    run = dataclasses.replace(job.read(MODEL, DATA, adapter=GOALS[goal]), frozen_bytes=0, encode_bytes=0)
     family, card = families.of_denoiser(run.denoiser), card_of(memory_gib=memory)
 
     def sized(size: tuple[int, int, int]) -> job.Job:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import ClassVar
 
 from mindspeed_mm.families.base import DTYPES, Dialect, Family, Parameter, Renaming, Shape, with_values
+from mindspeed_mm.families.wfvae_costs import encode_bytes
 from mindspeed_mm.schema import Node, option, read_json
 
 _WAVELETS = ("HaarWaveletTransform2D", "HaarWaveletTransform3D")
@@ -310,4 +311,5 @@ FAMILY = Family(
     describe=describe,
     part_of=_part_of,
     may_be_missing=is_constant,
+    encode_bytes=encode_bytes,
 )

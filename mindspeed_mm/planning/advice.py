@@ -47,7 +47,7 @@ def _changes(job: Job) -> Iterator[Change]:
     if job.micro_batch > 1:
         yield Change("--micro-batch-size 1", dataclasses.replace(job, micro_batch=1))
     if job.frozen_bytes:
-        stored = dataclasses.replace(job, frozen_bytes=0)
+        stored = dataclasses.replace(job, frozen_bytes=0, encode_bytes=0)
         yield Change("stored features (load_video_features, load_text_features)", stored)
     if job.ema:
         yield Change("no --use-ema", dataclasses.replace(job, ema=False))

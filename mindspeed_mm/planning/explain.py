@@ -26,6 +26,7 @@ def _memory(job: Job, layout: Layout) -> list[str]:
         "moments": f"{trained:,} x 8 / {ranks}",
         "average": f"{trained:,} x 4 / {ranks}",
         "activations": f"families/: the peak of a pass over {job.micro_batch} x ({job.video_tokens:,} + {job.text_tokens}) tokens",
+        "encoding": f"{job.micro_batch} x {job.encode_bytes / GIB:.2f} GiB to encode a clip, less the activations",
         "frozen": "weights of the autoencoder and the text encoders",
     }
     return [

@@ -31,6 +31,7 @@ class Job:
     text_tokens: int
     dtype: str
     frozen_bytes: int  # weights of autoencoder and text encoders; 0 for those that stored features replace
+    encode_bytes: int = 0  # peak of encoding one clip, beside the weights; 0 with stored features
     micro_batch: int = 1
     ema: bool = True
     distributed_optimizer: bool = True
@@ -92,6 +93,7 @@ def made_of(
         text_tokens=text_tokens or data.dataset_param.model_max_length,
         dtype=model.weight_dtype,
         frozen_bytes=_frozen_bytes(model),
+        encode_bytes=_encode_bytes(model, size),
         micro_batch=micro_batch,
         adapter=adapter,
     )
@@ -107,6 +109,16 @@ def _largest(data: DataConfig) -> tuple[int, int, int]:
     # a plan needs the area alone: the squarest size in whole strides that is not larger
     side = math.isqrt(clips.max_hxw) // clips.hw_stride * clips.hw_stride
     return clips.num_frames, side, clips.max_hxw // side // clips.hw_stride * clips.hw_stride
+
+
+def _encode_bytes(model: TrainModelConfig, size: tuple[int, int, int]) -> int:
+    """Peak of encoding a clip, with its pixels in fp32 and, in another precision, once more."""
+    encode = families.of_config(model.ae).encode_bytes
+    if model.load_video_features or encode is None:
+        return 0
+    item = ITEMSIZE[model.ae.dtype]
+    pixels = 3 * math.prod(size)
+    return encode(model.ae, size, item) + pixels * (4 if item == 4 else 4 + item)
 
 
 def _frozen_bytes(model: TrainModelConfig) -> int:

@@ -36,7 +36,9 @@ class Layout:
 
 
 def parts(job: Job, layout: Layout) -> dict[str, int]:
-    """Bytes on one rank: weights, gradients, main weights, moments, average, activations, frozen networks.
+    """Bytes on one rank: weights, gradients, main weights, moments, average, activations, encoding, frozen networks.
+
+    Clips are encoded before there are activations; "encoding" is what that needs beyond them.
 
     Gradients are fp32. The distributed optimizer shares main weights, moments and average over DP x CP ranks. In fp32
     the main weights are the weights themselves. With an adapter only its fp32 parameters have the other parts.
@@ -45,6 +47,7 @@ def parts(job: Job, layout: Layout) -> dict[str, int]:
     weights = rank_parameters(job, layout.tensor) * ITEMSIZE[job.dtype]
     if job.adapter.kind is not None:
         weights, dtype = weights + trained * _FP32, "fp32"
+    kept = activations(job, layout)
     owned = trained // (layout.data * layout.context) if job.distributed_optimizer else trained
     return {
         "weights": weights,
@@ -52,7 +55,8 @@ def parts(job: Job, layout: Layout) -> dict[str, int]:
         "main weights": 0 if dtype == "fp32" else owned * _FP32,
         "moments": 2 * owned * _FP32,
         "average": owned * _FP32 if job.ema else 0,
-        "activations": activations(job, layout),
+        "activations": kept,
+        "encoding": max(0, job.micro_batch * job.encode_bytes - kept),
         "frozen": job.frozen_bytes,
     }
 

@@ -185,6 +185,7 @@ def _largest(least: dict) -> list[str]:
     """The largest parts, with what makes them smaller."""
     ways = {
         "activations": "smaller clips (num_frames, max_height, max_width), or a smaller --micro-batch-size",
+        "encoding": "stored features (load_video_features), or a smaller --micro-batch-size",
         "frozen": "stored features (load_video_features, load_text_features) leave the encoders out",
         "gradients": "more cards with a larger TP",
         "weights": "more cards with a larger TP",
