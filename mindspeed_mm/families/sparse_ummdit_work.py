@@ -1,8 +1,8 @@
 """Work of SparseUMMDiT in training by formulas over sizes: one rank's operations, moved bytes and collectives.
 
-They follow the eager passes of `models/sparse_ummdit` over megatron-core's linears. `tests/families/
-test_sparse_ummdit_work.py` counts the operations of torch's counter, the bytes of every operator and the collectives that a
-rank issues, for random networks and layouts, and compares.
+They follow the eager passes of `models/sparse_ummdit` over megatron-core's linears.
+`tests/families/test_sparse_ummdit_work.py` compares them with torch's counter of operations, the bytes of every operator and
+the collectives that a rank issues, for random networks and layouts.
 """
 
 import collections

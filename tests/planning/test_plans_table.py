@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+TABLES = ROOT / "docs/benchmarks/plans.md"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 
@@ -15,7 +16,7 @@ def test_a_row_of_the_fastest_layouts_is_made_again(kind, number):
     from table import table
 
     row = table([""], [plans.layout_row(kind, number)]).splitlines()[-1]
-    assert row in (ROOT / "docs" / "benchmarks" / "plans.md").read_text().splitlines()
+    assert row in TABLES.read_text().splitlines()
 
 
 def test_a_row_of_what_a_size_of_card_trains_is_made_again():
@@ -23,4 +24,4 @@ def test_a_row_of_what_a_size_of_card_trains_is_made_again():
     from table import table
 
     row = table([""], [plans.size_row(24, 1, "LoRA")]).splitlines()[-1]
-    assert row in (ROOT / "docs" / "benchmarks" / "plans.md").read_text().splitlines()
+    assert row in TABLES.read_text().splitlines()
