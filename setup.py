@@ -64,6 +64,7 @@ setup(
         "serve": ["gradio>=6,<7"],  # the web page
         "api": ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.18"],  # serve --api; gradio brings them, too
         "readers": ["decord2>=3.0"],
+        "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.29"],  # python tools/build_site.py
         "diffusers": ["diffusers>=0.36", "accelerate>=1.0", "peft>=0.17"],  # mindspeed_mm.diffusers; peft for adapters
     },
 )

@@ -48,6 +48,18 @@ OF_OTHERS = {
     "docs/ops/npu_apply_fused_ema_adamw.md",
     "notes.md",
     "some/p.md",
+    # pages of the site that tools/build_site.py makes or names
+    *(
+        "index.md",
+        "commands.md",
+        "flags.md",
+        "api.md",
+        "golden.md",
+        "contributing.md",
+        "changelog.md",
+        "page.md",
+        "_cn.md",
+    ),
 }
 
 

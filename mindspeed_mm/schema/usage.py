@@ -60,13 +60,14 @@ def parser_of(
 def _usage(flags: Sequence[Flag]) -> str:
     """What a call needs; a program may have a hundred flags, so the others are not listed."""
     words = [flag.name.upper() + (" ..." if flag.facts.many else "") for flag in flags if not flag.name.startswith("-")]
-    words += [f"{flag.name} {_metavar(flag)}" for flag in flags if flag.required and flag.name.startswith("-")]
+    words += [f"{flag.name} {metavar(flag)}" for flag in flags if flag.required and flag.name.startswith("-")]
     return textwrap.fill(
         " ".join(["%(prog)s", *words, "[flags]"]), 60, subsequent_indent=" " * 9, break_on_hyphens=False
     )
 
 
-def _metavar(flag: Flag) -> str:
+def metavar(flag: Flag) -> str:
+    """What --help shows for the value of a flag."""
     if flag.facts.choices:
         return "{" + ",".join(map(str, flag.facts.choices)) + "}"
     return flag.facts.metavar or flag.facts.unit.upper() or _METAVARS[flag.kind]
@@ -80,7 +81,7 @@ def _options(flag: Flag) -> dict[str, Any]:
     if flag.is_switch:
         options.update(action="store_const", const=True)
     else:
-        options["metavar"] = _metavar(flag)
+        options["metavar"] = metavar(flag)
         if flag.facts.many:  # the values of a flag that is given again are added
             options.update({"nargs": "+", "action": "extend"} if flag.name.startswith("-") else {"nargs": "+"})
     return options
