@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from mindspeed_mm import launchers, logs, stopping, torchrun
 from mindspeed_mm.config.launch import LaunchConfig
 from mindspeed_mm.errors import ConfigError, MMError, RankLost, end_quietly
+from mindspeed_mm.platforms import variables
 from mindspeed_mm.stopping import Reason, StopRequest
 
 if TYPE_CHECKING:  # it needs torch, which is imported once the platform is chosen
@@ -51,7 +52,8 @@ def alone_in(folder: str | Path | None, flag: str, parallel, others: dict[str, s
 
 def start(launch: LaunchConfig, allow_tf32: bool = False, allow_internal_format: bool = False):
     """Prepares the platform and joins the process groups; without torchrun there is one process."""
-    from mindspeed_mm.platforms.select import select
+    variables.set_all(launch.device, launch.timeout_minutes, os.environ)
+    from mindspeed_mm.platforms.select import select  # imports torch, which the variables precede
 
     platform = select(launch.device, launch.mindspeed)
     platform.prepare(allow_tf32, allow_internal_format)

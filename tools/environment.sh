@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Find or make a Python environment with what the project needs. Sourced; sets PYTHON.
 #   . tools/environment.sh [more requirement files]
 # An active environment is completed, else .venv is made here. A torch that is there already, such as a build for a

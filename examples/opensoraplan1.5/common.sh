@@ -1,7 +1,8 @@
+# shellcheck shell=bash
 # What both launch scripts need: the repository as working directory, the device's environment, the launcher.
 # Sourced, not run. Every setting is an environment variable with a default.
 
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 
 DEVICE=${DEVICE:-auto}                                     # auto | cpu | cuda | npu
 NPUS_PER_NODE=${NPUS_PER_NODE:-${GPUS_PER_NODE:-8}}        # processes on this node, one per device
@@ -21,12 +22,7 @@ if ((NNODES > 1)) && [[ $MASTER_ADDR == localhost || $MASTER_ADDR == 127.* ]]; t
     echo "error: MASTER_ADDR $MASTER_ADDR with NNODES $NNODES: set it to the address of node 0, the same on every node" >&2
     exit 1
 fi
-if [[ -n ${SOCKET_IFNAME:-} ]]; then   # the network interface between the nodes, such as eth0
-    export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$SOCKET_IFNAME}
-    export HCCL_SOCKET_IFNAME=${HCCL_SOCKET_IFNAME:-$SOCKET_IFNAME}
-    export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$SOCKET_IFNAME}
-fi
-
+# The programs set the variables of NPUs and of SOCKET_IFNAME themselves: mindspeed_mm/platforms/variables.py.
 export CUDA_DEVICE_MAX_CONNECTIONS=1   # Megatron orders its launches by one queue
 if [[ $DEVICE == npu || ($DEVICE == auto && -e /dev/davinci0) ]]; then
     CANN_ENV=${CANN_ENV:-/usr/local/Ascend/ascend-toolkit/set_env.sh}
@@ -36,18 +32,6 @@ if [[ $DEVICE == npu || ($DEVICE == auto && -e /dev/davinci0) ]]; then
         source "$CANN_ENV"
         set -u
     fi
-    export ASCEND_SLOG_PRINT_TO_STDOUT=${ASCEND_SLOG_PRINT_TO_STDOUT:-0}
-    export ASCEND_GLOBAL_LOG_LEVEL=${ASCEND_GLOBAL_LOG_LEVEL:-3}
-    export TASK_QUEUE_ENABLE=${TASK_QUEUE_ENABLE:-1}
-    export MULTI_STREAM_MEMORY_REUSE=${MULTI_STREAM_MEMORY_REUSE:-1}
-    export PYTORCH_NPU_ALLOC_CONF=${PYTORCH_NPU_ALLOC_CONF:-expandable_segments:True}
-    export COMBINED_ENABLE=${COMBINED_ENABLE:-1}
-    export CPU_AFFINITY_CONF=${CPU_AFFINITY_CONF:-1}
-    export HCCL_CONNECT_TIMEOUT=${HCCL_CONNECT_TIMEOUT:-1800}
-    # Below TIMEOUT_MINUTES, so that HCCL names the ranks that are missing before torch's watchdog ends the process;
-    # a multiple of 68.
-    export HCCL_EXEC_TIMEOUT=${HCCL_EXEC_TIMEOUT:-$((TIMEOUT_MINUTES * 60 * 85 / 100 / 68 * 68))}
-    export HCCL_WHITELIST_DISABLE=${HCCL_WHITELIST_DISABLE:-1}
 fi
 if [[ $DEVICE == cpu ]]; then
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}   # ranks share the cores

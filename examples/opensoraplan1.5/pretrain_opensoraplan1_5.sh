@@ -2,6 +2,7 @@
 # Train Open-Sora Plan v1.5. Settings come from the environment (see common.sh and below), further flags from the
 # command line: `TP=4 SAVE=/data/run1 bash examples/opensoraplan1.5/pretrain_opensoraplan1_5.sh --train-iters 5000`
 set -euo pipefail
+# shellcheck source=examples/opensoraplan1.5/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 MM_DATA=${MM_DATA:-examples/opensoraplan1.5/data.json}

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # For scripts of several steps: a signal to the script goes to the step at work, and the script ends with its exit code.
 # Sourced, not run.
 
@@ -30,7 +31,7 @@ step() {
     _CHILD=$! code=0
     wait "$_CHILD" || code=$?
     while [[ -n $_HANDED_ON ]]; do   # the trap has interrupted `wait`
-        _HANDED_ON= again=0
+        _HANDED_ON='' again=0
         wait "$_CHILD" || again=$?
         if ((again != 127)); then    # 127: `wait` was at its end already
             code=$again

@@ -1,11 +1,11 @@
 """Selects the platform once, at start-up."""
 
 import importlib.util
-from pathlib import Path
 
 import torch
 
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.platforms import variables
 from mindspeed_mm.platforms.base import Platform
 from mindspeed_mm.platforms.cpu import CpuPlatform
 from mindspeed_mm.platforms.cuda import CudaPlatform
@@ -22,7 +22,6 @@ def select(device: str = "auto", mindspeed: str = "auto") -> Platform:
 
 
 def _find() -> str:
-    # /dev/davinci* are the NPUs' device files: asking torch_npu instead would import it and, through it, CANN.
-    if importlib.util.find_spec("torch_npu") is not None and any(Path("/dev").glob("davinci[0-9]*")):
+    if importlib.util.find_spec("torch_npu") is not None and variables.has_npu():
         return "npu"
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -48,6 +48,8 @@ class Simulation:
             "PYTHONWARNINGS": "ignore",
             "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",  # torch_npu would otherwise be loaded with torch, before the stand-ins
             "TASK_QUEUE_ENABLE": "0",  # kernels are launched by the thread that asks for them: the trace is in order
+            "PYTORCH_NPU_ALLOC_CONF": "expandable_segments:False",  # its calls have no stand-ins
+            "CPU_AFFINITY_CONF": "0",  # all simulated NPUs share these cores
             "SIMULATED_NPUS": str(NPUS),
             "OMP_NUM_THREADS": "1",
         }
