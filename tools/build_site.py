@@ -74,9 +74,21 @@ def main() -> None:
 def build(config: Path, pages: Path, site: Path) -> None:
     """Runs mkdocs on gathered pages. Raises ConfigError if it, or a link, fails."""
     variables = {"SITE_PAGES": str(pages), "SITE_OUT": str(site), "NO_MKDOCS_2_WARNING": "1"}
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-f", str(config)]
-    if subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}).returncode:
-        raise ConfigError(f"{config.name}: mkdocs failed, see above (pip install -e '.[docs]' if it is missing)")
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "-f",
+        str(config),
+    ]  # with --quiet, strict sees no warning
+    result = subprocess.run(command, cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True)
+    if result.returncode:
+        lines = [line for line in result.stderr.splitlines() if line and not line.startswith("INFO")]
+        raise ConfigError(
+            f"{config.name}: mkdocs failed: {'; '.join(lines)} (pip install -e '.[docs]' if it is missing)"
+        )
 
 
 def gather(folder: Path, language: str) -> None:

@@ -29,7 +29,9 @@ def fault(entry: Documented) -> str | None:
     except SystemExit:
         return None  # --help
     except ConfigError as error:
-        is_short = re.search("required|give one of them|expected (at least )?one argument", str(error))
+        if re.search("no such (file|directory)|does not exist", str(error)):
+            return None  # a page's files are its reader's
+        is_short = re.search("required|give one of them|give --|expected (at least )?one argument", str(error))
         is_placeholder = any(re.search(rf"\b{re.escape(flag)}\b", str(error)) for flag in flags if flag.isupper())
         is_list = any("|" in flag for flag in entry.flags)
         return None if not entry.is_whole and (is_short or is_placeholder or is_list) else str(error)

@@ -25,4 +25,3 @@ def test_the_tour_trains_and_shows_a_video(monkeypatch):
     assert sum("image/png" in output.get("data", {}) for output in shown) == 3
     (video,) = [output["data"]["text/html"] for output in shown if "text/html" in output.get("data", {})]
     assert b"ftypisom" in base64.b64decode(video.split("base64,")[1].split('"')[0])[:64]
-    assert "96%" not in "".join(str(output.get("text", "")) for output in shown)
