@@ -36,7 +36,7 @@ def loss(
         return error.mean()
     if keep.dtype != torch.bool:
         raise ValueError(f"keep must be torch.bool, found {keep.dtype}: a position counts or does not")
-    weight = keep[:, None].expand_as(error)
+    weight = keep.to(error.device)[:, None].expand_as(error)
     return (error * weight).sum() / weight.sum().clamp_min(1)
 
 

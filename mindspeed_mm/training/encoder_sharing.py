@@ -39,12 +39,14 @@ class SharedEncoders:
     def _exchange(self, mine: Encoded) -> list[Encoded]:
         """Micro-batches of all ranks in stream order. A round may mix shapes, at the border of two optimizer steps."""
         found = []
-        announced = mine.to("meta")  # shapes, dtypes, and all that is not a tensor
+        # masks, which are on the host; of other tensors shapes and dtypes; and all that is not a tensor
+        announced = mine.map(lambda tensor: tensor if tensor.dtype == torch.bool else tensor.to("meta"))
         everyone = self._hosts.gather_of_samples(announced)
         for rank, said in zip(self._hosts.sharers, everyone, strict=True):
             if rank == dist.get_rank():
                 for tensor in mine.tensors():
-                    self._broadcast(tensor.to(_sent_as(tensor)).contiguous(), rank)
+                    if tensor.dtype != torch.bool:
+                        self._broadcast(tensor.contiguous(), rank)
                 found.append(mine)
             else:
                 device = mine.latents.device
@@ -52,15 +54,12 @@ class SharedEncoders:
         return found
 
     def _received(self, like: Tensor, rank: int, device: torch.device) -> Tensor:
-        """A tensor of another rank, of the shape and dtype of `like`."""
-        tensor = torch.empty(like.shape, dtype=_sent_as(like), device=device)
+        """A tensor of another rank, of the shape and dtype of `like`; a mask has come with the announcement."""
+        if like.dtype == torch.bool:
+            return like
+        tensor = torch.empty(like.shape, dtype=like.dtype, device=device)
         self._broadcast(tensor, rank)
-        return tensor.to(like.dtype)
+        return tensor
 
     def _broadcast(self, tensor: Tensor, rank: int) -> None:
         dist.broadcast(tensor, src=rank, group=self._group)
-
-
-def _sent_as(tensor: Tensor) -> torch.dtype:
-    """Dtype on the way: bools become bytes, since some backends send no bools."""
-    return torch.uint8 if tensor.dtype == torch.bool else tensor.dtype

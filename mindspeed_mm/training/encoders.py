@@ -19,7 +19,10 @@ from mindspeed_mm.types import Batch, ImageFeatures, Posterior, Tensors, TextFea
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Encoded(Tensors):
-    """A micro-batch as the denoiser takes it: z0 [B,C,T,H,W] fp32, conditions, keep [B,T,H,W] bool."""
+    """A micro-batch as the denoiser takes it: z0 [B,C,T,H,W] fp32, conditions, keep [B,T,H,W] bool.
+
+    `keep`, and that of the text, are on the host: which masks are needed is decided there, without waiting for the device.
+    """
 
     latents: Tensor
     conditions: Conditions
@@ -51,12 +54,14 @@ class FrozenEncoders:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Encoded:
         """Encodes a micro-batch and samples the posterior with noise seeded per sample."""
-        batch = batch.to(self.device)
+        keep, text_keep = batch.keep, batch.text.keep
+        batch = dataclasses.replace(batch.to(self.device), keep=keep)
         posterior = self.posterior(batch)
         noise = per_sample_noise(posterior.mean, self.seed, "posterior", batch.addresses)
         latents = self.autoencoder.latents(posterior.mean, posterior.logvar, noise).float()
-        conditions = Conditions(self._features(batch), self._image(batch, posterior))
-        return Encoded(latents, conditions, batch.keep, batch.addresses, batch.paths)
+        text = dataclasses.replace(self._features(batch), keep=text_keep)
+        conditions = Conditions(text, self._image(batch, posterior))
+        return Encoded(latents, conditions, keep, batch.addresses, batch.paths)
 
     def _features(self, batch: Batch) -> TextFeatures:
         """Text features of a batch, on the device."""

@@ -33,24 +33,29 @@ def used_columns(keep: Tensor, multiple: int) -> Tensor:
 
 
 def without_padding(text: TextFeatures, columns: Tensor) -> TextFeatures:
-    """Keeps the tokens in `columns` (see `used_columns`)."""
+    """Keeps the tokens in `columns` (see `used_columns`), which are on the device of `text.keep`."""
     if columns.numel() == text.keep.shape[1]:
         return text
-    return TextFeatures(text.sequence[:, columns], text.keep[:, columns], text.pooled)
+    return TextFeatures(text.sequence[:, columns.to(text.sequence.device)], text.keep[:, columns], text.pooled)
 
 
-def key_masks(patterns: set[Pattern], video: Tensor | None, text: Tensor, tokens: int) -> dict[Pattern, Tensor | None]:
+def key_masks(
+    patterns: set[Pattern], video: Tensor | None, text: Tensor, tokens: int, device: torch.device | None = None
+) -> dict[Pattern, Tensor | None]:
     """The mask of each pattern's keys, [k*B, S'/k + L] bool: a part of the video, then the text; None where all are real.
 
-    video: [B,S] bool or None for all real; text: [B,L] bool; tokens: S.
+    video: [B,S] bool or None for all real; text: [B,L] bool; tokens: S. device: of the masks; default: the text's. Where
+    keys are padded decides which masks are made, so with `video` and `text` on a device the host waits for it.
     """
+    if video is not None:
+        text = text.to(video.device)
     if video is None or bool(video.all()):
         text_is_real = bool(text.all())
         video = torch.ones(text.shape[0], tokens, dtype=torch.bool, device=text.device)
     else:
         text_is_real = False  # every pattern then has a mask
     return {
-        (k, group): None if text_is_real and padding(tokens, k) == 0 else key_mask((k, group), video, text)
+        (k, group): None if text_is_real and padding(tokens, k) == 0 else key_mask((k, group), video, text).to(device)
         for k, group in patterns
     }
 

@@ -84,7 +84,7 @@ class SparseUMMDiT(Denoiser):
         tokens = math.prod(extent)
         columns = used_columns(text.keep, token_parts(self.parallel))
         text = without_padding(text.to(dtype=self.dtype), columns)
-        places = self._dropout_places(draws, tokens, columns)
+        places = self._dropout_places(draws, tokens, columns.to(latents.device))
 
         condition = self.time_text_embed(sigma, text.pooled)
         video = split_tokens(self._embed(latents, conditions.image), self.parallel)
@@ -92,7 +92,7 @@ class SparseUMMDiT(Denoiser):
         scale = self.config.interpolation_scale
         rope = rope3d.tables(extent, self.config.head_dim, scale, self._rope_offset(draws, extent), latents.device)
         patches = None if keep is None else patch_keep(keep, self.config.patch_size)
-        masks = key_masks({block.pattern for block in self.blocks()}, patches, text.keep, tokens)
+        masks = key_masks({block.pattern for block in self.blocks()}, patches, text.keep, tokens, latents.device)
 
         video = self._stages(video, words, (condition, rope, masks, places, before_block), step_cache)
         video = self.norm_out(self.norm_final(video), condition)

@@ -1,0 +1,60 @@
+"""A micro-batch reads nothing from the device: where it did, the host would wait for everything that was queued.
+
+The device is torch's meta device. It computes nothing, so a read of a value, or of a number of real tokens, is an error.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+from tiny_denoiser import CONFIG
+
+from mindspeed_mm.config.model import DiffusionConfig
+from mindspeed_mm.families.wfvae import WFVAEConfig
+from mindspeed_mm.models.build import build_autoencoder, build_denoiser
+from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.training.denoising import Denoising
+from mindspeed_mm.training.encoders import FrozenEncoders
+from mindspeed_mm.training.task import FlowMatchingTask
+from mindspeed_mm.types import Batch, Posterior, TextFeatures
+
+DEVICE = torch.device("meta")
+FRAMES, HEIGHT, WIDTH, TOKENS = 3, 8, 10, 7
+
+
+def batch(padded_text: bool, padded_video: bool) -> Batch:
+    """Two samples of stored features, as the loader yields them."""
+    text, video = torch.ones(2, TOKENS, dtype=torch.bool), torch.ones(2, FRAMES, HEIGHT, WIDTH, dtype=torch.bool)
+    if padded_text:
+        text[:, 5:], text[1, 3:] = False, False
+    if padded_video:
+        video[1, 2:] = False
+    latents = torch.zeros(2, CONFIG.in_channels, FRAMES, HEIGHT, WIDTH)
+    features = TextFeatures(torch.zeros(2, TOKENS, CONFIG.caption_channels), text, torch.zeros(2, 6))
+    return Batch(Posterior(latents, latents), video, features, None, ("a", "b"), ((0, 0), (0, 1)))
+
+
+def objective() -> Denoising:
+    autoencoder = build_autoencoder(WFVAEConfig(latent_dim=CONFIG.in_channels), device=DEVICE)
+    autoencoder.reset_statistics(DEVICE)
+    task = FlowMatchingTask(DiffusionConfig(), CONFIG, seed=0)
+    return Denoising(FrozenEncoders(autoencoder, None, DEVICE, 0), task)
+
+
+@pytest.mark.parametrize("padded_video", [False, True])
+@pytest.mark.parametrize("padded_text", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_micro_batch_reads_nothing_from_the_device(padded_text, padded_video, dropout):
+    config = dataclasses.replace(CONFIG, dropout=dropout)
+    network = build_denoiser(config, ParallelContext.current(), device=DEVICE, seed=None).train()
+    loss = objective()(network, batch(padded_text, padded_video))
+    loss.value.backward()
+    assert loss.value.device == DEVICE
+    assert loss.work.flops > 0
+
+
+def test_a_read_of_the_device_is_found():
+    sample = objective().encoders(batch(True, True))
+    on_device = sample.conditions.text.to(DEVICE)
+    with pytest.raises(RuntimeError, match="meta"):
+        int(on_device.keep.any(0).sum())
