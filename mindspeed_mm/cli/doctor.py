@@ -5,6 +5,7 @@ import dataclasses
 import importlib.metadata
 import os
 import platform as machine
+import re
 import resource
 import shutil
 import sys
@@ -13,33 +14,27 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from mindspeed_mm.cli import hosts
+from mindspeed_mm.cli.findings import ERROR, OK, WARNING, Finding
 from mindspeed_mm.errors import said_in_one_line
 from mindspeed_mm.schema import Program, flag
 
-OK, WARNING, ERROR = "ok", "warning", "error"
-# Versions that pair: torch, torch_npu (the table of docs/ascend.md).
-PAIRS = (("2.13.0", "2.13.0"), ("2.12.0", "2.12.0.post3"), ("2.9.0", "2.9.0.post2"), ("2.7.1", "2.7.1.post4"))
-PAIRS += (("2.7.1", "2.7.1.post2"),)
+# Versions that pair: torch, torch_npu, CANN (the table of docs/ascend.md, which does not know the first row's CANN).
+TRIPLES = (
+    ("2.13.0", "2.13.0", "9.1.0"),
+    ("2.12.0", "2.12.0.post3", "9.1.0"),
+    ("2.9.0", "2.9.0.post2", "9.0.0"),
+    ("2.7.1", "2.7.1.post4", "9.0.0"),
+    ("2.7.1", "2.7.1.post2", "8.5.0"),
+)
+PAIRS = tuple((torch, npu) for torch, npu, _ in TRIPLES)
+_ASCEND = Path("/usr/local/Ascend")
 _TESTED_PYTHON = ((3, 11), (3, 12))
 _OPEN_FILES = 1024  # enough for some 300 ranks, see parallel/descriptors.py
 _SHARED_MEMORY_GB = 2.0  # clips of the workers of one rank
 _SPEED_MB, _SLOW_MB_S = 64, 50.0
 _FREE_GB = 20.0
 _CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Finding:
-    """One line: "ok", "warning" or "error", what it is about, what was found, and what to do about it."""
-
-    state: str
-    subject: str
-    found: str
-    advice: str = ""
-
-    def __str__(self) -> str:
-        line = f"{self.state:8} {self.subject:14} {self.found}"
-        return f"{line}; {self.advice}" if self.advice else line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +45,17 @@ class DoctorFlags:
         metavar="DIR",
         help="folders that a run writes to, such as --save: space and speed are measured",
     )
+    hosts: tuple[str, ...] = flag(
+        (),
+        "--hosts",
+        metavar="HOST",
+        help="all machines of a run, separated by spaces or commas: whether they reach each other and see the same --folders, "
+        "and whether two ranks here can sum a tensor",
+    )
+    port: int = flag(29410, "--port", at_least=1, at_most=2**16 - 1, help="port for --hosts, the same on all machines")
+    wait_s: float = flag(
+        30.0, "--wait", above=0, at_most=3600, unit="seconds", help="time for the other machines to start, with --hosts"
+    )
 
 
 PROGRAMS = {
@@ -57,8 +63,12 @@ PROGRAMS = {
         flags=DoctorFlags,
         description="Say what this machine has for a run, and what to do where it lacks something: Python, torch, devices, "
         "shared memory, open files, decoders, fonts, folders.",
-        remarks="Exit code 0: no line is an error; 1: one is. Other machines are not asked: run it on each.",
-        examples=("mindspeed-mm doctor --folders /data/run1",),
+        remarks="Exit code 0: no line is an error; 1: one is. Run it on each machine; with --hosts, within --wait seconds of each "
+        "other. Port and folders are shown to nobody but who asks while it runs.",
+        examples=(
+            "mindspeed-mm doctor --folders /data/run1",
+            "mindspeed-mm doctor --hosts node1,node2 --folders /data/run1    # on both",
+        ),
     )
 }
 
@@ -68,16 +78,20 @@ def doctor(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     with said_in_one_line():
         flags = PROGRAMS["doctor"].parse(sys.argv[1:] if argv is None else argv, prog).values
         states = set()
-        for finding in examine(flags.folders):
+        names = [name for text in flags.hosts for name in text.split(",") if name]
+        for finding in examine(flags.folders, names, flags.port, flags.wait_s):
             print(finding, flush=True)
             states.add(finding.state)
     sys.exit(1 if ERROR in states else 0)
 
 
-def examine(folders: Sequence[str]) -> Iterator[Finding]:
-    """All findings; a check that itself fails is an error with its reason."""
+def examine(folders: Sequence[str], names: Sequence[str] = (), port: int = 0, wait_s: float = 0) -> Iterator[Finding]:
+    """All findings; a check that itself fails is an error with its reason. names, port, wait_s: of the machines to ask."""
     checks: list[Callable[[], Iterator[Finding]]] = [_python, _torch, _memory, _open_files, _decoders, _fonts]
-    for check in [*checks, *((lambda folder=folder: _folder(Path(folder))) for folder in folders)]:
+    checks += [(lambda folder=folder: _folder(Path(folder))) for folder in folders]
+    if names:
+        checks += [lambda: hosts.examine_hosts(names, port, folders, wait_s), hosts.examine_collectives]
+    for check in checks:
         try:
             yield from check()
         except Exception as error:
@@ -107,6 +121,9 @@ def _torch() -> Iterator[Finding]:
     elif torch.version.cuda is not None:
         yield Finding(WARNING, "cuda", "torch is built for CUDA and finds no device", "look at nvidia-smi")
     yield from pairing(torch.__version__, _version("torch_npu"))
+    yield from cann(
+        _version("torch_npu"), Path(os.environ.get("ASCEND_TOOLKIT_HOME", _ASCEND / "ascend-toolkit/latest"))
+    )
 
 
 def pairing(torch_version: str, npu_version: str | None) -> Iterator[Finding]:
@@ -120,6 +137,34 @@ def pairing(torch_version: str, npu_version: str | None) -> Iterator[Finding]:
     else:
         wanted = " or ".join(npu for torch, npu in PAIRS if torch == pair[0]) or "none that is known"
         yield Finding(ERROR, "torch_npu", f"{npu_version} with torch {pair[0]}", f"this torch pairs with {wanted}")
+
+
+def cann(npu_version: str | None, toolkit: Path, driver: Path = _ASCEND / "driver/version.info") -> Iterator[Finding]:
+    """Whether CANN belongs to torch_npu, and which driver there is; nothing without torch_npu."""
+    wanted = next((version for _, npu, version in TRIPLES if npu == npu_version), None)
+    if wanted is None:
+        return
+    files = sorted(toolkit.glob("*/ascend_toolkit_install.info")) or sorted(toolkit.glob("ascend_toolkit_install.info"))
+    found = next(filter(None, (_version_in(file) for file in files)), None)
+    if found is None:
+        yield Finding(ERROR, "CANN", f"no toolkit in {toolkit}", f"install CANN {wanted} and source its set_env.sh")
+    elif found.lower().startswith(wanted):
+        yield Finding(OK, "CANN", found)
+    else:
+        yield Finding(ERROR, "CANN", f"{found} with torch_npu {npu_version}", f"this torch_npu pairs with {wanted}")
+    version = _version_in(driver)
+    if version is None:
+        yield Finding(WARNING, "NPU driver", f"no version in {driver}", "npu-smi info says whether there is one")
+    else:
+        yield Finding(OK, "NPU driver", version)
+
+
+def _version_in(file: Path) -> str | None:
+    """The value of `version=...` or `Version=...` in a file of CANN's or the driver's."""
+    with contextlib.suppress(OSError):
+        match = re.search(r"^version=(\S+)", file.read_text(errors="replace"), re.MULTILINE | re.IGNORECASE)
+        return match and match[1]
+    return None
 
 
 def _version(package: str) -> str | None:

@@ -43,4 +43,23 @@ def test_torch_and_torch_npu_pair():
 
 def test_the_pairs_are_those_of_the_docs():
     text = (ROOT / "docs" / "ascend.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| ([\d.]+) \| ([\d.post]+) \|", text, re.M) == list(cli.PAIRS)
+    rows = re.findall(r"^\| ([\d.]+) \| ([\d.post]+) \| [^|]*?([\d.]+) \|", text, re.M)
+    assert rows == list(cli.TRIPLES)
+
+
+def test_cann_and_torch_npu_pair(tmp_path):
+    driver = tmp_path / "version.info"
+    driver.write_text("Version=25.2.0\n")
+    info = tmp_path / "latest" / "aarch64-linux" / "ascend_toolkit_install.info"
+    info.parent.mkdir(parents=True)
+
+    def found(version: str | None) -> list[str]:
+        return [str(finding) for finding in cli.cann(version, tmp_path / "latest", driver)]
+
+    assert found(None) == []
+    assert found("2.9.0.post2")[0].startswith("error    CANN           no toolkit in ")
+    info.write_text("package_name=Ascend-cann-toolkit\nversion=9.0.0\n")
+    assert found("2.9.0.post2") == ["ok       CANN           9.0.0", "ok       NPU driver     25.2.0"]
+    assert found("2.7.1.post2")[0] == (
+        "error    CANN           9.0.0 with torch_npu 2.7.1.post2; this torch_npu pairs with 8.5.0"
+    )
