@@ -58,6 +58,7 @@ OF_OTHERS = {
         "contributing.md",
         "changelog.md",
         "page.md",
+        "pages.md",
         "_cn.md",
     ),
 }

@@ -115,7 +115,15 @@ def pages_of(language: str) -> dict[str, str]:
         text = _spaced(text)
         found[name] = _below_title(text, _ENGLISH_ONLY) if is_english and language != "en" else text
     made = {"commands.md": commands_page(), "flags.md": flags_page(), "api.md": api_page()}
-    return found | {name: _below_title(text, _ENGLISH_ONLY if language != "en" else "") for name, text in made.items()}
+    found |= {name: _below_title(text, _ENGLISH_ONLY if language != "en" else "") for name, text in made.items()}
+    return found | {"pages.md": list_page(found, language)}
+
+
+def list_page(pages: Mapping[str, str], language: str) -> str:
+    """Every page by its title, so that one which is not in the navigation yet can be found, too."""
+    title = "All pages" if language == "en" else "全部页面"
+    links = [f"- [{text.partition(chr(10))[0].lstrip('# ').strip()}]({name})" for name, text in sorted(pages.items())]
+    return "\n".join([f"# {title}", "", *links, ""])
 
 
 def _below_title(text: str, note: str) -> str:
@@ -132,12 +140,14 @@ def _with_links(text: str, at: Path, to: Path, names: Mapping[str, str]) -> str:
         if not path or re.match(r"\w+:", target):
             return match[0]
         source = os.path.normpath(at / path)
+        if label.endswith(".md") and (ROOT / source).is_file():  # a file's name says little on a site
+            label = (ROOT / source).read_text(encoding="utf-8").partition("\n")[0].lstrip("# ").strip()
         source = re.sub(r"_cn\.md$", ".md", source)
         name = names.get(source)
         if name is None and source.startswith("docs/images/"):
             name = source.removeprefix("docs/")
         if name is None:
-            return f"`{source}`" if label in (path, f"`{path}`") else label
+            return label
         return f"[{label}]({os.path.relpath(name, to)}{mark}{anchor})"
 
     parts = re.split(r"(^```.*?^```)", text, flags=re.DOTALL | re.MULTILINE)
