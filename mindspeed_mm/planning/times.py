@@ -53,7 +53,8 @@ def times(job: Job, layout: Layout, card: Card) -> Times | None:
     rate = card.bandwidth * 1e9 * EFFICIENCY["bytes"]
     parts["elementwise"] = micro_batches * work.moved_bytes / rate
     parts["optimizer"] = _optimizer_bytes(job, layout) / rate
-    found, hideable, exposed = collections.Counter(), 0.0, 0.0
+    found: dict[str, float] = collections.defaultdict(float)
+    hideable = exposed = 0.0
     for one in exchanges.of_step(job, layout):
         seconds = one.count * exchange_seconds(one, layout, card)
         found[f"{one.group} {one.kind}"] += seconds
