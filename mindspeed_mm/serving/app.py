@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Res
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 
 from mindspeed_mm import logs
 from mindspeed_mm.serving.desk import Desk
@@ -23,6 +25,8 @@ _log = logs.get(__name__)
 _MAX_FIELDS = 32
 _BODY_S = 60.0  # longest time for a request's body to arrive
 _DISK_RETRY_S = 30
+_SAID_EVERY_S = 60.0  # between two lines of the log about the disk
+_LEFT = 499  # status, in the figures alone, of a client that left before its request was complete
 
 
 def build_app(desk: Desk, keys: Keys, max_body: int, hosts: Sequence[str] = ()) -> fastapi.FastAPI:
@@ -33,7 +37,7 @@ def build_app(desk: Desk, keys: Keys, max_body: int, hosts: Sequence[str] = ()) 
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _of_http)
     app.add_exception_handler(fastapi.exceptions.RequestValidationError, _of_validation)
-    app.add_exception_handler(OSError, _of_the_disk)
+    app.add_exception_handler(OSError, _DiskFault())
     if not keys.are_asked:
         app.add_middleware(_FromHere)
     if hosts:  # blocks a foreign page that reaches this server by its own name (DNS rebinding)
@@ -199,11 +203,18 @@ async def _of_validation(request: fastapi.Request, error: Any) -> Response:
     return await _refused(request, Refusal(422, f"{name}: {first['msg']}", code="invalid_value", param=name))
 
 
-async def _of_the_disk(request: fastapi.Request, error: Any) -> Response:
-    """The request has changed nothing: it was not accepted."""
-    _log.error(f"{request.method} {request.url.path}: {error}")
-    reason = "the server's disk cannot be written now; nothing was accepted, try again later"
-    return await _refused(request, Refusal(503, reason, code="disk", retry_s=_DISK_RETRY_S))
+class _DiskFault:
+    """Answers a request that could not be written down: nothing has changed, and it was not accepted."""
+
+    def __init__(self):
+        self.said_s = -_SAID_EVERY_S
+
+    async def __call__(self, request: fastapi.Request, error: Any) -> Response:
+        if time.monotonic() - self.said_s >= _SAID_EVERY_S:  # clients try again and again
+            self.said_s = time.monotonic()
+            _log.error(f"{request.method} {request.url.path}: {error}")
+        reason = "the server's disk cannot be written now; nothing was accepted, try again later"
+        return await _refused(request, Refusal(503, reason, code="disk", retry_s=_DISK_RETRY_S))
 
 
 class _FromHere:
@@ -239,6 +250,8 @@ class Counted:
 
         try:
             await self.app(scope, receive, sent)
+        except ClientDisconnect:
+            status = _LEFT
         except Exception as error:
             _log.exception(f"{scope['method']} {scope['path']}: {type(error).__name__}")
             if status == 0:

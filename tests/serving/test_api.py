@@ -1,7 +1,10 @@
 """OpenAI's own client makes, finds, fetches and deletes videos of the real pipeline."""
 
+import errno
 import itertools
 import json
+import socket
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -17,6 +20,7 @@ from mindspeed_mm.sampling.pipeline import T2VPipeline
 from mindspeed_mm.sampling.provenance import weights_of
 from mindspeed_mm.sampling.writer import write_video
 from mindspeed_mm.serving.maker import SampleMaker
+from mindspeed_mm.serving.queue import Queue
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +148,33 @@ def test_whatever_is_sent_is_accepted_or_refused_in_openais_form(quick):
         assert _sent(base + path, None, "") in (404, 422), path
     assert _sent(base + "models", b"{}", "application/json") == 405
     assert set(answers) == {200, 400, 404, 422, 429} and answers[422] > 60
+
+
+def test_a_client_that_leaves_in_its_request_is_no_fault(server, caplog):
+    address, desk = server
+    port = int(address.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)) as one:
+        one.sendall(b"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
+        time.sleep(0.2)
+    until = time.monotonic() + 10
+    while 'status="499"' not in desk.metrics.text({}, True):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert caplog.text == ""
+
+
+def test_a_full_disk_is_said_once_and_accepts_nothing(quick, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "queue.sqlite")
+
+    before = len(quick.videos.list().data)
+    monkeypatch.setattr(Queue, "add", full)
+    for _ in range(3):
+        with pytest.raises(openai.InternalServerError, match="nothing was accepted") as caught:
+            quick.videos.create(prompt="a")
+    assert caught.value.status_code == 503 and int(caught.value.response.headers["retry-after"]) > 0
+    assert caplog.text.count("No space left") == 1 and "queue.sqlite" not in str(caught.value)
+    assert len(quick.videos.list().data) == before
 
 
 def _sent(url: str, body: bytes | None, kind: str) -> int:
