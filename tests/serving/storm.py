@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import random
 import socket
+import sqlite3
 import threading
 import time
 import urllib.request
@@ -163,7 +164,14 @@ def made_twice(folder: Path) -> list[str]:
 
 def rows_of(folder: Path) -> Counter:
     """Number of jobs per Idempotency-Key, in the queue of a server that has ended."""
-    import sqlite3
+    return Counter(_column(folder, "repeat_key"))
 
+
+def starts_of(folder: Path) -> list[int]:
+    """How often each job was begun, in the queue of a server that has ended."""
+    return _column(folder, "starts")
+
+
+def _column(folder: Path, name: str) -> list:
     with contextlib.closing(sqlite3.connect(folder / "queue.sqlite")) as rows:
-        return Counter(key for (key,) in rows.execute("SELECT repeat_key FROM jobs"))
+        return [value for (value,) in rows.execute(f"SELECT {name} FROM jobs ORDER BY number")]
