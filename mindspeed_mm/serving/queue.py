@@ -19,7 +19,8 @@ from mindspeed_mm.errors import ConfigError, ServerFull
 NAME = "queue.sqlite"
 QUEUED, RUNNING, DONE, FAILED = "queued", "in_progress", "completed", "failed"  # as OpenAI spells them
 _REMOVED = "removed"  # deleted by its owner; its files are still there
-_MAX_STARTS = 5  # a job that has ended the server so often fails
+_LAST_AFTER = 3  # starts of a job after which it lets all others go first: it may be what ends the server
+_MAX_STARTS = 20  # a job that was begun so often without an end fails
 _FORMAT = 1  # of the tables
 _TABLES = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -128,9 +129,13 @@ class Queue:
             return _found(rows, new.id), True
 
     def take(self) -> Job | None:
-        """The oldest waiting job, which is now in progress; None if no job waits."""
+        """The oldest waiting job, which is now in progress; None if no job waits.
+
+        A job at which the server has ended several times comes last.
+        """
         with self._changing("take") as rows:
-            row = rows.execute("SELECT id FROM jobs WHERE status = ? ORDER BY number LIMIT 1", (QUEUED,)).fetchone()
+            query = "SELECT id FROM jobs WHERE status = ? ORDER BY starts >= ?, number LIMIT 1"
+            row = rows.execute(query, (QUEUED, _LAST_AFTER)).fetchone()
             if row is None:
                 return None
             rows.execute(
@@ -160,7 +165,7 @@ class Queue:
             )
 
     def resume(self) -> list[Job]:
-        """Jobs that a killed server was at wait again, at their old place; returns them, and those that now have failed."""
+        """Jobs that a killed server was at wait again; returns them, and those that now have failed."""
         with self._changing("resume") as rows:
             found = [_job(row) for row in rows.execute(f"SELECT {_FIELDS} FROM jobs WHERE status = ?", (RUNNING,))]
             for job in found:

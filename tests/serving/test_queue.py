@@ -38,11 +38,17 @@ def test_jobs_come_in_their_order_and_survive_the_process(tmp_path):
     assert queue.get("video_0").file == "0.mp4" and queue.counts() == {QUEUED: 0, RUNNING: 2, DONE: 1, FAILED: 0}
 
 
-def test_a_job_that_ends_the_server_again_and_again_fails(tmp_path):
+def test_a_job_that_ends_the_server_again_and_again_lets_others_go_first_and_fails_at_last(tmp_path):
     queue = Queue(tmp_path, 10)
     queue.add(new(0))
-    for _ in range(4):
-        queue.take()
+    queue.add(new(1))
+    for _ in range(3):
+        assert queue.take().id == "video_0"
+        assert queue.resume()[0].status == QUEUED
+    assert queue.take().id == "video_1"
+    queue.finish("video_1", "1.mp4")
+    for _ in range(16):
+        assert queue.take().id == "video_0"
         assert queue.resume()[0].status == QUEUED
     queue.take()
     (job,) = queue.resume()

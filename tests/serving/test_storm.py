@@ -7,7 +7,7 @@ import pytest
 from storm import Started, free_port, killing, made_twice, rows_of, slow_clients, storm
 from storm_server import World
 
-REQUESTS = range(40)
+REQUESTS = range(24)
 
 
 def started(small_model, folder, **settings) -> Started:
@@ -20,9 +20,9 @@ def started(small_model, folder, **settings) -> Started:
 
 @pytest.mark.parametrize("fault", ["killed", "full", "slow"])
 def test_no_request_is_lost_and_none_is_made_twice(small_model, tmp_path, fault):
-    server = started(small_model, tmp_path, full_every_s=0.4 if fault == "full" else None)
+    server = started(small_model, tmp_path, full_every_s=0.3 if fault == "full" else None)
     slow = slow_clients(server.world.port, 20) if fault == "slow" else []
-    killer = killing(server, [random.uniform(0.1, 0.5) for _ in range(3)] if fault == "killed" else [])
+    killer = killing(server, [random.uniform(0.1, 0.5) for _ in range(2)] if fault == "killed" else [])
     try:
         outcome = asyncio.run(asyncio.wait_for(storm(server.address, REQUESTS, 0.2), 60))
         killer.join()
