@@ -98,7 +98,7 @@ SERVE = Program(
     "(extra `api`).",
     examples=(
         "mindspeed-mm serve --mm-model sample.json --save samples --port 7860",
-        "mindspeed-mm serve --mm-model sample.json --save videos --api --api-keys keys.txt",
+        "mindspeed-mm serve --mm-model sample.json --save videos --api \\\n      --api-keys keys.txt",
     ),
     without_effect={**MEANINGLESS, **MEANINGLESS_IN_SAMPLING},
 )
