@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mindspeed_mm import families, logs
-from mindspeed_mm.config import checks, data_dialects, model_dialects
+from mindspeed_mm.config import checks, data_dialects, hub, model_dialects
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.launch import LaunchConfig
@@ -191,7 +191,7 @@ def evaluation_config(argv: Sequence[str], prog: str | None = None) -> Autoencod
 
 def _read(mm_model: str, mm_data: str, weights: str | None) -> tuple[WFVAEConfig, DataConfig]:
     """Reads the `ae` block of --mm-model with --weights, and --mm-data, and checks them against each other."""
-    model_node = model_dialects.model_node(read_json(mm_model))
+    model_node = hub.with_local_weights(model_dialects.model_node(read_json(mm_model)))
     data_node = data_dialects.data_node(read_json(mm_data))
     block = find(model_node, "ae")
     autoencoder = families.read_autoencoder(block)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from mindspeed_mm import logs
-from mindspeed_mm.config import arguments, checks, data_dialects, model_dialects, trained
+from mindspeed_mm.config import arguments, checks, data_dialects, hub, model_dialects, trained
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.launch import LaunchConfig, of_the_run
 from mindspeed_mm.config.model import TrainModelConfig
@@ -49,8 +49,8 @@ def encoding_run(given: Given[RunFlags], world_size: int | None = None) -> RunCo
 def _run_config(given: Given, world_size: int | None, encodes: bool = False) -> RunConfig:
     flags: RunFlags = given.values
     notes = Notes()
-    model_node = model_dialects.model_node(read_json(flags.mm_model))
-    data_node = data_dialects.data_node(read_json(flags.mm_data))
+    model_node = hub.with_local_weights(model_dialects.model_node(read_json(flags.mm_model)))
+    data_node = hub.with_local_weights(data_dialects.data_node(read_json(flags.mm_data)))
     model, data = build(TrainModelConfig, model_node, notes), build(DataConfig, data_node, notes)
     if encodes:
         model = dataclasses.replace(model, load_video_features=False, load_text_features=False)
@@ -132,7 +132,7 @@ def serve_config(argv: Sequence[str], world_size: int | None = None, prog: str |
 def _sample_config(given: Given[_Sample], **replaced: object) -> SampleConfig:
     """Reads the part shared by both sampling programs. replaced: values of flags that override keys of the JSON."""
     flags, notes = given.values, Notes()
-    node = model_dialects.sample_node(read_json(flags.mm_model))
+    node = hub.with_local_weights(model_dialects.sample_node(read_json(flags.mm_model)))
     model = build(SampleModelConfig, node, notes)
     replaced.update(save_path=flags.save_path, weight_dtype=flags.weight_dtype)
     model = dataclasses.replace(model, **{key: value for key, value in replaced.items() if value is not None})
@@ -146,7 +146,7 @@ def _sample_config(given: Given[_Sample], **replaced: object) -> SampleConfig:
         model=model,
         options=flags.options,
         seed=flags.seed,
-        load=flags.load,
+        load=None if flags.load is None else hub.local(flags.load),
         use_ema=flags.use_ema,
         adapters=tuple(map(AdapterChoice.read, flags.adapters)),
     )
@@ -200,7 +200,7 @@ def _evaluation(flags: RunFlags, predictor: DenoiserConfig, launch: LaunchConfig
         return evaluation
     if flags.checkpoint.save is None:
         raise ConfigError("--mm-sample: videos are written below --save, which is missing")
-    node: Node = model_dialects.sample_node(read_json(evaluation.sample_file))
+    node: Node = hub.with_local_weights(model_dialects.sample_node(read_json(evaluation.sample_file)))
     model = build(SampleModelConfig, node)
     if type(model.predictor) is not type(predictor):
         raise find(node, "predictor.model_id").error(f"{model.predictor.model_id}, but {predictor.model_id} is trained")

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from mindspeed_mm import families, logs
 from mindspeed_mm.adapters.attach import detach
 from mindspeed_mm.adapters.branches import Branch
-from mindspeed_mm.config import model_dialects
+from mindspeed_mm.config import hub, model_dialects
 from mindspeed_mm.config.image_inputs import ImageInputs
 from mindspeed_mm.config.sample import AdapterChoice, PromptConfig, SampleModelConfig, SamplingOptions
 from mindspeed_mm.diffusion import schedule
@@ -97,7 +97,7 @@ class T2VPipeline:
         text: encoders that exist already; they may have left if they have encoded all texts.
         """
         if isinstance(config, (str, Path)):
-            config = build(SampleModelConfig, model_dialects.sample_node(read_json(config)))
+            config = build(SampleModelConfig, hub.with_local_weights(model_dialects.sample_node(read_json(config))))
         elif isinstance(config, dict):
             config = build(SampleModelConfig, model_dialects.sample_node(node_from_python(config, "")))
         options = options or SamplingOptions()
@@ -134,11 +134,12 @@ class T2VPipeline:
         parallel: ParallelContext | None = None,
         dtype: str | None = None,
     ) -> "T2VPipeline":
-        """Loads all parts from a folder that `save_pretrained` or tools/export_pretrained.py wrote.
+        """Loads all parts from a folder that `save_pretrained` or tools/export_pretrained.py wrote, or a hub's repository
+        that holds it (`config/hub.py`).
 
         dtype: replaces the folder's dtype of text encoders and denoiser ("fp32", "bf16", "fp16").
         """
-        config = pretrained_folder.read(folder)
+        config = pretrained_folder.read(hub.local(str(folder)))
         if dtype is not None:
             config = dataclasses.replace(config, weight_dtype=dtype)
         return cls.from_config(config, device=device, parallel=parallel)
