@@ -7,7 +7,7 @@ from torch import Tensor
 _WINDOW, _SPREAD = 9, 2.0  # pixels: side and deviation of the window that is taken to move as one
 _ROUNDS = 3  # corrections at each scale
 _COARSEST = 12  # pixels of the shorter side at the coarsest scale
-_NOISE = 3e-4  # squared brightness per pixel, in [0, 1]^2, below which an edge counts as noise and does not move
+_NOISE = 2e-4  # squared brightness per pixel, in [0, 1]^2, below which an edge counts as noise and does not move
 _BLUR = (0.25, 0.5, 0.25)
 
 
@@ -26,6 +26,7 @@ def flow(frames: Tensor) -> Tensor:
         smooth = _blurred(pictures)
         for _ in range(_ROUNDS):
             found = _corrected(smooth[:-1], smooth[1:], found)
+        found = _window(found)  # a window at the border of something that moves overshoots; its neighbours do not
     return found
 
 
@@ -45,7 +46,9 @@ def _corrected(first: Tensor, second: Tensor, moved: Tensor) -> Tensor:
     left = back - first - across * moved[:, :1] - down * moved[:, 1:]
     products = torch.cat((across * across, across * down, down * down, across * left, down * left), 1)
     xx, xy, yy, xt, yt = _window(products).unbind(1)
-    xx, yy = xx + _NOISE, yy + _NOISE
+    # Draws windows without edges to no movement. It fades where there are edges, whose movement it would shorten.
+    noise = _NOISE * _NOISE / (_NOISE + xx + yy)
+    xx, yy = xx + noise, yy + noise
     determinant = xx * yy - xy * xy
     found = torch.stack((xy * yt - yy * xt, xy * xt - xx * yt), 1) / determinant[:, None]
     return moved + (found - moved).clamp(-1, 1)  # a linear model holds for a pixel or so
