@@ -144,16 +144,17 @@ def not_now() -> Iterator[None]:
         return
     process, received = os.getpid(), []
     previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    for number, handler in previous.items():
-        if handler is not None and handler != signal.SIG_IGN:  # None: set by C code, which we could not restore
+    for number, handler in tuple(previous.items()):
+        if handler is None or handler == signal.SIG_IGN:  # None: set by C code, which we could not restore
+            del previous[number]
+        else:
             signal.signal(number, lambda number, frame: received.append(number))
     try:
         yield
     finally:
         if os.getpid() == process:
             for number, handler in previous.items():
-                if handler is not None and handler != signal.SIG_IGN:
-                    signal.signal(number, handler)
+                signal.signal(number, handler)
             for number in received:
                 signal.raise_signal(number)
 
