@@ -44,6 +44,31 @@ def forked_from_server(function, *arguments) -> mp.Process:
     return process
 
 
+def from_own_process(function, *arguments):
+    """Result of function(*arguments) in a process of its own, for one that sets up torch's fake group."""
+    ours, theirs = mp.Pipe()
+    process = forked_from_server(_answer, theirs, function, arguments)
+    assert ours.poll(_TIMEOUT_S), "no answer"
+    ok, value = ours.recv()
+    process.join()
+    if not ok:
+        raise RuntimeError(value)
+    return value
+
+
+def _answer(pipe, function, arguments) -> None:
+    import torch
+
+    from mindspeed_mm.platforms.cpu import CpuPlatform
+
+    torch.set_num_threads(1)
+    CpuPlatform().prepare()
+    try:
+        pipe.send((True, function(*arguments)))
+    except Exception:
+        pipe.send((False, traceback.format_exc()))
+
+
 def _as_a_program(function, arguments) -> None:
     # What a program starts its data workers by on Linux, and not what started this process: each would import torch.
     multiprocessing.set_start_method("fork", force=True)

@@ -4,21 +4,18 @@ The ranks are torch's fake group: a process issues the collectives of its rank, 
 """
 
 import collections
-import multiprocessing
 import random
 import sys
-import traceback
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
-from ranks import forked_from_server
+from ranks import from_own_process
 
 from mindspeed_mm.families import sparse_ummdit
 from mindspeed_mm.families.base import Share
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
-from mindspeed_mm.platforms.cpu import CpuPlatform
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 CASES = 10
@@ -109,24 +106,13 @@ def counted(number: int) -> tuple[int, dict, int, int]:
     return flops.get_total_flops(), exchanged, moved.total, partial
 
 
-def serve(queue) -> None:
-    torch.set_num_threads(1)
-    CpuPlatform().prepare()
-    try:
-        queue.put([counted(number) for number in range(CASES)])
-    except Exception:
-        queue.put(traceback.format_exc())
-        raise
+def all_counted() -> list:
+    return [counted(number) for number in range(CASES)]
 
 
 @pytest.fixture(scope="module")
 def found() -> list:
-    queue = multiprocessing.get_context("forkserver").Queue()
-    process = forked_from_server(serve, queue)
-    results = queue.get(timeout=200)
-    process.join()
-    assert isinstance(results, list), results
-    return results
+    return from_own_process(all_counted)
 
 
 @pytest.mark.parametrize("number", range(CASES))

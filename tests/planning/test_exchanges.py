@@ -4,34 +4,21 @@ The ranks are torch's fake group. One process runs the program of rank 0; nobody
 """
 
 import collections
-import multiprocessing
+import dataclasses
 import sys
-import traceback
 from pathlib import Path
 
 import pytest
+import tiny_denoiser
 import torch
-from ranks import forked_from_server
+from ranks import from_own_process
 
-from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.planning import exchanges
 from mindspeed_mm.planning.job import Job
 from mindspeed_mm.planning.memory import Layout
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-CONFIG = SparseUMMDiTConfig(
-    num_layers=(2, 2, 2),
-    sparse_n=(1, 2, 1),
-    sparse1d=True,
-    double_ff=True,
-    skip_connection=True,
-    num_heads=8,
-    head_dim=16,
-    in_channels=4,
-    caption_channels=12,
-    pooled_projection_dim=6,
-    timestep_embed_dim=16,
-)
+CONFIG = dataclasses.replace(tiny_denoiser.CONFIG, num_heads=8)
 GRID, TEXT = (2, 8, 8), 16
 CASES = {
     "TP 8 x DP 64": (Layout(8, 1, 64, "none"), "bf16", True, 2),
@@ -109,26 +96,13 @@ def issued(name: str) -> dict:
     return {(one.kind, one.group, one.bytes): count for one, count in counter.seen.items()}
 
 
-def serve(queue) -> None:
-    from mindspeed_mm.platforms.cpu import CpuPlatform
-
-    torch.set_num_threads(1)
-    CpuPlatform().prepare()
-    try:
-        queue.put({name: issued(name) for name in CASES})
-    except Exception:
-        queue.put(traceback.format_exc())
-        raise
+def all_issued() -> dict:
+    return {name: issued(name) for name in CASES}
 
 
 @pytest.fixture(scope="module")
 def found() -> dict:
-    queue = multiprocessing.get_context("forkserver").Queue()
-    process = forked_from_server(serve, queue)
-    results = queue.get(timeout=200)
-    process.join()
-    assert isinstance(results, dict), results
-    return results
+    return from_own_process(all_issued)
 
 
 def groups_as_one(layout: Layout) -> dict[str, str]:
