@@ -6,6 +6,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import random_cases
 import torch
 from ranks import run_ranks
 
@@ -29,35 +30,13 @@ def case(number: int) -> tuple[SparseUMMDiTConfig, tuple[int, int, int], Share]:
     draw = random.Random(number)
     sparsity = draw.choice([2, 4])
     world = (1, 1, 2, 2, 4, 1)[number % 6]
-    tensor, context = draw.choice(LAYOUTS[world])
-    recompute = draw.choice(["none", "none", "feed-forwards", "blocks"])
+    layout = draw.choice(LAYOUTS[world])
+    recompute = random_cases.recomputation(draw)
     stages = draw.choice([(2, 2, 2), (2, 4, 2), (2, 2, 2, 2, 2)])
-    config = SparseUMMDiTConfig(
-        num_layers=stages,
-        sparse_n={3: (1, sparsity, 1), 5: (1, 2, sparsity, 2, 1)}[len(stages)],
-        sparse1d=draw.random() < 0.8,
-        double_ff=draw.random() < 0.7,
-        skip_connection=draw.random() < 0.7,
-        num_heads=4,
-        head_dim=32,
-        in_channels=8,
-        caption_channels=64,
-        pooled_projection_dim=32,
-        timestep_embed_dim=32,
-    )
+    config = random_cases.network(draw, stages, sparsity, skips=0.7, heads=4, head_dim=32)
     blocks = sum(config.num_layers)
     grid = draw.choice([(2, 16, 16), (3, 16, 16), (2, 12, 24)])
-    share = Share(
-        batch=draw.choice([1, 2]),
-        video_tokens=grid[0] * grid[1] * grid[2],
-        text_tokens=draw.choice([32, 64, 128]),
-        itemsize=draw.choice([2, 4]),
-        tensor=tensor,
-        context=context,
-        sequence_parallel=tensor > 1 and draw.random() < 0.7,
-        recompute_blocks=draw.choice([blocks, blocks // 2]) if recompute == "blocks" else 0,
-        recompute_feed_forwards=draw.choice([blocks, blocks // 2]) if recompute == "feed-forwards" else 0,
-    )
+    share = random_cases.share(draw, blocks, grid, layout, recompute, [32, 64, 128])
     return config, grid, share
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import random_cases
 import torch
 from ranks import from_own_process
 
@@ -25,34 +26,12 @@ def case(number: int) -> tuple[SparseUMMDiTConfig, tuple[int, int, int], Share, 
     """A random network, grid of video tokens, share and number of data ranks; the number is the seed."""
     draw = random.Random(1000 + number)
     sparsity = draw.choice([2, 4])
-    tensor, context = draw.choice([(1, 1), (1, 2), (2, 1), (2, 2), (4, 2), (8, 1), (1, 4)])
-    recompute = draw.choice(["none", "none", "feed-forwards", "blocks"])
+    layout = draw.choice([(1, 1), (1, 2), (2, 1), (2, 2), (4, 2), (8, 1), (1, 4)])
+    recompute = random_cases.recomputation(draw)
     stages = draw.choice([(2, 2, 2), (2, 2, 2), (2, 2, 2, 2, 2)])
-    config = SparseUMMDiTConfig(
-        num_layers=stages,
-        sparse_n={3: (1, sparsity, 1), 5: (1, 2, sparsity, 2, 1)}[len(stages)],
-        sparse1d=draw.random() < 0.8,
-        double_ff=draw.random() < 0.7,
-        skip_connection=draw.random() < 0.5,
-        num_heads=8,
-        head_dim=16,
-        in_channels=8,
-        caption_channels=64,
-        pooled_projection_dim=32,
-        timestep_embed_dim=32,
-    )
+    config = random_cases.network(draw, stages, sparsity, skips=0.5, heads=8, head_dim=16)
     blocks, grid = sum(stages), draw.choice([(2, 8, 8), (3, 8, 8), (2, 4, 16)])
-    share = Share(
-        batch=draw.choice([1, 2]),
-        video_tokens=grid[0] * grid[1] * grid[2],
-        text_tokens=draw.choice([32, 64]),
-        itemsize=draw.choice([2, 4]),
-        tensor=tensor,
-        context=context,
-        sequence_parallel=tensor > 1 and draw.random() < 0.7,
-        recompute_blocks=draw.choice([blocks, blocks // 2]) if recompute == "blocks" else 0,
-        recompute_feed_forwards=draw.choice([blocks, blocks // 2]) if recompute == "feed-forwards" else 0,
-    )
+    share = random_cases.share(draw, blocks, grid, layout, recompute, [32, 64])
     return config, grid, share, draw.choice([1, 2, 64])
 
 
