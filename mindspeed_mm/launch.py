@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import errno
 import functools
+import gc
 import os
 import sys
 import traceback
@@ -50,16 +51,28 @@ def alone_in(folder: str | Path | None, flag: str, parallel, others: dict[str, s
                 place.rmdir()
 
 
+@contextlib.contextmanager
+def _kept():
+    """Python's garbage collector looks neither now nor later at what is imported while inside: it all stays."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def start(launch: LaunchConfig, allow_tf32: bool = False, allow_internal_format: bool = False):
     """Prepares the platform and joins the process groups; without torchrun there is one process."""
     variables.set_all(launch.device, launch.timeout_minutes, os.environ)
-    from mindspeed_mm.platforms.select import select  # imports torch, which the variables precede
+    with _kept():
+        from mindspeed_mm.platforms.select import select  # imports torch, which the variables precede
 
-    platform = select(launch.device, launch.mindspeed)
-    platform.prepare(allow_tf32, allow_internal_format)
-    platform.device(int(os.environ.get("LOCAL_RANK", "0")))
-    from mindspeed_mm.parallel import descriptors
-    from mindspeed_mm.parallel.context import ParallelContext  # imports megatron.core, which the platform has prepared
+        platform = select(launch.device, launch.mindspeed)
+        platform.prepare(allow_tf32, allow_internal_format)
+        platform.device(int(os.environ.get("LOCAL_RANK", "0")))
+        from mindspeed_mm.parallel import descriptors
+        from mindspeed_mm.parallel.context import ParallelContext  # imports megatron.core, which the platform prepared
 
     descriptors.check(int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0")
     parallel = ParallelContext.start(

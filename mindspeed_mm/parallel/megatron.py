@@ -3,6 +3,7 @@
 Its import warns about Transformer Engine and Apex, which we do not need; these warnings are silenced.
 """
 
+import contextlib
 import inspect
 import logging
 import queue
@@ -10,10 +11,27 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
-with warnings.catch_warnings():
+
+@contextlib.contextmanager
+def _without_compiler():
+    """torch.compile returns its argument while inside.
+
+    megatron-core decorates fused functions with it, none of which we call; the first use of torch.compile imports the
+    whole compiler, which takes longer than all other imports of megatron-core together.
+    """
+    compiler = torch.compile
+    torch.compile = lambda function=None, **_: function or (lambda function: function)
+    try:
+        yield
+    finally:
+        torch.compile = compiler
+
+
+with warnings.catch_warnings(), _without_compiler():
     warnings.simplefilter("ignore")
     from megatron.core import dist_checkpointing, parallel_state
     from megatron.core.dist_checkpointing import ShardedTensor
