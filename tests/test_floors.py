@@ -34,6 +34,7 @@ FLOORS = {
     "training": 7,
     "sampling": 7,
     "evaluation": 8,  # figures of finished videos and of weights
+    "publishing": 8,  # weights for others: a card from a run's record, and the upload
     "api": 8,
     "serving": 8,  # a server's queue and its HTTP API
     "web": 9,  # the page

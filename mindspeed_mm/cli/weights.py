@@ -3,13 +3,15 @@
 import dataclasses
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from mindspeed_mm import families, logs
 from mindspeed_mm.cli import parts
+from mindspeed_mm.cli.publishing import PublishingFlags, publish
 from mindspeed_mm.config.model_dialects import sample_node
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.errors import said_in_one_line
-from mindspeed_mm.schema import Program, build, flag, read_json
+from mindspeed_mm.schema import Program, build, flag, group, read_json
 
 _DRY_RUN = "print what would be written, and write nothing"
 
@@ -103,9 +105,6 @@ class InspectFlags:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ExportFlags:
-    mm_model: str = flag(
-        "", "--mm-model", required=True, metavar="JSON", help="inference JSON: configs, and where the weights are"
-    )
     save: str = flag(
         "",
         "--save",
@@ -113,6 +112,12 @@ class ExportFlags:
         required=True,
         metavar="DIR",
         help="folder to write; it must not hold a config.json or a model_index.json yet",
+    )
+    mm_model: str | None = flag(
+        None,
+        "--mm-model",
+        metavar="JSON",
+        help="inference JSON: configs, and where the weights are; needed unless the folder was exported before",
     )
     format: str = flag(
         "mindspeed-mm",
@@ -133,6 +138,11 @@ class ExportFlags:
     )
     copy_encoders: bool = flag(False, "--copy-encoders", help="copy the text encoders' folders into it as well")
     dry_run: bool = flag(False, "--dry-run", help=_DRY_RUN)
+    hub: PublishingFlags = group(PublishingFlags, "model card and hub")
+
+    def problems(self):
+        if self.mm_model is None and not self.hub.is_wanted:
+            yield "mm_model", "is needed, unless --push or --card follows an earlier export"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,6 +190,8 @@ PROGRAMS = {
         examples=(
             "mindspeed-mm export --mm-model sample.json --save folder \\\n      --load run1 --ema --dtype bf16",
             "mindspeed-mm export --mm-model sample.json --format diffusers --output folder",
+            "mindspeed-mm export --save folder --load run1 --card --license apache-2.0",
+            "mindspeed-mm export --save folder --load run1 --push org/name",
         ),
     ),
     "convert-vae": Program(
@@ -243,25 +255,24 @@ def export(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
     """`mindspeed-mm export` and tools/export_pretrained.py."""
     with said_in_one_line():
         flags: ExportFlags = _begin("export", argv, prog)
-        config = build(SampleModelConfig, sample_node(read_json(flags.mm_model)))
-        weights = {"load": flags.load, "ema": flags.ema, "dtype": flags.dtype}
-        largest = int(flags.max_shard_gb * 1e9)
-        if flags.format == "diffusers":
-            from mindspeed_mm.diffusers import folder as for_diffusers
+        result = flags.save if flags.mm_model is None else str(_written(flags, flags.mm_model))
+        if flags.hub.is_wanted and not (flags.dry_run and flags.mm_model is not None):
+            result = publish(flags.hub, flags.save, flags.load, flags.dry_run)
+        print(result)
 
-            path = for_diffusers.from_config(config, flags.save, **weights, largest=largest, dry_run=flags.dry_run)
-        else:
-            from mindspeed_mm.weights import folder
 
-            path = folder.from_config(
-                config,
-                flags.save,
-                **weights,
-                largest=largest,
-                copy_encoders=flags.copy_encoders,
-                dry_run=flags.dry_run,
-            )
-        print(path)
+def _written(flags: ExportFlags, mm_model: str) -> Path:
+    """Writes the folder of `export`."""
+    config = build(SampleModelConfig, sample_node(read_json(mm_model)))
+    weights = {"load": flags.load, "ema": flags.ema, "dtype": flags.dtype, "dry_run": flags.dry_run}
+    largest = int(flags.max_shard_gb * 1e9)
+    if flags.format == "diffusers":
+        from mindspeed_mm.diffusers import folder as for_diffusers
+
+        return for_diffusers.from_config(config, flags.save, **weights, largest=largest)
+    from mindspeed_mm.weights import folder
+
+    return folder.from_config(config, flags.save, **weights, largest=largest, copy_encoders=flags.copy_encoders)
 
 
 def convert_vae(argv: Sequence[str] | None = None, prog: str | None = None) -> None:

@@ -26,10 +26,8 @@ def local(location: str) -> str:
     A path that exists counts first. So does one whose first folder exists: it is a path with a typing error. Raises
     ConfigError if the hub cannot give the files.
     """
-    found = _ID.fullmatch(location)
-    if found is None or os.path.exists(location):
-        return location
-    if found["hub"] is None and os.path.exists(location.partition("/")[0]):
+    found = _named(location)
+    if found is None:
         return location
     part = (found["part"] or "").strip("/")
     patterns = [part, f"{part}/*"] if part else None
@@ -48,6 +46,21 @@ def local(location: str) -> str:
         raise ConfigError(f"{location}: the repository has no {part}; name a folder or file of it behind the colon")
     _log.info(f"{location}: from the hub, {folder}")
     return path
+
+
+def is_repository(location: str) -> bool:
+    """True if `local` would ask a hub for it."""
+    return _named(location) is not None
+
+
+def _named(location: str) -> re.Match | None:
+    """The parts of a repository's name; None for a path."""
+    found = _ID.fullmatch(location)
+    if found is None or os.path.exists(location):
+        return None
+    if found["hub"] is None and os.path.exists(location.partition("/")[0]):
+        return None
+    return found
 
 
 def with_local_weights(node: Node) -> Node:

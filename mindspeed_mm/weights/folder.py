@@ -24,6 +24,7 @@ from mindspeed_mm.weights import released, sources, targets
 
 _log = logs.get(__name__)
 CONFIG, PIPELINE, VAE, STEM = "config.json", "model_index.json", "vae", "diffusion_pytorch_model"
+_OF_A_JOB = ("prompt", "save_path", "images")  # what to sample and where to, on the machine that exports
 _ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 _CLASS = "_class_name"  # the hub's key for the class of a config
 _LARGEST = 5 * 10**9  # bytes per file; the hub refuses 50 GB
@@ -63,7 +64,7 @@ def write(
         config = _with_copies(folder, config)
     # The configs come last: without them nothing can load the folder.
     atomic.write_text(folder / VAE / CONFIG, _text(config.ae))
-    rest = {_CLASS: "T2VPipeline", **_plain(config, leave_out=("ae", "predictor"))}
+    rest = {_CLASS: "T2VPipeline", **_plain(config, leave_out=("ae", "predictor", *_OF_A_JOB))}
     atomic.write_text(folder / PIPELINE, json.dumps(rest, indent=2) + "\n")
     atomic.write_text(folder / CONFIG, _text(config.predictor))
     return folder

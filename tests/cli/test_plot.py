@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mindspeed_mm.cli import plot as plotting
+from mindspeed_mm.publishing import curves
 
 
 def write(folder: Path, rows: list[dict]) -> Path:
@@ -30,7 +31,7 @@ def folder(tmp_path):
 
 
 def test_of_an_iteration_that_was_run_twice_the_later_counts(folder):
-    run = plotting.Run(folder)
+    run = curves.Run(folder)
     iterations, losses = run.series("loss")
     assert iterations == [1, 2, 3, 4]
     assert losses[:2] == [1.0, 0.5] and math.isnan(losses[2]) and losses[3] == 0.4
@@ -38,9 +39,9 @@ def test_of_an_iteration_that_was_run_twice_the_later_counts(folder):
 
 
 def test_smoothing_passes_over_gaps():
-    assert plotting.smoothed([2.0, math.nan, 2.0], 0.9) == pytest.approx([2.0, 2.0, 2.0])
-    assert plotting.smoothed([1.0, 0.0], 0.5) == pytest.approx([1.0, 1 / 3])
-    assert plotting.smoothed([1.0, 3.0], 0.0) == [1.0, 3.0]
+    assert curves.smoothed([2.0, math.nan, 2.0], 0.9) == pytest.approx([2.0, 2.0, 2.0])
+    assert curves.smoothed([1.0, 0.0], 0.5) == pytest.approx([1.0, 1 / 3])
+    assert curves.smoothed([1.0, 3.0], 0.0) == [1.0, 3.0]
 
 
 def test_a_picture_is_drawn(folder, capsys):

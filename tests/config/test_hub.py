@@ -1,67 +1,29 @@
 """Repositories of a hub in place of paths, from a local server that speaks the hub's API for two files."""
 
-import hashlib
-import http.server
-import json
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
+from hub_server import COMMIT, serving
 
 from mindspeed_mm.config import hub
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.schema import node_from_python
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {"config.json": b'{"a": 1}\n', "text_encoder/weights.bin": b"weights" * 100}
-INFO = {"id": "org/name", "sha": COMMIT, "private": False, "tags": [], "downloads": 0, "likes": 0}
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    asked: list[tuple[str, str, str | None]] = []
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        self.asked.append((self.command, self.path, self.headers.get("authorization")))
-        path = self.path.partition("?")[0]
-        if path.startswith("/api/models/org/name"):
-            if "/tree/" in path:
-                return self._json(
-                    [{"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in FILES.items()]
-                )
-            return self._json({**INFO, "siblings": [{"rfilename": name} for name in FILES]})
-        name = path.removeprefix(f"/org/name/resolve/{COMMIT}/")
-        if name not in FILES:
-            return self._send(404, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository Not Found"})
-        etag = f'"{hashlib.sha1(FILES[name]).hexdigest()}"'
-        self._send(200, FILES[name], {"X-Repo-Commit": COMMIT, "ETag": etag})
-
-    def _json(self, value):
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def _send(self, status: int, data: bytes, headers: dict[str, str]):
-        self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(data))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
-
-    def log_message(self, *arguments):
-        pass
 
 
 @pytest.fixture(scope="module")
-def endpoint():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+def server():
+    with serving({"org/name": FILES}) as server:
+        yield server
+
+
+@pytest.fixture
+def endpoint(server):
+    return server.endpoint
 
 
 def located(location: str, endpoint: str, home: Path, **variables: str) -> str:
@@ -74,15 +36,15 @@ def located(location: str, endpoint: str, home: Path, **variables: str) -> str:
     return done.stdout.strip() or done.stderr
 
 
-def test_a_repository_is_downloaded_once_with_its_token_and_works_without_network(endpoint, tmp_path):
-    Hub.asked.clear()
+def test_a_repository_is_downloaded_once_with_its_token_and_works_without_network(server, endpoint, tmp_path):
+    server.asked.clear()
     folder = Path(located("org/name", endpoint, tmp_path, HF_TOKEN="hf_secret"))
     assert folder.name == COMMIT  # so that records of the path name the revision
     assert {name: (folder / name).read_bytes() for name in FILES} == FILES
-    assert {token for _, path, token in Hub.asked if "/resolve/" in path} == {"Bearer hf_secret"}
-    Hub.asked.clear()
+    assert {token for _, path, token in server.asked if "/resolve/" in path} == {"Bearer hf_secret"}
+    server.asked.clear()
     assert located("org/name:text_encoder", endpoint, tmp_path, HF_HUB_OFFLINE="1") == str(folder / "text_encoder")
-    assert Hub.asked == []
+    assert server.asked == []
 
 
 def test_one_part_of_a_repository(endpoint, tmp_path):
