@@ -1,7 +1,8 @@
 """Puts adapters on the linears of a network, freezes the rest, and names the adapters' parameters."""
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -57,6 +58,20 @@ def detach(network: nn.Module, branches: Mapping[str, Branch]) -> None:
         linear = _linear(network, name)
         kept = [other for other in linear.adapters if other is not branch]
         linear.adapters = Branches(kept) if kept else None
+
+
+@contextlib.contextmanager
+def set_aside(network: nn.Module) -> Iterator[None]:
+    """Context in which the network computes as without any adapter."""
+    held = [module for module in network.modules() if getattr(module, HOME, None) is not None]
+    adapters = [getattr(module, HOME) for module in held]
+    for module in held:
+        setattr(module, HOME, None)
+    try:
+        yield
+    finally:
+        for module, branches in zip(held, adapters, strict=True):
+            setattr(module, HOME, branches)
 
 
 def trained_branches(network: nn.Module) -> dict[str, Branch]:

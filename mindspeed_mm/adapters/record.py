@@ -4,24 +4,30 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from mindspeed_mm.config.distillation import DISTILLED
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.families.adapters import AdapterConfig
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AdapterRecord:
-    """Facts about an adapter. base: fingerprint of the network's weights (`weights/fingerprint.py`); None: not known."""
+    """Facts about an adapter. base: fingerprint of the network's weights (`weights/fingerprint.py`); None: not known.
+
+    distilled: what a file says of its distillation, as plain values; None for an adapter that has learned from clips.
+    """
 
     config: AdapterConfig
     model_id: str
     base: str | None = None
     base_path: str | None = None  # where the weights were; for people, since files move
+    distilled: object = None
 
     def plain(self) -> dict[str, Any]:
         """As plain values, for a file."""
         config = dataclasses.asdict(self.config)
         config |= {"alpha": float(self.config.alpha or self.config.rank), "targets": list(self.config.words)}
-        return {**config, "model_id": self.model_id, "base": self.base, "base_path": self.base_path}
+        said = {} if self.distilled is None else {DISTILLED: self.distilled}
+        return {**config, "model_id": self.model_id, "base": self.base, "base_path": self.base_path, **said}
 
 
 def read_record(plain: object, origin: str) -> AdapterRecord:
@@ -34,7 +40,7 @@ def read_record(plain: object, origin: str) -> AdapterRecord:
     config = AdapterConfig(
         kind=held["kind"], rank=held["rank"], alpha=held["alpha"], targets=tuple(map(str, held["targets"]))
     )
-    return AdapterRecord(config, held["model_id"], held.get("base"), held.get("base_path"))
+    return AdapterRecord(config, held["model_id"], held.get("base"), held.get("base_path"), held.get(DISTILLED))
 
 
 def check_same(mine: AdapterRecord | None, held: object, origin: str = "the checkpoint") -> None:

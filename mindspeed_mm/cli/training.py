@@ -105,6 +105,9 @@ def _sampler(
     """Function that samples the videos of --mm-sample, with EMA weights if there are any, into a folder."""
     from mindspeed_mm.sampling.while_training import TrainingSamples
 
+    record = config.distill.record(config.model.diffusion, None)
+    if record is not None:  # a student's own steps and guidance
+        sample = dataclasses.replace(sample, diffusion=dataclasses.replace(sample.diffusion, **record.defaults()))
     networks = (engine.network, encoders.autoencoder, encoders.text)
     samples = TrainingSamples(sample, *networks, encoders.device, folder, config.seed, config.launch)
 

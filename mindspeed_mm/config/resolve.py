@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from mindspeed_mm import logs
-from mindspeed_mm.config import arguments, checks, data_dialects, hub, model_dialects, trained
+from mindspeed_mm.config import arguments, checks, data_dialects, distillation, hub, model_dialects, trained
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.launch import LaunchConfig, of_the_run
 from mindspeed_mm.config.model import TrainModelConfig
@@ -19,7 +19,7 @@ from mindspeed_mm.config.sample import AdapterChoice, SampleConfig, SampleFlags,
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.families.adapters import AdapterConfig
 from mindspeed_mm.families.base import DenoiserConfig
-from mindspeed_mm.schema import Given, Node, Notes, build, find, flags_of, read_json
+from mindspeed_mm.schema import Given, Node, Notes, build, check, find, flags_of, read_json
 
 _log = logs.get(__name__)
 _Sample = TypeVar("_Sample", bound=SampleFlags)
@@ -74,6 +74,7 @@ def _run_config(given: Given, world_size: int | None, encodes: bool = False) -> 
     values.update(
         launch=launch,
         adapter=adapter,
+        distill=distillation.settled(flags.distill, given.given, model, model_node),
         optimizer=optimizer,
         evaluation=_evaluation(flags, model.predictor, launch),
         flags=of_the_run({**given.flags, "clip_grad_ema_decay": optimizer.clip_grad_ema_decay}),
@@ -136,6 +137,10 @@ def _sample_config(given: Given[_Sample], **replaced: object) -> SampleConfig:
     model = build(SampleModelConfig, node, notes)
     replaced.update(save_path=flags.save_path, weight_dtype=flags.weight_dtype)
     model = dataclasses.replace(model, **{key: value for key, value in replaced.items() if value is not None})
+    said = {"num_inference_steps": flags.num_inference_steps, "guidance_scale": flags.guidance_scale}
+    fixed = {key: value for key, value in said.items() if value is not None}
+    model = dataclasses.replace(model, diffusion=dataclasses.replace(model.diffusion, **fixed))
+    check(model.diffusion)
     launch = checks.launch_config(flags.launch, model.predictor, find(node, "predictor.num_heads"))
     checks.check_networks(model.ae, model.predictor, lambda path: find(node, path))
     checks.check_sample_size(model, launch, find(node, "pipeline_config.input_size"), flags.options.max_pixels)
@@ -149,6 +154,7 @@ def _sample_config(given: Given[_Sample], **replaced: object) -> SampleConfig:
         load=None if flags.load is None else hub.local(flags.load),
         use_ema=flags.use_ema,
         adapters=tuple(map(AdapterChoice.read, flags.adapters)),
+        fixed=tuple(fixed),
     )
 
 

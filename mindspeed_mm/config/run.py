@@ -8,6 +8,7 @@ from typing import Any
 
 from mindspeed_mm.config import checks
 from mindspeed_mm.config.data import DataConfig
+from mindspeed_mm.config.distillation import DistillConfig
 from mindspeed_mm.config.launch import LaunchConfig, RanksConfig, of_the_run
 from mindspeed_mm.config.model import StoredFeatures, TrainModelConfig
 from mindspeed_mm.config.optimizer import OptimizerSettings
@@ -331,6 +332,7 @@ class RunFlags(TrainingFlags):
     optimizer: OptimizerSettings = group(OptimizerSettings, "optimizer", required=("lr",))
     adapter: AdapterConfig = group(AdapterConfig, "adapters: train a small part beside a frozen network")
     trained: TrainedConfig = group(TrainedConfig, "partial training")
+    distill: DistillConfig = group(DistillConfig, "distillation: learn from a frozen teacher")
     recompute: RecomputeConfig = group(RecomputeConfig, _RECOMPUTATION)
     compile: bool = flag(False, "--compile", section="speed", help="torch.compile the denoiser's blocks (CUDA, CPU)")
 

@@ -230,7 +230,7 @@ class AdapterChoice:
         return cls(path, scale)
 
 
-_OUTPUT = "weights and output"
+_OUTPUT, _SAMPLING = "weights and output", "steps and guidance"
 _WEIGHTS = {
     "--bf16": ("bf16", "bf16 weights, instead of the JSON's weight_dtype"),
     "--fp16": ("fp16", "fp16 weights, instead of the JSON's weight_dtype"),
@@ -271,6 +271,22 @@ class SampleFlags:
         help="output directory, instead of the JSON's save_path",
     )
     weight_dtype: str | None = switches(None, _WEIGHTS, section=_OUTPUT)
+    num_inference_steps: int | None = flag(
+        None,
+        "--steps",
+        at_least=1,
+        at_most=100_000,
+        section=_SAMPLING,
+        help="sampling steps; default: those that distilled weights were made for, or the JSON's",
+    )
+    guidance_scale: float | None = flag(
+        None,
+        "--guidance",
+        at_least=-1e4,
+        at_most=1e4,
+        section=_SAMPLING,
+        help="guidance scale, 1 for none; default: as above",
+    )
     options: SamplingOptions = group(SamplingOptions, "speed and memory")
 
     def problems(self):
@@ -362,6 +378,7 @@ class SampleConfig:
     use_ema: bool = False  # with `load`, and of adapters that are runs
     resume: bool = False  # skip samples that exist with the same settings
     adapters: tuple[AdapterChoice, ...] = ()
+    fixed: tuple[str, ...] = ()  # keys of the diffusion block that flags gave; distilled weights do not change them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

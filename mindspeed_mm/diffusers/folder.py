@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_mm import atomic, logs
+from mindspeed_mm.config.distillation import read_record
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.diffusers import code
 from mindspeed_mm.diffusers.parts import PARTS, generated
@@ -22,6 +23,7 @@ from mindspeed_mm.families.text_encoders import TEXT_ENCODERS
 from mindspeed_mm.files.reshard import Weights
 from mindspeed_mm.weights import released, targets
 from mindspeed_mm.weights.convert import whole_denoiser
+from mindspeed_mm.weights.distilled import suited
 
 _log = logs.get(__name__)
 _STEM = "diffusion_pytorch_model"
@@ -44,14 +46,16 @@ def from_config(
     dtype: of the denoiser's weights, default unchanged. largest: bytes of tensors per file.
     """
     folder = Path(folder)
-    source = load or config.predictor.from_pretrained
-    if source is None or config.ae.from_pretrained is None:
+    source, autoencoder_source = load or config.predictor.from_pretrained, config.ae.from_pretrained
+    if source is None or autoencoder_source is None:
         raise CheckpointError("predictor.from_pretrained (or a run to load) and ae.from_pretrained: both are needed")
     if (folder / code.INDEX).exists():
         raise CheckpointError(f"{folder / code.INDEX}: exists already; remove the folder, or write elsewhere")
     encoders = _encoders(config)
     denoiser = targets.without_unused(whole_denoiser(source, ema))
-    autoencoder = released.autoencoder_weights(config.ae.from_pretrained)
+    record = read_record(denoiser.distilled, str(source))
+    config = dataclasses.replace(config, diffusion=suited(config.diffusion, record))
+    autoencoder = released.autoencoder_weights(autoencoder_source)
     plans: list[tuple[targets.Plan, Weights]] = [
         (
             targets.flat_file(

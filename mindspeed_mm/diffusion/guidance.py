@@ -1,6 +1,27 @@
 """Classifier-free guidance."""
 
+import torch
 from torch import Tensor
+
+from mindspeed_mm.config.guidance_rules import RULES
+from mindspeed_mm.config.model import DiffusionConfig
+
+
+def guided(
+    config: DiffusionConfig, without: Tensor, with_prompt: Tensor, latents: Tensor, sigma: float | Tensor
+) -> Tensor:
+    """The velocity that guidance makes of both halves [B,...], by the config's rule, scale and rescaling.
+
+    sigma: noise level of the latents [B,...], a number or [B].
+    """
+    if isinstance(sigma, Tensor):
+        sigma = sigma.reshape(-1, *[1] * (latents.ndim - 1))
+    base = RULES[config.guidance_rule](without, with_prompt, latents, sigma)
+    found = combine(base, with_prompt, config.guidance_scale, config.guidance_rescale)
+    if not isinstance(sigma, Tensor):
+        return found if config.guides_at(sigma) else with_prompt
+    low, high = config.guidance_interval
+    return torch.where((low <= sigma) & (sigma <= high), found, with_prompt)
 
 
 def combine(unconditional: Tensor, conditional: Tensor, scale: float, rescale: float = 0.0) -> Tensor:

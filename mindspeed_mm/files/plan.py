@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -30,11 +31,12 @@ class Piece:
 class OutputFile:
     """An output file: `content` has a `Piece` in place of each tensor.
 
-    A `.pt` file may hold nested dicts and plain values, a `.safetensors` file one dict of pieces.
+    A `.pt` file may hold nested dicts and plain values, a `.safetensors` file one dict of pieces, and texts as metadata.
     """
 
     path: Path
     content: dict
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def pieces(self) -> list[Piece]:

@@ -28,6 +28,7 @@ class Weights:
 
     shards: tensors by name, per tensor-parallel rank (one dict for a file of whole weights). dim_of: gives the
     dimension that is split over the shards. mapped: the files of the tensors, whose pages are released after reading.
+    distilled: what the file says of the weights' distillation, as plain values; whoever writes the weights passes it on.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class Weights:
         dim_of: DimOf,
         origin: str,
         mapped: MappedFiles | None = None,
+        distilled: object = None,
     ):
         self.shards = shards
+        self.distilled = distilled
         self.dim = dim_of
         self.origin = origin
         self.mapped = mapped

@@ -7,7 +7,7 @@ must lie in the mapped file (`mapped.release` depends on it), nor for writing, b
 import json
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,6 +54,15 @@ def read(path: Path) -> dict[str, Tensor]:
         tensors[name] = torch.tensor([], dtype=dtype).set_(storage[start + begin : start + end]).view(shape)
     _check_places(path, places, size - start)
     return tensors
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """The texts that a file holds beside its tensors."""
+    header, _ = _header(path, path.stat().st_size)
+    found = header.get("__metadata__", {})
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise CheckpointError(f"{path}: its metadata are no texts; the file is damaged")
+    return found
 
 
 def _check_places(path: Path, places: list[tuple[int, int, str]], available: int) -> None:
@@ -107,10 +116,11 @@ def index_text(files: dict[str, list[Piece]], names: dict[Piece, str]) -> str:
 class SafetensorsWriter:
     """Writes one dict of `Piece`s to an open file; `write` takes the bytes of one piece, in any order of pieces."""
 
-    def __init__(self, file: BinaryIO, content: dict[str, Piece]):
+    def __init__(self, file: BinaryIO, content: dict[str, Piece], metadata: Mapping[str, str] | None = None):
+        """metadata: texts beside the tensors."""
         self._file = file
         self._offsets: dict[Piece, int] = {}
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
         at = 0
         # Wide types first, so that every tensor starts at a multiple of its element size.
         for name, piece in sorted(content.items(), key=lambda item: -item[1].dtype.itemsize):

@@ -45,8 +45,8 @@ Places = dict[tuple[str, tuple[int, ...]], _StorageInfo]  # (name, offsets in th
 
 def read(
     directory: Path, groups: Mapping[str, str]
-) -> tuple[dict[str, list[dict[str, Tensor]]], list[Path], list[torch_reader.Record], int | None]:
-    """Tensors in the mapped files, these files, the records that hold the tensors, and the iteration.
+) -> tuple[dict[str, list[dict[str, Tensor]]], list[Path], list[torch_reader.Record], dict]:
+    """Tensors in the mapped files, these files, the records that hold the tensors, and the plain values beside them.
 
     groups: prefix of the stored names -> group of the tensors. Each group is a list with one dict per TP rank that
     wrote it; a tensor that is not split is in all of them.
@@ -63,7 +63,7 @@ def read(
     if not found:
         raise CheckpointError(f"{directory}: holds no tensors under {' or '.join(groups)}")
     shards = {group: _per_rank(tensors, directory) for group, tensors in found.items()}
-    return shards, sorted(reader.opened), reader.records, torch_state.load(directory / STATE_FILE).get("iteration")
+    return shards, sorted(reader.opened), reader.records, torch_state.load(directory / STATE_FILE)
 
 
 class _Reader:

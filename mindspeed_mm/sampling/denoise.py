@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from mindspeed_mm.config.guidance_rules import RULES
 from mindspeed_mm.config.model import DiffusionConfig
 from mindspeed_mm.config.sample import SamplingOptions
 from mindspeed_mm.config.solvers import SOLVERS, Point
@@ -121,7 +120,7 @@ class _Velocities:
                 parts.append(self._part(latents, sigma, conditions, cache, reuse))
                 reuse = reuse if cache is None else cache.reused
             without, with_prompt = torch.cat(parts).chunk(2)
-            found = self._guided(without, with_prompt, latents, sigma)
+            found = guidance.guided(self.diffusion, without, with_prompt, latents, sigma)
         else:
             found = self._part(latents, sigma, *self.with_prompt, reuse)
         return found if self.known is None else _held(found, latents, sigma, self.known)
@@ -135,12 +134,7 @@ class _Velocities:
         """The same on a pair of ranks, of which each computes a half."""
         mine = self._part(latents, sigma, *self.parts[0], reuse)
         without, with_prompt = exchange_halves(mine, self.denoiser.parallel)
-        return self._guided(without, with_prompt, latents, sigma) if self.diffusion.guides_at(sigma) else with_prompt
-
-    def _guided(self, without: Tensor, with_prompt: Tensor, latents: Tensor, sigma: float) -> Tensor:
-        diffusion = self.diffusion
-        base = RULES[diffusion.guidance_rule](without, with_prompt, latents, sigma)
-        return guidance.combine(base, with_prompt, diffusion.guidance_scale, diffusion.guidance_rescale)
+        return guidance.guided(self.diffusion, without, with_prompt, latents, sigma)
 
     def _part(
         self, latents: Tensor, sigma: float, conditions: Conditions, cache: StepCache | None, reuse: bool | None

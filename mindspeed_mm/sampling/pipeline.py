@@ -14,8 +14,9 @@ from mindspeed_mm import families, logs
 from mindspeed_mm.adapters.attach import detach
 from mindspeed_mm.adapters.branches import Branch
 from mindspeed_mm.config import hub, model_dialects
+from mindspeed_mm.config.distillation import Distilled
 from mindspeed_mm.config.image_inputs import ImageInputs
-from mindspeed_mm.config.sample import AdapterChoice, PromptConfig, SampleModelConfig, SamplingOptions
+from mindspeed_mm.config.sample import AdapterChoice, PromptConfig, SampleConfig, SampleModelConfig, SamplingOptions
 from mindspeed_mm.diffusion import schedule
 from mindspeed_mm.errors import ConfigError, SamplingError
 from mindspeed_mm.models.build import build_autoencoder, build_denoiser
@@ -36,6 +37,7 @@ from mindspeed_mm.types import TORCH_DTYPES, ImageFeatures
 from mindspeed_mm.weights import folder as pretrained_folder
 from mindspeed_mm.weights import load_autoencoder, load_denoiser
 from mindspeed_mm.weights.adapters import fingerprint_of, load_adapter
+from mindspeed_mm.weights.distilled import distilled_of, suited
 from mindspeed_mm.weights.released import weights_of
 
 _log = logs.get(__name__)
@@ -68,6 +70,7 @@ class T2VPipeline:
         self.options = options or SamplingOptions()
         self.source = source
         self.adapters: dict[str, dict[str, Branch]] = {}
+        self.distilled: Distilled | None = None  # what the weights say of themselves
         self.memory_bytes = memory_bytes or select(residence.device.type).total_memory()
         check(self.options)
         if self.options.cache_rule.is_on and not denoiser.has_step_cache:
@@ -92,10 +95,12 @@ class T2VPipeline:
     ) -> "T2VPipeline":
         """Builds all parts of an inference JSON and loads their weights.
 
+        Steps and guidance of distilled weights replace those of a file or dict; a SampleModelConfig stays as it is.
         load: a Megatron checkpoint directory, used instead of predictor.from_pretrained; ema: loads its EMA weights, and
         those of adapters that are runs.
         text: encoders that exist already; they may have left if they have encoded all texts.
         """
+        is_built = isinstance(config, SampleModelConfig)
         if isinstance(config, (str, Path)):
             config = build(SampleModelConfig, hub.with_local_weights(model_dialects.sample_node(read_json(config))))
         elif isinstance(config, dict):
@@ -105,6 +110,9 @@ class T2VPipeline:
         weights = load or config.predictor.from_pretrained
         if weights is None or config.ae.from_pretrained is None:
             raise ConfigError("predictor.from_pretrained and ae.from_pretrained: both are needed to sample")
+        record = distilled_of(weights, [choice.path for choice in adapters])
+        if not is_built:
+            config = dataclasses.replace(config, diffusion=suited(config.diffusion, record))
         text = text or PromptEncoder.load(config, residence, _TEXTS_KEPT)
         denoiser = build_denoiser(
             config.predictor,
@@ -123,6 +131,7 @@ class T2VPipeline:
         load_autoencoder(autoencoder, config.ae.from_pretrained)
         pipeline = cls(config, denoiser, autoencoder, text, residence, options, source=source)
         pipeline.adapters |= branches
+        pipeline.distilled = record
         return pipeline
 
     @classmethod
@@ -175,7 +184,7 @@ class T2VPipeline:
         return pretrained_folder.write(
             folder,
             self.config,
-            weights_of(self.denoiser),
+            weights_of(self.denoiser, self.distilled),
             weights_of(self.autoencoder),
             largest=max_shard_bytes,
             copy_encoders=copy_encoders,
@@ -310,6 +319,16 @@ class T2VPipeline:
             resident += [self.autoencoder] + ([self.text.encoders] if self.text.encoders else [])
         weights = sum(parameter.nbytes for module in resident for parameter in module.parameters())
         return decide_mode(self.options.guidance_mode, weights, activations, batch, self.memory_bytes)
+
+
+def suited_to_weights(config: SampleConfig) -> SampleConfig:
+    """A job with the steps and the guidance that its weights were distilled for, unless flags gave them."""
+    weights = config.load or config.model.predictor.from_pretrained
+    if weights is None:
+        return config
+    record = distilled_of(weights, [choice.path for choice in config.adapters])
+    diffusion = suited(config.model.diffusion, record, config.fixed)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, diffusion=diffusion))
 
 
 def to_uint8(video: Tensor) -> np.ndarray:

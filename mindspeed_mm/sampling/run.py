@@ -22,7 +22,7 @@ from mindspeed_mm.parallel.meeting import meet
 from mindspeed_mm.platforms.base import Platform
 from mindspeed_mm.sampling import gallery
 from mindspeed_mm.sampling.archive import Archive
-from mindspeed_mm.sampling.pipeline import T2VPipeline
+from mindspeed_mm.sampling.pipeline import T2VPipeline, suited_to_weights
 from mindspeed_mm.sampling.prompt_files import is_prompt_file, read_prompts
 from mindspeed_mm.sampling.provenance import weights_of
 from mindspeed_mm.sampling.requests import Request, batches, requests_of
@@ -38,6 +38,7 @@ def run(config: SampleConfig, platform: Platform, parallel: ParallelContext) -> 
 
     Raises SamplingError on the first rank, at the end of the job, if samples failed.
     """
+    config = suited_to_weights(config)
     model = config.model
     file = model.prompt if is_prompt_file(model.prompt) else ""
     lines = read_prompts(model.prompt, model.max_prompts)

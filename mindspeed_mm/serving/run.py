@@ -1,5 +1,6 @@
 """`mindspeed-mm serve --api`: loads the networks, starts the worker, serves the API until a signal."""
 
+import dataclasses
 import importlib.util
 import os
 import socket
@@ -9,7 +10,7 @@ from mindspeed_mm.config.sample import ServeConfig
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.platforms.base import Platform
-from mindspeed_mm.sampling.pipeline import T2VPipeline
+from mindspeed_mm.sampling.pipeline import T2VPipeline, suited_to_weights
 from mindspeed_mm.sampling.provenance import weights_of
 from mindspeed_mm.serving import listening
 from mindspeed_mm.serving.keys import Keys
@@ -29,6 +30,7 @@ def serve_api(config: ServeConfig, platform: Platform, parallel: ParallelContext
     Raises ConfigError if the port is taken or the extra is missing. The caller holds the folder's lock.
     """
     door = _door(config) if parallel.is_first else None
+    config = dataclasses.replace(config, sample=suited_to_weights(config.sample))
     sample = config.sample
     pipeline = T2VPipeline.from_config(
         sample.model,

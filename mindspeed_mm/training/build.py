@@ -38,6 +38,7 @@ from mindspeed_mm.training.saving import Saver
 from mindspeed_mm.training.state import TrainingState
 from mindspeed_mm.training.step import TrainStep
 from mindspeed_mm.training.task import FlowMatchingTask
+from mindspeed_mm.training.teaching import build_task
 from mindspeed_mm.training.trainer import Sampler, Trainer
 from mindspeed_mm.types import TORCH_DTYPES
 from mindspeed_mm.weights import load_autoencoder, load_denoiser
@@ -68,12 +69,12 @@ def build_trainer(
     encoders = _encoders(config, device)
     parallel.pulse.beat("loading the encoders")
     network, adapter = _denoiser(config, parallel, device)
+    task, distilled = build_task(config, network, encoders)
     # the engine's collectives have a time limit, and a rank with a slow disk may come late
     meet("loading weights", parallel)
     engine = MegatronEngine(network, parallel, platform, config.optimizer, network.units())
     engine.schedule(config.global_batch_size)
     optimizer = optimizer_step(config.optimizer, engine)
-    task = FlowMatchingTask(config.model.diffusion, config.model.predictor, config.seed)
     shared = SharedEncoders(encoders, parallel, data.hosts) if data.shares_encoders else encoders
     step = TrainStep(engine, Denoising(shared, task), optimizer, micro_batches(config, parallel))
     evaluation = None
@@ -81,7 +82,7 @@ def build_trainer(
         held_out, iterations = data.held_out(config.evaluation.data_path), config.evaluation.iterations
         evaluation = Evaluation(engine, optimizer.ema, encoders, task, held_out, iterations)
     sampler = build_sampler(engine, optimizer.ema, encoders) if build_sampler is not None else None
-    state = TrainingState(engine, optimizer, loader, config.checkpoint, config.flags, adapter)
+    state = TrainingState(engine, optimizer, loader, config.checkpoint, config.flags, adapter, distilled)
     read_weights = load_denoiser if adapter is None else load_trained_adapter
     saver = Saver(state, functools.partial(read_weights, network))
     return Trainer(config, step, saver, evaluation=evaluation, sampler=sampler, forecast=forecast)

@@ -31,5 +31,5 @@ class Denoising:
         # Tokens that are padding in all samples are not computed; counting them would raise the MFU.
         text_tokens = int(sample.conditions.text.keep.any(0).sum())
         flops = self.family.forward_flops(self.task.denoiser, extent, text_tokens)
-        # the backward pass takes twice as many
-        return Work(samples=batch, tokens=batch * math.prod(extent), flops=batch * 3 * flops)
+        passes = 3 + self.task.frozen_passes  # the backward pass takes twice as many
+        return Work(samples=batch, tokens=batch * math.prod(extent), flops=batch * passes * flops)

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.data.feed.loader import Loader
-from mindspeed_mm.diffusion import flow
 from mindspeed_mm.optim.ema import Ema
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.engine import Engine
@@ -105,7 +105,6 @@ def _band_loss(network: nn.Module, sample: Encoded, task: FlowMatchingTask, band
     """Mean squared error within a band; noise level and noise are drawn per sample."""
     z0, seed, addresses = sample.latents, task.seed, sample.addresses
     levels = [torch.rand(1, generator=generator(seed, "eval sigma", band, *address)) for address in addresses]
-    sigma = ((torch.cat(levels) + band) / BANDS).to(z0.device)
+    sigma = task.level((torch.cat(levels) + band) / BANDS, LatentGrid(*z0.shape[2:])).to(z0.device)
     noise = per_sample_noise(z0, seed, "eval noise", addresses)
-    prediction = network(flow.interpolate(z0, noise, sigma), sigma, sample.conditions, sample.keep)
-    return flow.loss(prediction, flow.velocity(z0, noise), sigma, task.unweighted, sample.keep)
+    return task.loss_at(network, sample, sigma, noise, task.unweighted)

@@ -7,7 +7,7 @@ from mindspeed_mm.config.run import RunConfig
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.planning import job
-from mindspeed_mm.planning.memory import GIB, USABLE, Layout, parts
+from mindspeed_mm.planning.memory import GIB, USABLE, Layout, parts, rank_parameters
 from mindspeed_mm.platforms.base import Platform
 
 _log = logs.get(__name__)
@@ -73,14 +73,10 @@ def planned_parts(config: RunConfig, parallel: ParallelContext) -> dict[str, int
         kind, blocks = "blocks", recompute.num_layers
     elif recompute.feed_forwards:
         kind, blocks = "feed-forwards", recompute.feed_forwards
-    return parts(
-        run,
-        Layout(
-            parallel.tensor_size,
-            parallel.context_size,
-            parallel.data_size,
-            kind,
-            blocks,
-            parallel.sequence_parallel,
-        ),
+    layout = Layout(
+        parallel.tensor_size, parallel.context_size, parallel.data_size, kind, blocks, parallel.sequence_parallel
     )
+    found = parts(run, layout)
+    if config.distill.method is not None:
+        found["teacher"] = rank_parameters(run, parallel.tensor_size) * job.ITEMSIZE[run.dtype]
+    return found

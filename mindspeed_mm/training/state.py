@@ -10,6 +10,8 @@ from torch import Tensor
 from mindspeed_mm import logs
 from mindspeed_mm.adapters.attach import adapter_names
 from mindspeed_mm.adapters.record import AdapterRecord, check_same
+from mindspeed_mm.config import distillation
+from mindspeed_mm.config.distillation import Distilled
 from mindspeed_mm.config.run import CheckpointConfig
 from mindspeed_mm.data.feed.loader import Loader
 from mindspeed_mm.errors import CheckpointError
@@ -50,9 +52,11 @@ class TrainingState:
         settings: CheckpointConfig,
         flags: tuple[tuple[str, object], ...] = (),
         adapter: AdapterRecord | None = None,
+        distilled: Distilled | None = None,
     ):
         """settings: which parts are saved and loaded. flags: the run's flags, stored as Megatron's `args`. adapter: of a
-        run that trains one; its checkpoints hold the adapter alone.
+        run that trains one; its checkpoints hold the adapter alone. distilled: of a run that learns from a teacher, which is
+        in no checkpoint; a resume compares its fingerprint.
         """
         self.settings = settings
         self.flags = flags
@@ -60,6 +64,7 @@ class TrainingState:
         self.optimizer = optimizer
         self.loader = loader
         self.adapter = adapter
+        self.distilled = distilled
         self.dims = partition_dims(engine.network)
         self.iteration = 0
         self.consumed_samples = 0
@@ -108,6 +113,7 @@ class TrainingState:
             "opt_param_scheduler": self.engine.scheduler.state_dict(),
             "rng_state": rng,
             "adapter": None if self.adapter is None else self.adapter.plain(),
+            distillation.DISTILLED: None if self.distilled is None else self.distilled.plain(),
             "optimizer": self.engine.counters() if self.settings.save_optimizer else None,
         }
 
@@ -128,6 +134,7 @@ class TrainingState:
         if changed:
             _log.info(f"flags that have changed since the checkpoint: {', '.join(changed)}")
         check_same(self.adapter, common.get("adapter"))
+        distillation.check_same(self.distilled, common.get(distillation.DISTILLED))
         if settings.load_optimizer and common["optimizer"] is not None:
             _check_trained(common["args"], dict(self.flags))
         self._restore_model(snapshot.model)

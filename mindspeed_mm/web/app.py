@@ -1,5 +1,6 @@
 """Serves the page on a port: of files only finished samples, of Gradio's routes only those that the page needs."""
 
+import dataclasses
 import importlib.util
 import os
 from pathlib import Path
@@ -9,7 +10,7 @@ from mindspeed_mm.config.sample import ServeConfig
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.platforms.base import Platform
-from mindspeed_mm.sampling.pipeline import T2VPipeline
+from mindspeed_mm.sampling.pipeline import T2VPipeline, suited_to_weights
 from mindspeed_mm.sampling.provenance import weights_of
 from mindspeed_mm.serving import listening
 from mindspeed_mm.web.doors import Doors
@@ -24,6 +25,7 @@ def serve(config: ServeConfig, platform: Platform, parallel: ParallelContext) ->
     """
     _check_gradio()
     listener = listening.listen(config.host, config.port)
+    config = dataclasses.replace(config, sample=suited_to_weights(config.sample))
     sample = config.sample
     device = platform.device(0)
     pipeline = T2VPipeline.from_config(

@@ -49,7 +49,8 @@ class Merged(Weights):
 
     def __init__(self, base: Weights, adapters: Sequence[tuple[Adapter, float]]):
         """adapters: each with its scale; they fit the base (see `merge_adapters`)."""
-        super().__init__(base.shards, base.dim, base.origin, base.mapped)
+        said = [adapter.record.distilled for adapter, _ in adapters if adapter.record.distilled is not None]
+        super().__init__(base.shards, base.dim, base.origin, base.mapped, said[-1] if said else base.distilled)
         self._updates: dict[str, list[_Update]] = {}
         for adapter, scale in adapters:
             for layer, settings in adapter.layers.items():

@@ -21,6 +21,7 @@ from mindspeed_mm import atomic, families, logs
 from mindspeed_mm.adapters import attach
 from mindspeed_mm.adapters.branches import Branch
 from mindspeed_mm.adapters.record import AdapterRecord, check_base, read_record
+from mindspeed_mm.config.distillation import DISTILLED
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.families.adapters import (
     DOWN,
@@ -145,7 +146,7 @@ def _open_run(path: Path, ema: bool) -> Adapter:
         raise CheckpointError(
             f"{path}: holds a whole network, not an adapter; give it with --load or predictor.from_pretrained"
         )
-    record = read_record(held["adapter"], str(path))
+    record = dataclasses.replace(read_record(held["adapter"], str(path)), distilled=held.get(DISTILLED))
     checkpoint = sources.open_checkpoint(path)
     split = functools.partial(_split, families.DENOISERS[record.model_id])
     weights = checkpoint.weights(ema, lambda name: split(plain_name(name)))
@@ -290,7 +291,7 @@ def _peft_name(name: str) -> str:
 def _renamed(weights: Weights, names: Mapping[str, str]) -> Weights:
     """Weights by other names. names: the new one -> the one that they have."""
     shards = [{new: shard[old] for new, old in names.items()} for shard in weights.shards]
-    return Weights(shards, lambda name: weights.dim(names[name]), weights.origin, weights.mapped)
+    return Weights(shards, lambda name: weights.dim(names[name]), weights.origin, weights.mapped, weights.distilled)
 
 
 def _peft_config(adapter: Adapter) -> dict[str, Any]:

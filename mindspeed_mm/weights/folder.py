@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mindspeed_mm import atomic, families, logs
 from mindspeed_mm.config import model_dialects
+from mindspeed_mm.config.distillation import read_record
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.families.base import AutoencoderConfig, DenoiserConfig
@@ -21,6 +22,7 @@ from mindspeed_mm.files.plan import Plan
 from mindspeed_mm.files.reshard import Weights
 from mindspeed_mm.schema import Node, build, read_json
 from mindspeed_mm.weights import released, sources, targets
+from mindspeed_mm.weights.distilled import suited
 
 _log = logs.get(__name__)
 CONFIG, PIPELINE, VAE, STEM = "config.json", "model_index.json", "vae", "diffusion_pytorch_model"
@@ -91,10 +93,12 @@ def from_config(
     source = load or config.predictor.from_pretrained
     if source is None or config.ae.from_pretrained is None:
         raise CheckpointError("predictor.from_pretrained (or a run to load) and ae.from_pretrained: both are needed")
+    denoiser = targets.without_unused(whole_denoiser(source, ema))
+    record = read_record(denoiser.distilled, str(source))
     return write(
         folder,
-        config,
-        targets.without_unused(whole_denoiser(source, ema)),
+        dataclasses.replace(config, diffusion=suited(config.diffusion, record)),
+        denoiser,
         released.autoencoder_weights(config.ae.from_pretrained),
         dtype=dtype,
         largest=largest,

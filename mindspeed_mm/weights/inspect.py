@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from mindspeed_mm import families
+from mindspeed_mm.config.distillation import read_record
 from mindspeed_mm.families.base import AutoencoderConfig, DenoiserConfig, Family
 from mindspeed_mm.files import plan
 from mindspeed_mm.files.reshard import Weights
@@ -27,6 +28,9 @@ def describe(
     yield f"{checkpoint.path}: {checkpoint.kind}{ranks}{when}"
     yield f"dialect: {checkpoint.dialect.title if checkpoint.dialect else _unknown()}"
     yield f"EMA weights: {'yes' if sources.EMA in checkpoint.groups else 'no'}"
+    distilled = read_record(checkpoint.distilled, str(path))
+    if distilled is not None:
+        yield f"distilled ({distilled.method}): samples {distilled}; {', '.join(f'{k} {v}' for k, v in distilled.plain().items())}"
     for group in checkpoint.groups:
         weights = checkpoint.weights(ema=group == sources.EMA)
         yield from _describe_group(group, weights, checkpoint.family, norms)

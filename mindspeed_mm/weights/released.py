@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from mindspeed_mm import families, logs
+from mindspeed_mm.config.distillation import Distilled
 from mindspeed_mm.files.reshard import Weights, some
 from mindspeed_mm.weights import sources
 from mindspeed_mm.weights.progress import Progress
@@ -93,10 +94,11 @@ def stored_tensors(network: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in network.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
 
 
-def weights_of(network: nn.Module) -> Weights:
-    """Weights of a network that this process holds, for writing."""
+def weights_of(network: nn.Module, distilled: Distilled | None = None) -> Weights:
+    """Weights of a network that this process holds, for writing, and what they say of their distillation."""
     tensors = {name: value.detach() for name, value in stored_tensors(network).items()}
-    return Weights([tensors], lambda name: None, type(network).__name__)
+    said = None if distilled is None else distilled.plain()
+    return Weights([tensors], lambda name: None, type(network).__name__, distilled=said)
 
 
 def grouped(names: Iterable[str]) -> list[str]:

@@ -10,12 +10,14 @@
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from mindspeed_mm import families
+from mindspeed_mm.config.distillation import DISTILLED
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.families.adapters import is_adapter
 from mindspeed_mm.families.base import Dialect, Family
@@ -46,6 +48,7 @@ class Checkpoint:
     iteration: int | None = None  # None: a release, or a file
     mapped: MappedFiles | None = None
     records: tuple[Record, ...] = ()  # records that hold the tensors of torch files
+    distilled: object = None  # what the files say of the weights' distillation (`config/distillation.py`)
 
     @property
     def tensor_size(self) -> int:
@@ -78,7 +81,7 @@ class Checkpoint:
             hint = "; it was trained without --use-ema" if ema else ""
             raise CheckpointError(f"{self.path}: holds no {group!r}{hint}")
         shards = self.groups.get(group) or next(iter(self.groups.values()))
-        return Weights(shards, dim_of or self.split, str(self.path), self.mapped)
+        return Weights(shards, dim_of or self.split, str(self.path), self.mapped, self.distilled)
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -90,9 +93,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path}: no such file or directory")
     if path.name.endswith(_INDEX):
         parts = safetensors_file.indexed_files(path)
-        return _checkpoint(path, "safetensors files", {MODEL: [safetensors_file.read_index(path)]}, parts)
+        shards = [safetensors_file.read_index(path)]
+        return _checkpoint(path, "safetensors files", {MODEL: shards}, parts, distilled=_said_in(parts[0]))
     if path.suffix == ".safetensors":
-        return _checkpoint(path, "safetensors file", {MODEL: [safetensors_file.read(path)]}, [path])
+        shards = [safetensors_file.read(path)]
+        return _checkpoint(path, "safetensors file", {MODEL: shards}, [path], distilled=_said_in(path))
     return _open_torch(path)
 
 
@@ -120,7 +125,8 @@ def _open_directory(path: Path) -> Checkpoint:
     held = " and ".join(kind if kind.endswith("s") else f"a {kind}" for kind in kinds)
     paths = [file for checkpoint in opened.values() for file in checkpoint.files]
     records = [record for checkpoint in opened.values() for record in checkpoint.records]
-    return _checkpoint(path, f"folder with {held}", groups, paths, records=records)
+    said = next((checkpoint.distilled for checkpoint in opened.values() if checkpoint.distilled is not None), None)
+    return _checkpoint(path, f"folder with {held}", groups, paths, records=records, distilled=said)
 
 
 def _open_megatron(location: layout.Location) -> Checkpoint:
@@ -135,7 +141,8 @@ def _open_megatron(location: layout.Location) -> Checkpoint:
     if not groups:
         raise CheckpointError(f"{paths[0]}: holds no {MODEL!r}, only {some(sorted(map(str, states[0])))}")
     records = [record for _, found in opened for record in found]
-    return _checkpoint(location.directory, "Megatron directory", groups, paths, location.iteration, records)
+    said = states[0].get(DISTILLED)
+    return _checkpoint(location.directory, "Megatron directory", groups, paths, location.iteration, records, said)
 
 
 def _open_torch(path: Path) -> Checkpoint:
@@ -152,17 +159,29 @@ def _open_torch(path: Path) -> Checkpoint:
         groups[MODEL] = [_flat(live, path)]
     if average:
         groups[EMA] = [_flat(average, path)]
-    return _checkpoint(path, "torch file", groups or {MODEL: [_flat(state, path)]}, [path], records=records)
+    found = groups or {MODEL: [_flat(state, path)]}
+    return _checkpoint(path, "torch file", found, [path], records=records, distilled=state.get(DISTILLED))
 
 
 def _open_torch_dist(location: layout.Location) -> Checkpoint:
     """Opens our --ckpt-format torch_dist. Its average is in fp32, as in the run."""
-    groups, paths, records, iteration = torch_dist_reader.read(location.directory, {"model": MODEL, "ema_params": EMA})
+    groups, paths, records, held = torch_dist_reader.read(location.directory, {"model": MODEL, "ema_params": EMA})
+    iteration = held.get("iteration")
     if None not in (iteration, location.iteration) and iteration != location.iteration:
         raise CheckpointError(
             f"{location.directory}: holds iteration {iteration}; these are files of another checkpoint"
         )
-    return _checkpoint(location.directory, "torch_dist directory", groups, paths, iteration, records)
+    said = held.get(DISTILLED)
+    return _checkpoint(location.directory, "torch_dist directory", groups, paths, iteration, records, said)
+
+
+def _said_in(path: Path) -> object:
+    """What a safetensors file says of its weights' distillation, or None."""
+    text = safetensors_file.metadata(path).get(DISTILLED)
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{path}: what it says of its distillation is damaged: it is no JSON") from None
 
 
 def _check_one_run(paths: list[Path], states: list[dict], location: layout.Location) -> None:
@@ -200,6 +219,7 @@ def _checkpoint(
     paths: list[Path],
     iteration: int | None = None,
     records: Iterable[Record] = (),
+    distilled: object = None,
 ) -> Checkpoint:
     """records: records that hold the tensors of torch files."""
     family, dialect = families.of_names(next(iter(groups.values()))[0]) or (None, None)
@@ -208,7 +228,7 @@ def _checkpoint(
     tensors = [value for shards in renamed.values() for shard in shards for value in shard.values()]
     records = tuple(records)
     mapped = MappedFiles(paths, tensors, Proof(paths, records))
-    return Checkpoint(path, kind, renamed, family, dialect, tuple(paths), iteration, mapped, records)
+    return Checkpoint(path, kind, renamed, family, dialect, tuple(paths), iteration, mapped, records, distilled)
 
 
 def _renamed(shard: Mapping[str, Tensor], to_ours: Callable[[str], str], path: Path) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 
 from mindspeed_mm import atomic, families, logs
+from mindspeed_mm.config.distillation import DISTILLED
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.families.base import Dialect, Unused
 from mindspeed_mm.files import integrity, layout, plan, safetensors_file
@@ -37,11 +39,15 @@ def flat_file(
     }
     path = stem.with_name(f"{stem.name}.{format}")
     total = sum(piece.nbytes for piece in pieces.values())
-    if format == TORCH or largest is None or total <= largest:
-        return Plan((OutputFile(path, pieces),))
+    said = {} if weights.distilled is None else {DISTILLED: weights.distilled}
+    if format == TORCH:
+        return Plan((OutputFile(path, pieces | said),))
+    metadata = {name: json.dumps(value) for name, value in said.items()}
+    if largest is None or total <= largest:
+        return Plan((OutputFile(path, pieces, metadata),))
     groups = _packed(pieces, largest)
     outputs = [
-        OutputFile(stem.with_name(f"{stem.name}-{number:05d}-of-{len(groups):05d}.{format}"), group)
+        OutputFile(stem.with_name(f"{stem.name}-{number:05d}-of-{len(groups):05d}.{format}"), group, metadata)
         for number, group in enumerate(groups, 1)
     ]
     index = safetensors_file.index_text(
@@ -70,6 +76,8 @@ def megatron_directory(
         }
         for group, weights in groups.items():
             content[group] = _rank_state(group, weights, rank, tensor_size, dialect, dtype)
+            if weights.distilled is not None:
+                content[DISTILLED] = weights.distilled
         outputs.append(OutputFile(layout.rank_directory(directory, rank) / layout.MODEL_FILE, content))
     tracker = root / layout.TRACKER, "release" if iteration is None else str(iteration)
     return Plan(tuple(outputs), (tracker,), directory)
@@ -161,12 +169,14 @@ def _packed(pieces: dict[str, Piece], largest: int) -> list[dict[str, Piece]]:
 
 
 def _edited(weights: Weights, edit) -> Weights:
-    return Weights([edit(shard) for shard in weights.shards], weights.dim, weights.origin, weights.mapped)
+    return Weights(
+        [edit(shard) for shard in weights.shards], weights.dim, weights.origin, weights.mapped, weights.distilled
+    )
 
 
 def _writer(file, output: OutputFile) -> TorchFileWriter | SafetensorsWriter:
     if output.path.suffix == f".{SAFETENSORS}":
-        return SafetensorsWriter(file, output.content)
+        return SafetensorsWriter(file, output.content, output.metadata)
     return TorchFileWriter(file, output.content)
 
 

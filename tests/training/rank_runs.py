@@ -5,8 +5,9 @@ import functools
 
 import torch
 
-from mindspeed_mm.adapters.attach import attach_trained
+from mindspeed_mm.adapters.attach import attach_trained, set_aside
 from mindspeed_mm.adapters.record import AdapterRecord
+from mindspeed_mm.config.distillation import DistillConfig, Distilled
 from mindspeed_mm.config.model import DiffusionConfig
 from mindspeed_mm.config.run import (
     CheckpointConfig,
@@ -30,11 +31,13 @@ from mindspeed_mm.parallel.megatron_engine import MegatronEngine
 from mindspeed_mm.parallel.seeds import generator
 from mindspeed_mm.platforms.cpu import CpuPlatform
 from mindspeed_mm.training.denoising import Denoising
+from mindspeed_mm.training.distillation import Teacher
 from mindspeed_mm.training.encoders import Encoded
 from mindspeed_mm.training.saving import Saver
 from mindspeed_mm.training.state import TrainingState
 from mindspeed_mm.training.step import StepResult, TrainStep
 from mindspeed_mm.training.task import FlowMatchingTask
+from mindspeed_mm.training.teaching import task_of
 from mindspeed_mm.training.trainer import Trainer
 from mindspeed_mm.types import ImageFeatures, TextFeatures
 from mindspeed_mm.weights import load_denoiser
@@ -78,6 +81,8 @@ class Layout:
     dropout: float = 0.0
     adapter: AdapterConfig | None = None
     train_only: tuple[str, ...] = ()
+    distill: DistillConfig = DistillConfig()
+    teacher_seed: int = 11  # of the teacher's weights; also its fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +174,12 @@ class FakeEncoders:
         return Encoded(latents, Conditions(text, image), keep, tuple((0, n) for n in batch.numbers), batch.paths)
 
 
+def negative_text() -> TextFeatures:
+    """Features of the text in place of captions."""
+    sequence = torch.randn(1, 8, 12, generator=generator(SEED, "negative"))
+    return TextFeatures(sequence, torch.arange(8)[None] < 2, torch.zeros(1, 6))
+
+
 class Run:
     """A TrainStep on this rank, and its stream of data."""
 
@@ -225,14 +236,33 @@ class Run:
         self.ema = Ema(self.engine, 0.9999) if ema else None
         self.optimizer = OptimizerStep(self.engine, clip, self.ema, max_skipped_steps=5)
         self.micro_batches = batch // (layout.micro_batch * self.parallel.data_size)
-        task = FlowMatchingTask(DiffusionConfig(), denoiser, SEED)
+        task, distilled = self.task(denoiser)
         encoders = FakeEncoders(spoil, denoiser.image_mask_channels)
         self.step = TrainStep(self.engine, Denoising(encoders, task), self.optimizer, self.micro_batches)
         self.stream = Stream(self.parallel, layout.micro_batch, skip)
         self.state = TrainingState(
-            self.engine, self.optimizer, self.stream, checkpoint or CheckpointConfig(), adapter=record
+            self.engine,
+            self.optimizer,
+            self.stream,
+            checkpoint or CheckpointConfig(),
+            adapter=record,
+            distilled=distilled,
         )
         self.saver = Saver(self.state, functools.partial(load_denoiser, self.network))
+
+    def task(self, denoiser: SparseUMMDiTConfig) -> tuple[FlowMatchingTask, Distilled | None]:
+        """The run's task; with an adapter the network below it is the teacher."""
+        plain, distill = FlowMatchingTask(DiffusionConfig(), denoiser, SEED), self.layout.distill
+        if distill.method is None:
+            return plain, None
+        guided = distill.diffusion_of(plain.diffusion)
+        if self.layout.adapter is None:
+            seed, dtype = self.layout.teacher_seed, self.layout.dtype
+            network = build_denoiser(denoiser, self.parallel, dtype=dtype, seed=seed).requires_grad_(False)
+            teacher = Teacher(network, guided, negative_text())
+        else:
+            teacher = Teacher(self.network, guided, negative_text(), lambda: set_aside(self.network))
+        return task_of(distill, plain, teacher), distill.record(plain.diffusion, str(self.layout.teacher_seed))
 
     def steps(self, count: int) -> list[StepResult]:
         """Train on."""
