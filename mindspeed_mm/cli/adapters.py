@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mindspeed_mm import families, logs
 from mindspeed_mm.cli import parts
-from mindspeed_mm.config.sample import AdapterChoice
+from mindspeed_mm.config.adapter_choice import AdapterChoice
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.schema import Program, flag
 

@@ -10,12 +10,13 @@ from typing import TypeVar
 
 from mindspeed_mm import logs
 from mindspeed_mm.config import arguments, checks, data_dialects, distillation, hub, model_dialects, trained
+from mindspeed_mm.config.adapter_choice import AdapterChoice
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.launch import LaunchConfig, of_the_run
 from mindspeed_mm.config.model import TrainModelConfig
 from mindspeed_mm.config.optimizer import OPTIMIZERS, OptimizerSettings
 from mindspeed_mm.config.run import EvaluationConfig, PrecisionConfig, RunConfig, RunFlags
-from mindspeed_mm.config.sample import AdapterChoice, SampleConfig, SampleFlags, SampleModelConfig, ServeConfig
+from mindspeed_mm.config.sample import SampleConfig, SampleFlags, SampleModelConfig, ServeConfig
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.families.adapters import AdapterConfig
 from mindspeed_mm.families.base import DenoiserConfig
@@ -101,6 +102,7 @@ def sample_config(argv: Sequence[str], world_size: int | None = None, prog: str 
         micro_batch_size=flags.micro_batch_size,
         max_prompts=flags.max_prompts,
         images=flags.images if flags.images.files else None,
+        keep_known_pixels=flags.keep_known_pixels or None,
     )
     data_size = checks.data_ranks(config.launch, world_size)
     if config.launch.guidance_parallel and data_size % 2:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from mindspeed_mm import families
+from mindspeed_mm.config.adapter_choice import AdapterChoice
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.guidance_rules import RULES
 from mindspeed_mm.config.image_inputs import ImageInputs
@@ -16,7 +17,6 @@ from mindspeed_mm.config.step_cache import CacheRule
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.families.base import DTYPES, AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.schema import check, flag, group, option, switches
-from mindspeed_mm.schema.text import read_float
 
 TEMPLATES = ("v1.2", "v1.3", "v1.5")
 
@@ -51,6 +51,7 @@ class SampleModelConfig:
     prompt: str = ""  # a prompt, or a file with one prompt per line
     negative_prompt: str = ""  # added to the template's
     images: ImageInputs = ImageInputs()  # what every sample starts from, unless its prompt says otherwise
+    keep_known_pixels: bool = False  # put the known pixels of images and clips into the finished sample
     use_prompt_template: bool = True
     use_prompt_preprocess: bool = True
     clean_caption: bool = True
@@ -96,6 +97,7 @@ class SampleModelConfig:
         if line.input_size is not None:
             pipeline = dataclasses.replace(pipeline, input_size=line.input_size)
         negative = self.negative_prompt if line.negative_prompt is None else line.negative_prompt
+        keeps = self.keep_known_pixels if line.keep_known_pixels is None else line.keep_known_pixels
         return dataclasses.replace(
             self,
             diffusion=diffusion,
@@ -103,6 +105,7 @@ class SampleModelConfig:
             prompt=line.prompt,
             negative_prompt=negative,
             images=line.images if line.files else self.images,
+            keep_known_pixels=keeps,
         )
 
     def problems(self):
@@ -138,6 +141,7 @@ class PromptConfig(ImageInputs):
     guidance_interval: tuple[float, float] | None = option(None, at_least=0, at_most=1)
     solver: str | None = option(None, choices=SOLVERS)
     num_inference_steps: int | None = option(None, aliases=("steps",), at_least=1, at_most=100_000)
+    keep_known_pixels: bool | None = None
 
     @property
     def images(self) -> ImageInputs:
@@ -204,30 +208,6 @@ class SamplingOptions:
             CacheRule.read(self.step_cache)
         except ConfigError as error:
             yield "step_cache", str(error).partition(": ")[2]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class AdapterChoice:
-    """An adapter to sample with. path: PEFT's folder, or the directory of a run. scale: of its own size."""
-
-    path: str
-    scale: float = 1.0
-
-    @classmethod
-    def read(cls, text: str) -> "AdapterChoice":
-        """Reads DIR or DIR=SCALE. Raises ConfigError if there is no such folder, or SCALE is no number."""
-        path, equals, number = text.rpartition("=")
-        if not equals or os.path.isdir(text):
-            path, number = text, "1"
-        if not os.path.isdir(path):
-            raise ConfigError(f"--adapter {path}: no such directory")
-        try:
-            scale = read_float(number)
-        except ValueError as error:
-            raise ConfigError(f"--adapter {text}: the scale {number!r} {error}") from None
-        if not abs(scale) <= 1000:
-            raise ConfigError(f"--adapter {text}: the scale must be from -1000 to 1000")
-        return cls(path, scale)
 
 
 _OUTPUT, _SAMPLING = "weights and output", "steps and guidance"
@@ -325,6 +305,12 @@ class JobFlags(SampleFlags):
     )
     resume: bool = flag(False, "--resume", section="the job", help="skip samples that exist with the same settings")
     images: ImageInputs = group(ImageInputs, "images")
+    keep_known_pixels: bool = flag(
+        False,
+        "--keep-known-pixels",
+        section="images",
+        help="put the known pixels of images and clips into the finished sample; default: as the autoencoder decodes them",
+    )
     ranks: RanksConfig = group(RanksConfig, "starting processes")
 
 

@@ -39,7 +39,7 @@ class Archive:
         """Decodes clean latents [1,C,T,H,W], writes the file, then the record with `timing`. Returns the file."""
         path = self.folder / request.file
         started = time.monotonic()
-        frames = pipeline.decode(latents)[0]
+        frames = pipeline.finished([request], latents)[0]
         decoded = time.monotonic()
         write_frames(request, frames, path)
         timing = {

@@ -14,9 +14,10 @@ from mindspeed_mm import families, logs
 from mindspeed_mm.adapters.attach import detach
 from mindspeed_mm.adapters.branches import Branch
 from mindspeed_mm.config import hub, model_dialects
+from mindspeed_mm.config.adapter_choice import AdapterChoice
 from mindspeed_mm.config.distillation import Distilled
 from mindspeed_mm.config.image_inputs import ImageInputs
-from mindspeed_mm.config.sample import AdapterChoice, PromptConfig, SampleConfig, SampleModelConfig, SamplingOptions
+from mindspeed_mm.config.sample import PromptConfig, SampleConfig, SampleModelConfig, SamplingOptions
 from mindspeed_mm.diffusion import schedule
 from mindspeed_mm.errors import ConfigError, SamplingError
 from mindspeed_mm.models.build import build_autoencoder, build_denoiser
@@ -222,7 +223,7 @@ class T2VPipeline:
 
     def sample(self, requests: Sequence[Request], *, progress: bool = True) -> np.ndarray:
         """Videos uint8 [B,T,H,W,3] for requests that share one size and one diffusion block."""
-        return self.decode(self.denoise(requests, progress=progress))
+        return self.finished(requests, self.denoise(requests, progress=progress))
 
     def denoise(self, requests: Sequence[Request], *, progress: bool = True) -> Tensor:
         """Clean latents [B,C,T,H,W] for requests that fit in one batch (`Request.alike`)."""
@@ -281,6 +282,15 @@ class T2VPipeline:
             torch.randn(shape, generator=generator(request.seed, "sample", *request.address)) for request in requests
         ]
         return torch.cat(draws).to(self.residence.device, TORCH_DTYPES[self.config.weight_dtype])
+
+    def finished(self, requests: Sequence[Request], latents: Tensor) -> np.ndarray:
+        """Videos uint8 [B,T,H,W,3] of clean latents; where requests ask for it, with their known pixels put back."""
+        videos = self.decode(latents)
+        for request, video in zip(requests, videos, strict=True):
+            if request.model.keep_known_pixels and request.model.images.files:
+                pixels, known = images.load(request.model)
+                video[...] = np.where(known[0, ..., None].numpy() > 0, to_uint8(pixels)[0], video)
+        return videos
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> np.ndarray:

@@ -89,7 +89,7 @@ def write_samples(pipeline: T2VPipeline, requests: Sequence[Request], folder: Pa
         try:
             latents = pipeline.denoise([request], progress=parallel.is_first)
             if parallel.is_first_of_sample:
-                write_frames(request, pipeline.decode(latents)[0], folder / request.file)
+                write_frames(request, pipeline.finished([request], latents)[0], folder / request.file)
                 written.append(folder / request.file)
         except (SamplingError, OSError) as error:
             _log.warning(f"{folder.name}/{request.name}: {error}")

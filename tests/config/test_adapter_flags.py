@@ -5,7 +5,7 @@ from config_files import TRAIN_FLAGS, change, write_all
 
 from mindspeed_mm import families
 from mindspeed_mm.config import resolve
-from mindspeed_mm.config.sample import AdapterChoice
+from mindspeed_mm.config.adapter_choice import AdapterChoice
 from mindspeed_mm.config.trained import trained_names
 from mindspeed_mm.errors import ConfigError
 

@@ -15,6 +15,7 @@ from mindspeed_mm.config.sample import PromptConfig, SampleConfig
 from mindspeed_mm.errors import ConfigError, SamplingError
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.sampling import images, record
+from mindspeed_mm.sampling.pipeline import to_uint8
 from mindspeed_mm.sampling.prompt_files import read_prompts
 from mindspeed_mm.sampling.requests import Request, requests_of
 from mindspeed_mm.sampling.writer import write_image, write_video
@@ -193,3 +194,28 @@ def test_a_file_that_breaks_later_ends_one_sample(folder):
     broken = dataclasses.replace(model, images=ImageInputs(image=str(folder / "gone.png")))
     with pytest.raises(SamplingError, match="gone.png"):
         images.load(broken)
+
+
+@pytest.mark.parametrize("kind", ["first", "inpaint"])
+def test_known_pixels_are_put_back_where_a_prompt_asks_for_it_and_nowhere_else(folder, kind):
+    pipe = pipeline(predictor=IMAGES)
+    shown = {
+        "first": {"image": str(folder / "wide.png")},
+        "inpaint": {"inpaint": str(folder / "clip.mp4"), "mask": str(folder / "mask.png")},
+    }[kind]
+    lines = [PromptConfig(prompt="a", input_size=(9, 64, 64), keep_known_pixels=keep, **shown) for keep in (True, None)]
+    kept, plain = (Request(images.settings_of(pipe.config, line), 7) for line in lines)
+    latents = torch.randn(pipe.noise([kept]).shape, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1, 1, 1)
+    found, decoded = pipe.finished([kept, plain], latents)
+    video, known = images.load(kept.model)
+    inside = known[0].numpy() > 0
+    assert 0 < inside.mean() < 1
+    assert np.array_equal(found[inside], to_uint8(video)[0][inside])
+    assert np.array_equal(found[~inside], decoded[~inside])
+    assert np.array_equal(decoded, pipe.decode(latents)[1])  # without the key they are as decoded
+
+
+def test_the_flag_and_the_json_are_for_every_prompt_that_does_not_say_otherwise():
+    model = dataclasses.replace(sample_model(), keep_known_pixels=True)
+    found = [model.for_prompt(PromptConfig(prompt="a", keep_known_pixels=keep)) for keep in (None, False)]
+    assert [one.keep_known_pixels for one in found] == [True, False]
