@@ -36,6 +36,7 @@ setup(
     cmdclass={"build_py": BuildWithPublishedFiles},
     entry_points={"console_scripts": ["mindspeed-mm = mindspeed_mm.cli.main:main"]},
     packages=find_packages(include=["mindspeed_mm", "mindspeed_mm.*"]),
+    package_data={"mindspeed_mm.serving": ["page/*"]},
     install_requires=[
         "torch>=2.7,<2.14",
         "megatron-core>=0.16.1,<0.20",  # 0.17 and later need Python 3.12
@@ -61,8 +62,7 @@ setup(
         "test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "jsonschema>=4.20"],
         # torch_npu pairs with one torch and one CANN version (docs: which); MindSpeed is installed from its repository.
         "npu": ["torch_npu", "einops", "scipy"],
-        "serve": ["gradio>=6,<7"],  # the web page
-        "api": ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.18"],  # serve --api; gradio brings them, too
+        "serve": ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.18"],  # the page and the HTTP API
         "readers": ["decord2>=3.0"],
         "docs": ["mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.29"],  # python tools/build_site.py
         "diffusers": ["diffusers>=0.36", "accelerate>=1.0", "peft>=0.17"],  # mindspeed_mm.diffusers; peft for adapters

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-for _part in ("tests/config", "tests/data", "tests", "benchmarks", ""):
+for _part in ("tests/serving", "tests/config", "tests/data", "tests", "benchmarks", ""):
     sys.path.insert(0, str(ROOT / _part))
 
 import fuzz_media  # noqa: E402

@@ -1,4 +1,4 @@
-"""A web page that samples videos: `python -m mindspeed_mm.serve --help`."""
+"""A web page and an HTTP API that sample videos: `python -m mindspeed_mm.serve --help`."""
 
 from mindspeed_mm.cli.sampling import serve
 

@@ -36,8 +36,7 @@ FLOORS = {
     "evaluation": 8,  # figures of finished videos and of weights
     "publishing": 8,  # weights for others: a card from a run's record, and the upload
     "api": 8,
-    "serving": 8,  # a server's queue and its HTTP API
-    "web": 9,  # the page
+    "serving": 8,  # a server's queue, HTTP API and page
     "diffusers": 8,  # the same networks as components of diffusers
     "torchrun": 8,
     "launchers": 9,

@@ -26,7 +26,7 @@ class Command:
 COMMANDS = {
     "train": Command("run", "train the denoiser, or go on with a run", "training"),
     "sample": Command("run", "sample videos from prompts", "sampling"),
-    "serve": Command("run", "a web page, or an HTTP API, that samples videos", "sampling"),
+    "serve": Command("run", "a web page and an HTTP API that sample videos", "sampling"),
     "evaluate": Command("run", "measure videos and weights, and put two runs side by side", "evaluating"),
     "plan": Command("run", "say which layouts fit the memory of some cards", "planning"),
     "plot": Command("run", "draw the curves of runs", "plot"),

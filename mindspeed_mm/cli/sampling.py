@@ -32,13 +32,8 @@ def _sample(argv: Sequence[str], prog: str | None) -> None:
 def _serve(argv: Sequence[str], prog: str | None) -> None:
     config = resolve.serve_config(argv, prog=prog)
     platform, parallel = launch.start(config.sample.launch)
-    if config.api.is_on:
-        from mindspeed_mm.serving.run import serve_api
+    from mindspeed_mm.serving.run import serve
 
-        with launch.alone_in(config.sample.model.save_path, "save_path", parallel, {}):
-            serve_api(config, platform, parallel)
-    else:
-        from mindspeed_mm.web.app import serve
-
+    with launch.alone_in(config.sample.model.save_path, "save_path", parallel, {}):
         serve(config, platform, parallel)
     parallel.stop()

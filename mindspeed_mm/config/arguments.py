@@ -94,8 +94,8 @@ SAMPLE = Program(
 )
 SERVE = Program(
     flags=ServeFlags,
-    description="A web page that samples videos (extra `serve`: pip install 'mindspeed_mm[serve]'), or OpenAI's videos API "
-    "(extra `api`).",
+    description="A web page that samples videos, and OpenAI's videos API, of which it is a client (extra `serve`: "
+    "pip install 'mindspeed_mm[serve]').",
     examples=(
         "mindspeed-mm serve --mm-model sample.json --save samples --port 7860",
         "mindspeed-mm serve --mm-model sample.json --save videos --api \\\n      --api-keys keys.txt",

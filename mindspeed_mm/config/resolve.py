@@ -114,19 +114,15 @@ def sample_config(argv: Sequence[str], world_size: int | None = None, prog: str 
 
 
 def serve_config(argv: Sequence[str], world_size: int | None = None, prog: str | None = None) -> ServeConfig:
-    """A web page or the API from the flags of `mindspeed-mm serve`."""
+    """The server from the flags of `mindspeed-mm serve`."""
     given = arguments.SERVE.parse(argv, prog)
     flags, config = given.values, _sample_config(given)
     launch = config.launch
     ranks = launch.tensor_size * launch.context_size * (2 if launch.guidance_parallel else 1)
     world = checks.processes(world_size)
-    if not flags.api.is_on and (world != 1 or ranks != 1):
-        raise ConfigError(
-            "the web page runs in one process on one device; sample on several with `mindspeed-mm sample`, or serve --api"
-        )
     if world != ranks:
         raise ConfigError(
-            f"the API makes one video at a time, on {ranks} processes with this layout (TP x CP, x 2 with --cfg-parallel), "
+            f"the server makes one video at a time, on {ranks} processes with this layout (TP x CP, x 2 with --cfg-parallel), "
             f"not {world}: use --nproc {ranks}, or another layout"
         )
     return ServeConfig(sample=config, host=flags.host, port=flags.port, max_queue=flags.max_queue, api=flags.api)

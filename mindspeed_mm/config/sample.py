@@ -318,7 +318,7 @@ class JobFlags(SampleFlags):
 class ApiConfig:
     """OpenAI's videos API over HTTP."""
 
-    is_on: bool = flag(False, "--api", help="serve OpenAI's videos API instead of the page")
+    is_alone: bool = flag(False, "--api", help="serve the API alone, without the page")
     keys: str | None = flag(
         None,
         "--api-keys",
@@ -335,7 +335,7 @@ class ApiConfig:
     )
     model_name: str = flag("open-sora-plan-v1.5", "--model-name", help="name of the model in the API")
     max_upload_mb: float = flag(
-        10.0, "--max-upload-mb", at_least=0.01, at_most=1000, unit="MB", help="largest request, with its image"
+        10.0, "--max-upload-mb", at_least=0.01, at_most=1000, unit="MB", help="largest request, with its images"
     )
 
 
@@ -343,11 +343,13 @@ class ApiConfig:
 class ServeFlags(SampleFlags):
     """The flags of `mindspeed-mm serve`."""
 
-    host: str = flag("127.0.0.1", "--host", metavar="ADDRESS", section="the page", help="address to listen at")
+    host: str = flag("127.0.0.1", "--host", metavar="ADDRESS", section="the server", help="address to listen at")
     port: int = flag(
-        7860, "--port", at_least=0, at_most=2**16 - 1, section="the page", help="port to listen at; 0: any free port"
+        7860, "--port", at_least=0, at_most=2**16 - 1, section="the server", help="port to listen at; 0: any free port"
     )
-    max_queue: int = flag(16, "--max-queue", at_least=1, section="the page", help="largest number of waiting requests")
+    max_queue: int = flag(
+        16, "--max-queue", at_least=1, section="the server", help="largest number of waiting requests"
+    )
     api: ApiConfig = group(ApiConfig, "the API")
     ranks: RanksConfig = group(RanksConfig, "starting processes")
 
@@ -369,7 +371,7 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ServeConfig:
-    """A web page or the API: sampling settings and the address to listen at."""
+    """The server of the page and the API: sampling settings and the address to listen at."""
 
     sample: SampleConfig
     host: str

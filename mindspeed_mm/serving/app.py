@@ -15,9 +15,10 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 
 from mindspeed_mm import logs
+from mindspeed_mm.serving import pages
 from mindspeed_mm.serving.desk import Desk
 from mindspeed_mm.serving.faults import Refusal
-from mindspeed_mm.serving.fields import REFERENCE
+from mindspeed_mm.serving.fields import IMAGES
 from mindspeed_mm.serving.keys import Key, Keys
 from mindspeed_mm.serving.origins import comes_from_here
 
@@ -29,11 +30,18 @@ _SAID_EVERY_S = 60.0  # between two lines of the log about the disk
 _LEFT = 499  # status, in the figures alone, of a client that left before its request was complete
 
 
-def build_app(desk: Desk, keys: Keys, max_body: int, hosts: Sequence[str] = ()) -> fastapi.FastAPI:
-    """max_body: bytes of a request, with its image. hosts: names that a request may call this server by; none: any."""
+def build_app(
+    desk: Desk, keys: Keys, max_body: int, hosts: Sequence[str] = (), *, has_page: bool = True
+) -> fastapi.FastAPI:
+    """max_body: bytes of a request, with its images. hosts: names that a request may call this server by; none: any.
+
+    has_page: the page is at /.
+    """
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(_videos(desk, keys, max_body))
     app.include_router(_service(desk, keys))
+    if has_page:
+        app.include_router(pages.routes())
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _of_http)
     app.add_exception_handler(fastapi.exceptions.RequestValidationError, _of_validation)
@@ -55,9 +63,9 @@ def _videos(desk: Desk, keys: Keys, max_body: int) -> fastapi.APIRouter:
     @router.post("")
     async def create(request: fastapi.Request) -> dict[str, Any]:
         key = who(request)
-        values, upload = await _fields(request, max_body)
+        values, files = await _fields(request, max_body)
         repeat_key = request.headers.get("idempotency-key")
-        return await run_in_threadpool(desk.create, key, values, upload, repeat_key)
+        return await run_in_threadpool(desk.create, key, values, files, repeat_key)
 
     @router.get("")
     def list_(request: fastapi.Request, limit: int = 20, after: str | None = None, order: str = "desc"):
@@ -76,8 +84,11 @@ def _videos(desk: Desk, keys: Keys, max_body: int) -> fastapi.APIRouter:
         return desk.cancel(who(request), id)
 
     @router.get("/{id}/content")
-    def content(request: fastapi.Request, id: str, variant: str = "video") -> FileResponse:
-        return FileResponse(desk.content(who(request), id, variant))
+    def content(request: fastapi.Request, id: str, variant: str = "video") -> Response:
+        found = desk.content(who(request), id, variant)
+        if isinstance(found, bytes):
+            return Response(found, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
+        return FileResponse(found)
 
     return router
 
@@ -117,8 +128,8 @@ def _key(keys: Keys, request: fastapi.Request) -> Key:
     return key
 
 
-async def _fields(request: fastapi.Request, max_body: int) -> tuple[dict[str, Any], bytes | None]:
-    """Fields of a request's body, JSON or a form, and the bytes of its file."""
+async def _fields(request: fastapi.Request, max_body: int) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Fields of a request's body, JSON or a form, and the bytes of its files."""
     too_large = Refusal(413, f"the request is larger than {max_body} bytes", code="request_too_large")
     length = request.headers.get("content-length", "0")
     if not length.isascii() or not length.isdigit() or int(length[:20]) > max_body:
@@ -134,7 +145,7 @@ async def _fields(request: fastapi.Request, max_body: int) -> tuple[dict[str, An
             body = await limited.body()
     except TimeoutError:
         raise Refusal(408, f"the request did not arrive within {_BODY_S:.0f} s", code="request_timeout") from None
-    return _object(body), None
+    return _object(body), {}
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -155,22 +166,22 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-async def _form(request: fastapi.Request, max_body: int) -> tuple[dict[str, Any], bytes | None]:
+async def _form(request: fastapi.Request, max_body: int) -> tuple[dict[str, Any], dict[str, bytes]]:
     values: dict[str, Any] = {}
-    upload: bytes | None = None
-    async with request.form(max_files=1, max_fields=_MAX_FIELDS, max_part_size=max_body) as form:
+    files: dict[str, bytes] = {}
+    async with request.form(max_files=len(IMAGES), max_fields=_MAX_FIELDS, max_part_size=max_body) as form:
         for name, value in form.multi_items():
-            if name in values or (upload is not None and name == REFERENCE):
+            if name in values or name in files:
                 raise Refusal(400, f"{name[:60]!r}: is given twice", code="repeated_parameter", param=name[:60])
             if not isinstance(value, UploadFile):
                 values[name] = value
-            elif name == REFERENCE:
-                upload = await value.read()
+            elif name in IMAGES:
+                files[name] = await value.read()
             else:
                 raise Refusal(
                     400, f"unknown fields: {name[:60]!r} as a file", code="unknown_parameter", param=name[:60]
                 )
-    return values, upload
+    return values, files
 
 
 def _limited(receive: Callable[[], Awaitable[Any]], most: int, too_large: Refusal) -> Callable[[], Awaitable[Any]]:

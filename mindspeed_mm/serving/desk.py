@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mindspeed_mm import atomic
+from mindspeed_mm import atomic, families
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.errors import ConfigError, DataError, ServerFull
-from mindspeed_mm.sampling import images
+from mindspeed_mm.sampling.images import fitted
 from mindspeed_mm.serving import queue as states
 from mindspeed_mm.serving.faults import Refusal
-from mindspeed_mm.serving.fields import REFERENCE, Asked, asked_of
+from mindspeed_mm.serving.fields import IMAGES, Asked, asked_of
 from mindspeed_mm.serving.keys import Key
 from mindspeed_mm.serving.maker import SampleMaker
 from mindspeed_mm.serving.metrics import Metrics
@@ -45,17 +45,21 @@ class Desk:
     def model(self) -> SampleModelConfig:
         return self.maker.config.model
 
-    def create(self, key: Key, values: dict[str, Any], upload: bytes | None, repeat_key: str | None) -> dict[str, Any]:
+    def create(
+        self, key: Key, values: dict[str, Any], files: dict[str, bytes], repeat_key: str | None
+    ) -> dict[str, Any]:
         """Accepts a request for a video, or finds the one that had the same Idempotency-Key. Returns its state."""
         if repeat_key is not None and not 0 < len(repeat_key) <= _LONGEST_REPEAT_KEY:
             raise Refusal(422, f"Idempotency-Key: 1 to {_LONGEST_REPEAT_KEY} characters", param="Idempotency-Key")
-        asked = asked_of(values, upload, self.model, self.model_name)
+        asked = asked_of(values, files, self.model, self.model_name)
         id = f"video_{time.strftime('%Y%m%d%H%M%S')}{secrets.token_hex(8)}"
-        image = None if asked.image is None else self._keep(id, asked.image)
+        images: dict[str, Path] = {}
         is_new = False
         try:
-            line = self._settled(asked, image)
-            request = {"line": line, "seconds": asked.seconds}
+            for field, image in asked.images.items():
+                images[field] = self._keep(id, field, image)
+            line = self._settled(asked, images)
+            request = {"line": line, "seconds": asked.seconds, "warning": self.maker.warning(line)}
             job, is_new = self.queue.add(New(id, key.name, request, asked.digest, repeat_key), key.limit)
         except ServerFull as error:
             raise Refusal(429, str(error), code="queue_full", retry_s=self._retry_s()) from None
@@ -63,30 +67,33 @@ class Desk:
             reason = "Idempotency-Key: it came before with another request, or its video was deleted; use another"
             raise Refusal(422, reason, code="idempotency_key_reused", param="Idempotency-Key") from None
         finally:
-            if image is not None and not is_new:
-                with contextlib.suppress(OSError):
-                    image.unlink()
+            if not is_new:
+                for image in images.values():
+                    with contextlib.suppress(OSError):
+                        image.unlink()
         self.worker.wake()
         return self.state(job)
 
-    def _settled(self, asked: Asked, image: Path | None) -> dict[str, Any]:
-        line = asked.line
+    def _settled(self, asked: Asked, images: dict[str, Path]) -> dict[str, Any]:
+        """images: kept files, by field."""
+        line = dataclasses.replace(asked.line, **{IMAGES[field]: str(path) for field, path in images.items()})
         try:
-            if image is not None:
-                line = dataclasses.replace(line, image=str(image))
-                if asked.follows_image:
-                    fitted = images.fitted(self.model.for_prompt(line))
-                    line = dataclasses.replace(line, input_size=fitted.pipeline_config.input_size)
+            if asked.follows_image:
+                size = fitted(self.model.for_prompt(line)).pipeline_config.input_size
+                line = dataclasses.replace(line, input_size=size)
             return self.maker.settled(line)
         except (ConfigError, DataError) as error:
-            text = str(error).replace(str(image), REFERENCE)  # where a file lies is not for others
-            raise Refusal(422, text, code="invalid_value", param=None if image is None else REFERENCE) from None
+            text, param = str(error), next(iter(images), None)
+            for field, path in images.items():  # where a file lies is not for others
+                param = field if str(path) in text else param
+                text = text.replace(str(path), field)
+            raise Refusal(422, text, code="invalid_value", param=param) from None
 
-    def _keep(self, id: str, image: bytes) -> Path:
+    def _keep(self, id: str, field: str, image: bytes) -> Path:
         suffix = next((suffix for begin, suffix in _SUFFIXES.items() if image.startswith(begin)), None)
         if suffix is None:
-            raise Refusal(422, f"{REFERENCE}: send PNG, JPEG or WebP", code="invalid_value", param=REFERENCE)
-        path = self.maker.inputs / f"{id}{suffix}"
+            raise Refusal(422, f"{field}: send PNG, JPEG or WebP", code="invalid_value", param=field)
+        path = self.maker.inputs / f"{id}.{IMAGES[field]}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.replacing(path) as file:
             file.write(image)
@@ -131,21 +138,51 @@ class Desk:
             self.worker.cancel(id)
         return self.get(key, id)
 
-    def content(self, key: Key, id: str, variant: str) -> Path:
-        """The file of a finished video."""
+    def content(self, key: Key, id: str, variant: str) -> Path | bytes:
+        """The file of a finished video; or with the variant `thumbnail` a JPEG of its first frame.
+
+        A thumbnail of the video at work shows how it looks by now; asking for it has a newer one made.
+        """
         job = self._job(key, id)
-        if variant != "video":
-            raise Refusal(422, f"variant {variant[:20]!r}: this server has the video alone", param="variant")
+        if variant not in ("video", "thumbnail"):
+            raise Refusal(422, f"variant {variant[:20]!r}: video or thumbnail", param="variant")
+        if variant == "thumbnail" and job.status == states.RUNNING:
+            picture = self.worker.previews.look(id)
+            if picture is None:
+                raise Refusal(409, f"{id}: there is no picture of it yet", code="video_not_ready")
+            return picture
         if job.status != states.DONE or job.file is None:
             code = "video_failed" if job.status == states.FAILED else "video_not_ready"
             raise Refusal(409, f"{id}: is {job.status}; its content is there once it is completed", code=code)
         path = self.maker.folder / job.file
         if not path.is_file():
             raise Refusal(404, f"{id}: its file is no longer there", code="file_missing")
-        return path
+        if variant == "video":
+            return path
+        try:
+            return self.maker.thumbnail(job.file)
+        except DataError:
+            raise Refusal(404, f"{id}: its file can no longer be read", code="file_missing") from None
 
     def models(self) -> dict[str, Any]:
-        entry = {"id": self.model_name, "object": "model", "created": self.started, "owned_by": "mindspeed-mm"}
+        """The model, and the extensions of this server: what a request may leave out, and what it may hold."""
+        settings, diffusion = self.model, self.model.diffusion
+        frames, height, width = settings.pipeline_config.input_size
+        entry = {
+            "id": self.model_name,
+            "object": "model",
+            "created": self.started,
+            "owned_by": "mindspeed-mm",
+            "defaults": {
+                "size": f"{width}x{height}",
+                "frames": frames,
+                "negative_prompt": settings.negative_prompt or "",
+                "guidance_scale": diffusion.guidance_scale,
+                "num_inference_steps": diffusion.num_inference_steps,
+            },
+            "frames_per_second": settings.rate,
+            "images": list(IMAGES) if families.takes_images(settings.predictor) else [],
+        }
         return {"object": "list", "data": [entry]}
 
     def health(self) -> tuple[bool, dict[str, Any]]:
@@ -178,6 +215,9 @@ class Desk:
             "negative_prompt": line.get("negative_prompt", ""),
             "guidance_scale": line["guidance_scale"],
             "num_inference_steps": line["num_inference_steps"],
+            "started_at": None if job.started is None else int(job.started),
+            "queue_position": self.queue.position(job.id) if job.status == states.QUEUED else None,
+            "warning": job.request.get("warning"),
         }
 
     def _job(self, key: Key, id: str) -> Job:

@@ -17,33 +17,33 @@ from mindspeed_mm.schema import did_you_mean
 from mindspeed_mm.serving import limits
 from mindspeed_mm.serving.faults import Refusal
 
-REFERENCE = "input_reference"
-_REFERENCE_URL = f"{REFERENCE}[image_url]"  # as OpenAI's client writes an object into a form
+IMAGES = {"input_reference": "image", "last_image": "last_image"}  # field -> key of a prompt
+_URLS = {f"{name}[image_url]": name for name in IMAGES}  # as OpenAI's client writes an object into a form
 _SECONDS = limits.Range("seconds", 0, 3600, whole=False)
 _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]+;base64,", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request asks for. line: without its image. image: bytes of the file that the video starts from.
+    """What a request asks for. line: without its images. images: bytes of their files, by field.
 
-    follows_image: height and width are not asked for, so that they follow the image.
+    follows_image: height and width are not asked for, so that they follow the images.
     """
 
     line: PromptConfig
     seconds: str | None
-    image: bytes | None
+    images: dict[str, bytes]
     follows_image: bool
     digest: str  # of all of it
 
 
-def asked_of(values: dict[str, Any], upload: bytes | None, model: SampleModelConfig, name: str) -> Asked:
-    """Reads the fields of a request. upload: file of the field `input_reference`. name: of the served model.
+def asked_of(values: dict[str, Any], files: dict[str, bytes], model: SampleModelConfig, name: str) -> Asked:
+    """Reads the fields of a request. files: those of a form, by field. name: of the served model.
 
     Raises Refusal: 400 for unknown fields, 404 for another model, 422 for a value that cannot be.
     """
     values = {key: value for key, value in values.items() if value is not None}
-    known = (*_READERS, "model", "seconds", "size", "frames", REFERENCE, _REFERENCE_URL)
+    known = (*_READERS, "model", "seconds", "size", "frames", *IMAGES, *_URLS)
     unknown = [key for key in values if key not in known]
     if unknown:
         named = ", ".join(f"{key[:60]!r}{did_you_mean(key, known)}" for key in unknown[:10])
@@ -53,7 +53,8 @@ def asked_of(values: dict[str, Any], upload: bytes | None, model: SampleModelCon
     if "prompt" not in values:
         raise Refusal(422, "prompt is missing", code="missing_required_parameter", param="prompt")
     read = {key: _checked(key, reader, values[key]) for key, reader in _READERS.items() if key in values}
-    image = upload if upload is not None else _checked(REFERENCE, _image, _reference(values))
+    linked = {field: _checked(field, _image(field), _url(values, field)) for field in IMAGES}
+    images = {field: image for field, image in linked.items() if image is not None} | files
     area = _checked("size", lambda value: _area(value, model), values.get("size"))
     line = PromptConfig(
         prompt=read["prompt"],
@@ -64,9 +65,9 @@ def asked_of(values: dict[str, Any], upload: bytes | None, model: SampleModelCon
         input_size=(_length(values, model), *area),
     )
     seconds = str(values["seconds"]) if "seconds" in values else None
-    pixels = hashlib.sha256(image).hexdigest() if image is not None else None
+    pixels = {field: hashlib.sha256(image).hexdigest() for field, image in images.items()}
     digest = hashlib.sha256(json.dumps([dataclasses.asdict(line), seconds, pixels]).encode()).hexdigest()
-    return Asked(line, seconds, image, image is not None and "size" not in values, digest)
+    return Asked(line, seconds, images, bool(images) and "size" not in values, digest)
 
 
 def _checked(name: str, read: Callable[[Any], Any], value: Any) -> Any:
@@ -127,22 +128,26 @@ def _frames(seconds: float, model: SampleModelConfig) -> int:
     return limits.FRAMES.check(frames)
 
 
-def _reference(values: dict[str, Any]) -> Any:
+def _url(values: dict[str, Any], field: str) -> Any:
     """The data URL of an image, or None."""
-    given = values.get(REFERENCE)
+    given = values.get(field)
     if isinstance(given, dict):
         return given.get("image_url", given)
-    return values.get(_REFERENCE_URL, given)
+    return values.get(f"{field}[image_url]", given)
 
 
-def _image(value: Any) -> bytes | None:
-    """Bytes of a data URL. The server fetches nothing: an address may lead into the network that it stands in."""
-    if value is None:
-        return None
-    found = _DATA_URL.match(value) if isinstance(value, str) else None
-    if found is None:
-        raise ConfigError(f"{REFERENCE}: send the image as a file, or as a data URL (data:image/png;base64,...)")
-    try:
-        return base64.b64decode(value[found.end() :], validate=True)
-    except (binascii.Error, ValueError):
-        raise ConfigError(f"{REFERENCE}: its data URL holds no base64") from None
+def _image(field: str) -> Callable[[Any], bytes | None]:
+    """Reads a data URL. The server fetches nothing: an address may lead into the network that it stands in."""
+
+    def read(value: Any) -> bytes | None:
+        if value is None:
+            return None
+        found = _DATA_URL.match(value) if isinstance(value, str) else None
+        if found is None:
+            raise ConfigError(f"{field}: send the image as a file, or as a data URL (data:image/png;base64,...)")
+        try:
+            return base64.b64decode(value[found.end() :], validate=True)
+        except (binascii.Error, ValueError):
+            raise ConfigError(f"{field}: its data URL holds no base64") from None
+
+    return read

@@ -1,4 +1,4 @@
-"""Limits of requests. The page shows them and the server checks them, since a request need not come from the page.
+"""Limits of requests. The form of the page has the same ones; a request need not come from the page.
 
 This file knows no web.
 """
@@ -7,7 +7,6 @@ import dataclasses
 import math
 from typing import Any
 
-from mindspeed_mm.config.sample import PromptConfig
 from mindspeed_mm.errors import ConfigError
 
 MAX_CHARACTERS = 4000  # length of a prompt; T5 reads 512 tokens of it
@@ -15,21 +14,15 @@ MAX_CHARACTERS = 4000  # length of a prompt; T5 reads 512 tokens of it
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Range:
-    """A number of the form. whole: integers only. may_be_empty: the server chooses a value."""
+    """A number of a request. whole: integers only."""
 
     name: str
     least: int
     most: int
     whole: bool = True
-    may_be_empty: bool = False
 
     def check(self, value: object) -> Any:
-        """The number, an int if it is whole; None if it may be empty.
-
-        Raises ConfigError for any other value that a browser or program may send.
-        """
-        if value is None and self.may_be_empty:
-            return None
+        """The number, an int if it is whole. Raises ConfigError for any other value that a program may send."""
         number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
         if not self.least <= number <= self.most or (self.whole and number != int(number)):
             kind = "a whole number" if self.whole else "a number"
@@ -39,28 +32,14 @@ class Range:
 
 STEPS = Range("steps", 1, 200)
 GUIDANCE = Range("guidance", 1, 50, whole=False)
-SEED = Range("seed", 0, 2**31 - 1, may_be_empty=True)
+SEED = Range("seed", 0, 2**31 - 1)
 FRAMES = Range("frames", 1, 4096)
 HEIGHT = Range("height", 1, 8192)
 WIDTH = Range("width", 1, 8192)
 
 
-def line_of(prompt, negative, steps, guidance, seed, frames, height, width) -> PromptConfig:
-    """A line of a prompts file from the form's values. ConfigError names the first invalid value."""
-    return PromptConfig(
-        prompt=text("prompt", prompt),
-        negative_prompt=text("negative prompt", negative),
-        num_inference_steps=STEPS.check(steps),
-        guidance_scale=GUIDANCE.check(guidance),
-        seed=SEED.check(seed),
-        input_size=(FRAMES.check(frames), HEIGHT.check(height), WIDTH.check(width)),
-    )
-
-
 def text(name: str, value: object) -> str:
-    """A text that is short enough to be cleaned and that a file can hold. An empty field arrives as None."""
-    if value is None:
-        return ""
+    """A text that is short enough to be cleaned and that a file can hold."""
     if not isinstance(value, str):
         raise ConfigError(f"{name} {_short(value)}: give a text")
     if len(value) > MAX_CHARACTERS:

@@ -5,15 +5,21 @@ This file knows no web and no queue.
 
 import contextlib
 import dataclasses
+import functools
+import io
 import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from PIL import Image
 
 from mindspeed_mm.config.sample import PromptConfig, SampleConfig
+from mindspeed_mm.data.decode.images import read_image
+from mindspeed_mm.data.decode.readers import build_reader, read_clip
 from mindspeed_mm.errors import SamplingError
 from mindspeed_mm.platforms.base import Platform
 from mindspeed_mm.sampling.archive import Archive
@@ -22,8 +28,19 @@ from mindspeed_mm.sampling.pipeline import T2VPipeline
 from mindspeed_mm.sampling.requests import Request, requests_of
 from mindspeed_mm.schema import build, node_from_python
 
-Tell = Callable[[int, int], None]  # takes the number of finished steps, and of all
+_LONGEST_SIDE = 640  # pixels of a thumbnail
+Preview = Callable[[], bytes | None]  # makes a JPEG of the first frame as it looks now; None if it cannot be decoded
 Check = Callable[[], None]  # raises an exception to end the work
+
+
+def no_preview() -> None:
+    """Of a sample that shows nothing before its end."""
+
+
+class Tell(Protocol):
+    """Is told the number of finished steps, and of all; `preview` costs time only if it is called."""
+
+    def __call__(self, number: int, total: int, preview: Preview = no_preview) -> None: ...
 
 
 class Maker(Protocol):
@@ -92,7 +109,7 @@ class SampleMaker:
             text_s = time.monotonic() - started
             for step in self.pipeline.steps([request], check):
                 last = step
-                tell(step.number, step.total)
+                tell(step.number, step.total, functools.partial(self._preview, step.clean))
             assert last is not None, "there is at least one step"
             self.platform.synchronize()
         except torch.OutOfMemoryError as error:
@@ -104,6 +121,27 @@ class SampleMaker:
         timing = {"text_s": text_s, "denoise_s": denoise_s, "s_per_step": denoise_s / last.total, "batch": 1}
         latents = last.latents
         return lambda: self.archive.keep(request, latents, self.pipeline, timing).name
+
+    def _preview(self, latents: torch.Tensor) -> bytes | None:
+        try:
+            return jpeg_of(self.pipeline.preview(latents))
+        except (
+            SamplingError
+        ):  # an estimate beyond the decoder's range; whether the sample fails is for the steps to say
+            return None
+        except torch.OutOfMemoryError:
+            self.platform.release_memory()
+            return None
+
+    def thumbnail(self, file: str) -> bytes:
+        """JPEG of the first frame of a finished sample. Raises DataError if it cannot be read."""
+        path = str(self.folder / file)
+        is_image = file.endswith(".png")
+        return jpeg_of(read_image(path)[0] if is_image else read_clip(build_reader("decoder"), path, [0])[0])
+
+    def warning(self, line: dict[str, Any]) -> str | None:
+        """What a settled request should know of its prompt, such as that cleaning empties it."""
+        return Request(self.config.model.for_prompt(_line(line)), seed=0).warning
 
     def remove(self, name: str) -> None:
         for suffix in (".json", ".mp4", ".png"):  # the record first: it is what says that the sample is complete
@@ -127,6 +165,15 @@ class SampleMaker:
     def inputs(self) -> Path:
         """Folder of the images that requests bring, by the name of their sample."""
         return self.archive.folder / "inputs"
+
+
+def jpeg_of(frame: np.ndarray) -> bytes:
+    """JPEG of a frame uint8 [H,W,3], its longer side at most 640 pixels."""
+    picture = Image.fromarray(frame)
+    picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
+    file = io.BytesIO()
+    picture.save(file, format="JPEG", quality=85)
+    return file.getvalue()
 
 
 def _line(values: dict[str, Any]) -> PromptConfig:

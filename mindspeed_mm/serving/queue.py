@@ -218,6 +218,16 @@ class Queue:
             query = f"SELECT {_FIELDS} FROM jobs WHERE {where} ORDER BY number {order} LIMIT ?"
             return [_job(row) for row in rows.execute(query, (*values, limit))]
 
+    def position(self, id: str) -> int | None:
+        """1 for the job that is begun next, and so on; None if the job does not wait."""
+        with self._reading("position") as rows:
+            row = rows.execute("SELECT status, starts >= ? AS last, number FROM jobs WHERE id = ?", (_LAST_AFTER, id))
+            job = row.fetchone()
+            if job is None or job["status"] != QUEUED:
+                return None
+            before = "status = ? AND (starts >= ?, number) <= (?, ?)"
+            return _count(rows, before, QUEUED, _LAST_AFTER, job["last"], job["number"])
+
     def counts(self) -> dict[str, int]:
         """Number of jobs per status."""
         with self._reading("counts") as rows:
@@ -274,7 +284,7 @@ def _repeated(rows: sqlite3.Connection, new: New) -> Job | None:
     return _job(row)
 
 
-def _count(rows: sqlite3.Connection, where: str, *values: str) -> int:
+def _count(rows: sqlite3.Connection, where: str, *values: object) -> int:
     return rows.execute(f"SELECT COUNT(*) FROM jobs WHERE {where}", values).fetchone()[0]
 
 

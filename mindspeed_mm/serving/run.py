@@ -1,4 +1,4 @@
-"""`mindspeed-mm serve --api`: loads the networks, starts the worker, serves the API until a signal."""
+"""`mindspeed-mm serve`: loads the networks, starts the worker, serves the page and the API until a signal."""
 
 import dataclasses
 import importlib.util
@@ -24,7 +24,7 @@ _log = logs.get(__name__)
 _NEEDED = ("fastapi", "uvicorn", "python_multipart")
 
 
-def serve_api(config: ServeConfig, platform: Platform, parallel: ParallelContext) -> None:
+def serve(config: ServeConfig, platform: Platform, parallel: ParallelContext) -> None:
     """The first rank serves and decides; the others make its samples with it. Collective.
 
     Raises ConfigError if the port is taken or the extra is missing. The caller holds the folder's lock.
@@ -67,10 +67,13 @@ def _serve(config: ServeConfig, maker: SampleMaker, keys: Keys, listener: socket
     worker = Worker(queue, maker, metrics.job)
     desk = Desk(queue, worker, maker, metrics, config.api.model_name)
     hosts = listening.NAMES if config.host in listening.THIS_MACHINE else ()
-    app = build_app(desk, keys, int(config.api.max_upload_mb * 1e6), hosts)
+    app = build_app(desk, keys, int(config.api.max_upload_mb * 1e6), hosts, has_page=not config.api.is_alone)
     desk.sweep()
     worker.start()
-    _log.info(f"the API is at {listening.address(listener)}/v1, its model is {desk.model_name}")
+    address = listening.address(listener)
+    if not config.api.is_alone:
+        _log.info(f"the page is at {address}")
+    _log.info(f"the API is at {address}/v1, its model is {desk.model_name}")
     if config.host not in listening.THIS_MACHINE and not keys.are_asked:
         _log.warning(f"--host {config.host}: whoever reaches this port can sample; --api-keys asks for a token")
     try:
@@ -83,4 +86,6 @@ def _serve(config: ServeConfig, maker: SampleMaker, keys: Keys, listener: socket
 def _check_installed() -> None:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(f"the API needs {', '.join(missing)}, not installed here: pip install 'mindspeed_mm[api]'")
+        raise ConfigError(
+            f"the server needs {', '.join(missing)}, not installed here: pip install 'mindspeed_mm[serve]'"
+        )

@@ -61,7 +61,7 @@ def follow(maker: SampleMaker, parallel: ParallelContext) -> None:
         name, line = order
         # An error of the request, or a stop: the first rank has it as well, and says it.
         with contextlib.suppress(MMError, Stopped):
-            maker.make(name, line, lambda number, total: None, lambda: _agree(parallel))
+            maker.make(name, line, lambda number, total, preview=None: None, lambda: _agree(parallel))
 
 
 def _order(parallel: ParallelContext, order: Any = None) -> Any:

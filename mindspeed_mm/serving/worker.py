@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from mindspeed_mm import logs
 from mindspeed_mm.errors import MMError
-from mindspeed_mm.serving.maker import Maker
+from mindspeed_mm.serving.maker import Maker, Preview, no_preview
+from mindspeed_mm.serving.previews import Previews
 from mindspeed_mm.serving.queue import RUNNING, Job, Queue
 
 _log = logs.get(__name__)
@@ -37,6 +38,7 @@ class Worker:
         """
         self.queue = queue
         self.maker = maker
+        self.previews = Previews()
         self.disk_fault: str | None = None  # why the disk cannot be written now
         self._ended = ended
         self._pause_s = pause_s
@@ -105,11 +107,13 @@ class Worker:
             with self._lock:
                 self._cancelled.clear()
                 self._progress, self._current = (0, 1), job.id
+            self.previews.begin(job.id)
             if not self._is_wanted(job):  # ended by its owner just before it was current
                 self._cancelled.set()
             self._do(job)
             with self._lock:
                 self._current = None
+            self.previews.begin(None)
             self._insist(lambda: [self._clean(id) for id in self.queue.removed()])
 
     def _do(self, job: Job) -> None:
@@ -154,9 +158,11 @@ class Worker:
         self._insist(lambda: self.queue.fail(job.id, code, reason))
         return "failed"
 
-    def _tell(self, number: int, total: int) -> None:
+    def _tell(self, number: int, total: int, preview: Preview = no_preview) -> None:
         with self._lock:
             self._progress = (number, total)
+        if number < total:  # else the video itself is next
+            self.previews.offer(preview)
 
     def _check(self) -> None:
         if self._cancelled.is_set() or self._ending.is_set():

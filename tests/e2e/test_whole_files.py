@@ -141,4 +141,4 @@ def test_published_files_go_through_every_program(files):
     assert sampled.returncode == 0, sampled.stdout + sampled.stderr
     assert mm.read_clip(next((files / "samples").glob("*.mp4")), range(9)).shape == (9, 32, 64, 3)
 
-    assert "gradio" in page_of(["--mm-model", files / _INFERENCE, "--load", files / "save"])
+    assert "page.js" in page_of(["--mm-model", files / _INFERENCE, "--load", files / "save"])

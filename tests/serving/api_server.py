@@ -21,14 +21,14 @@ MODEL = "tiny"
 
 @contextlib.contextmanager
 def served(
-    maker, *, keys: Keys | None = None, max_waiting: int = 16, max_body: int = 10**6
+    maker, *, keys: Keys | None = None, max_waiting: int = 16, max_body: int = 10**6, has_page: bool = True
 ) -> Iterator[tuple[str, Desk]]:
     """Address and desk of a server whose samples `maker` makes."""
     metrics = Metrics()
     queue = Queue(maker.folder, max_waiting, metrics.operation)
     worker = Worker(queue, maker, metrics.job, pause_s=0.05)
     desk = Desk(queue, worker, maker, metrics, MODEL)
-    app = build_app(desk, keys or Keys({}), max_body, listening.NAMES)
+    app = build_app(desk, keys or Keys({}), max_body, listening.NAMES, has_page=has_page)
     listener = listening.listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -12,6 +12,7 @@ from PIL import Image
 from sampling_parts import IMAGES, pipeline, sample_model
 from stand_in import StandIn
 
+from mindspeed_mm.config.image_inputs import ImageInputs
 from mindspeed_mm.config.launch import LaunchConfig
 from mindspeed_mm.config.sample import SampleConfig
 from mindspeed_mm.platforms.cpu import CpuPlatform
@@ -58,7 +59,9 @@ def test_a_file_and_a_data_url_give_what_a_notebook_gives(client, maker, picture
         assert video.size == "96x48"  # the picture's aspect ratio, about as many pixels as 64x64
         assert ended(client, video.id).status == "completed"
         assert client.videos.download_content(video.id).read() == (tmp_path / "notebook.mp4").read_bytes()
-        assert [path.stem for path in maker.inputs.glob(f"{video.id}*")] == [video.id]
+        assert [path.name for path in maker.inputs.iterdir() if path.name.startswith(f"{video.id}.")] == [
+            f"{video.id}.image.png"
+        ]
         client.videos.delete(video.id)
     assert not list(maker.inputs.iterdir())
 
@@ -67,6 +70,31 @@ def test_a_size_that_is_asked_for_counts(client, maker, picture):
     video = client.videos.create(prompt="a", input_reference=picture, size="32x64", seconds="0.1")
     assert (video.size, video.frames) == ("32x64", 1)
     client.videos.delete(video.id)
+
+
+def test_a_last_image_is_the_last_frame(client, maker, picture, tmp_path):
+    as_file = {"prompt": "a red circle", "seed": "3"}
+    opened = {"input_reference": picture.read_bytes(), "last_image": picture.read_bytes()}
+    both = client.post(
+        "/videos", body=as_file, files={name: (f"{name}.png", one) for name, one in opened.items()}, cast_to=Video,
+        options={"headers": {"Content-Type": "multipart/form-data"}},
+    )  # fmt: skip
+    alone = client.videos.create(prompt="a red circle", extra_body={"seed": 3, "last_image": data_url(picture)})
+    for video, images in (
+        (both, ImageInputs(image=str(picture), last_image=str(picture))),
+        (alone, ImageInputs(last_image=str(picture))),
+    ):
+        assert (video.size, ended(client, video.id).status) == ("96x48", "completed")
+        frames = maker.pipeline("a red circle", seed=3, image=images, size=(9, 48, 96), progress=False)
+        write_video(frames, tmp_path / "notebook.mp4", 24)
+        assert client.videos.download_content(video.id).read() == (tmp_path / "notebook.mp4").read_bytes()
+        client.videos.delete(video.id)
+    assert not list(maker.inputs.iterdir())
+    with pytest.raises(openai.UnprocessableEntityError, match="last_image: send PNG") as caught:
+        client.videos.create(
+            prompt="a", input_reference=picture, extra_body={"last_image": "data:image/png;base64,AAAA"}
+        )
+    assert caught.value.body["param"] == "last_image" and not list(maker.inputs.iterdir())
 
 
 @pytest.mark.parametrize(
