@@ -1,5 +1,6 @@
 """Fixtures that every test directory shares."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,7 @@ def pytest_collection_modifyitems(items):
     """The folders with the longest files first, so that with `-n` no worker is left with one of them at the end."""
     place = {name: number for number, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: place.get(item.path.parent.name, len(place)))  # stable: files stay as they are
+
+
+def pytest_collection_finish(session):
+    gc.freeze()  # what the imports of all tests have made stays to the end; Python need not look at it again

@@ -1,6 +1,7 @@
 """Imported once by the server that ranks and programs of tests are forked from (`ranks.forked_from_server`)."""
 
 import contextlib
+import gc
 
 from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderModel  # noqa: F401
 
@@ -11,3 +12,5 @@ import mindspeed_mm.training.extraction
 
 with contextlib.suppress(ImportError):  # the extra "api"
     import mindspeed_mm.serving.app  # noqa: F401
+
+gc.freeze()  # a collection, which ends the turn of every rank, would look at a million objects of these imports each time
