@@ -4,7 +4,7 @@
         --rows 20:4 4:4 4:1 2:1 student4.pt student4.pt:2:1
 
 A row is STEPS:GUIDANCE for the weights of the JSON, PATH for weights that say how they sample, or PATH:STEPS:GUIDANCE. The
-full run is 50 steps of Heun with the JSON's weights and guidance; the last row of the table is the judge's score of chance.
+full run is 30 steps of Heun with the JSON's weights and guidance; the last row of the table is the judge's score of chance.
 """
 
 import argparse
@@ -34,8 +34,8 @@ from mindspeed_mm.sampling.requests import Request
 from mindspeed_mm.schema import build, read_json
 from mindspeed_mm.weights.distilled import distilled_of
 
-FULL = {"num_inference_steps": 50, "solver": "heun"}
-_SHUFFLES = 50
+FULL = {"num_inference_steps": 30, "solver": "heun"}
+_SHUFFLES = 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from mindspeed_mm.training.task import FlowMatchingTask
 from mindspeed_mm.types import TextFeatures, TokenIds
 from mindspeed_mm.weights import load_denoiser
 from mindspeed_mm.weights.adapters import fingerprint_of
+from mindspeed_mm.weights.distilled import distilled_of
 
 _log = logs.get(__name__)
 
@@ -39,7 +40,14 @@ def build_task(
         return plain, None
     parallel, guided = network.parallel, distill.diffusion_of(plain.diffusion)
     negative = _negative(config, encoders) if guided.guidance_scale > 1 else None
-    found = fingerprint_of(str(distill.teacher)) if parallel.is_first else None
+    found = None
+    if parallel.is_first:
+        found, taught = fingerprint_of(str(distill.teacher)), distilled_of(str(distill.teacher))
+        if taught is not None and taught.guidance < guided.guidance_scale:
+            _log.warning(
+                f"the teacher {distill.teacher} is distilled to sample {taught}, but is asked with guidance "
+                f"{guided.guidance_scale:g}; --distill-guidance {taught.guidance:g} takes it as it is"
+            )
     meet("the fingerprint of the teacher", parallel)
     record = distill.record(plain.diffusion, from_first_rank(found))
     if config.adapter.kind is not None and distill.teacher == config.model.predictor.from_pretrained:

@@ -14,10 +14,11 @@ import av
 import numpy as np
 import pytest
 import torch
-from config_files import change
+from config_files import PREDICTOR, change
 from data_runs import extract, train
 from ranks import log_lines, run_ranks
 
+import mindspeed_mm as mm
 from mindspeed_mm.config import resolve
 from mindspeed_mm.data.feed.dataset import build_dataset
 from mindspeed_mm.data.feed.sampler import GroupedSampler, Order, Position, Split
@@ -88,6 +89,22 @@ def test_training_from_stored_features_gives_the_same_loss_bit_for_bit(stored):
     assert len(set(found["losses"].values())) == 13
     change(stored / "model.json", "load_text_features", False)
     assert train_on(1, flags_of(stored, "videos_only", 13)) == wanted
+
+
+def test_a_student_learns_alike_from_stored_features(stored):
+    """The text in place of captions is encoded at the start, or found in the store."""
+    weights = mm.build_denoiser(PREDICTOR, seed=3).state_dict()
+    torch.save({name: value for name, value in weights.items() if value is not None}, stored / "teacher.pt")
+    change(stored / "model.json", "predictor.from_pretrained", str(stored / "teacher.pt"))
+    distill = ["--distill", "steps", "--distill-steps", 2, "--distill-teacher-steps", 1, "--distill-guidance", 3]
+    held_out = ["--eval-data", stored / "data.txt", "--eval-iters", 1]
+    wanted = train_on(1, flags_of(stored, "on_the_fly", 1, *distill, *held_out))
+    assert {"eval loss", "eval loss sigma 0.0-0.2"} <= set((stored / "on_the_fly/metrics.jsonl").read_text().split('"'))
+    run_ranks(extract, 1, flags_of(stored, "no", 1))
+    use_stored(stored)
+    assert train_on(1, flags_of(stored, "stored", 1, *distill)) == wanted
+    refused = train_on(1, flags_of(stored, "other", 1, *distill, "--distill-negative-prompt", "blurry"))
+    assert "--distill-negative-prompt: 'blurry': has no stored text features" in refused
 
 
 def captions_of(folder) -> int:

@@ -14,6 +14,8 @@ from mindspeed_mm import families, logs
 from mindspeed_mm.adapters import attach
 from mindspeed_mm.adapters.record import AdapterRecord
 from mindspeed_mm.cli import adapters as cli
+from mindspeed_mm.config.distillation import DistillConfig
+from mindspeed_mm.config.model import DiffusionConfig
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.families.adapters import AdapterConfig
 from mindspeed_mm.files.reshard import Weights
@@ -21,6 +23,7 @@ from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.schema import node_from_python
 from mindspeed_mm.weights import adapters, kohya
 from mindspeed_mm.weights.adapter_changes import _low_rank, extract_adapter, merge_adapters
+from mindspeed_mm.weights.distilled import distilled_of
 
 TARGETS = ("attention", "feed_forward", "modulation", "text")
 
@@ -52,6 +55,17 @@ def adapted(kind: str = "lora", rank: int = 3, seed: int = 0, targets=TARGETS):
 def written(request, tmp_path):
     network, adapter, _ = adapted(request.param)
     return network, adapter, adapters.write_peft(adapter, tmp_path / "adapter")
+
+
+def test_an_adapter_says_that_it_is_distilled(tmp_path):
+    network, adapter, _ = adapted("lora")
+    said = DistillConfig(method="steps", steps=4).record(DiffusionConfig(), None)
+    record = dataclasses.replace(adapter.record, distilled=said.plain())
+    folder = adapters.write_peft(dataclasses.replace(adapter, record=record), tmp_path / "adapter")
+    base = {name: value for name, value in network.state_dict().items() if value is not None and "lora" not in name}
+    torch.save(base, tmp_path / "base.pt")
+    assert distilled_of(tmp_path / "base.pt", [folder]) == said
+    assert distilled_of(tmp_path / "base.pt") is None
 
 
 def plain_module(network: nn.Module, layers) -> nn.Module:
