@@ -117,13 +117,6 @@ def test_the_tutorial_runs_from_its_first_command_to_its_last(machine):
         assert (folder / "out" / made).exists(), made
 
 
-def test_both_languages_have_the_same_commands():
-    for page in PAGES:
-        sibling = page.with_name(page.stem + "_cn.md")
-        if sibling.is_file() and page.name in ("tutorial.md", "training.md", "checkpoints.md", "performance.md"):
-            assert blocks(page.name) == blocks(sibling.name)
-
-
 # Commands of other pages that need no device, no weights and a few seconds.
 QUICK = ("config init", "config show", "plan", "schema", "completion")
 
