@@ -8,6 +8,8 @@ import json
 import threading
 from collections.abc import Iterator
 
+import pytest
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -24,6 +26,22 @@ class Server(http.server.ThreadingHTTPServer):
         self.created: list[dict] = []
         self.refuse: int | None = None
         self.endpoint = f"http://127.0.0.1:{self.server_port}"
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A server without repositories that the client in this process asks, with an empty cache."""
+    from huggingface_hub import constants
+
+    with serving({}) as server:
+        # the client reads HF_ENDPOINT when it is imported
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        yield server
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mindspeed_mm import families, logs
 from mindspeed_mm.cli import parts
+from mindspeed_mm.config import hub
 from mindspeed_mm.config.adapter_choice import AdapterChoice
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.schema import Program, flag
@@ -21,7 +22,7 @@ class MergeFlags:
         "--adapter",
         required=True,
         metavar="DIR[=SCALE]",
-        help="adapter to add, SCALE times its size (default 1); several may be given",
+        help="adapter to add, SCALE times its size (default 1), also a hub's (org/name); several may be given",
     )
     save: str = flag("", "--save", required=True, metavar="DIR", help="folder for model.pt or model.safetensors")
     ema: bool = flag(False, "--ema", help="take the averages of adapters that are runs")
@@ -33,7 +34,7 @@ class MergeFlags:
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ExtractFlags:
     load: str = flag("", "--load", required=True, metavar="PATH", help=f"weights after finetuning: {parts.WEIGHTS}")
-    base: str = flag("", "--base", required=True, metavar="PATH", help="weights before it")
+    base: str = flag("", "--base", required=True, metavar="PATH", help="weights before it; the same kinds")
     save: str = flag("", "--save", required=True, metavar="DIR", help="folder for the adapter, in PEFT's format")
     rank: int | None = flag(None, "--rank", at_least=1, at_most=2**16, help="rank of each linear's adapter")
     error: float | None = flag(
@@ -58,7 +59,7 @@ class ConvertFlags:
         "--load",
         required=True,
         metavar="PATH",
-        help="directory of a run that trained an adapter, PEFT's folder, or kohya's file",
+        help="directory of a run that trained an adapter, PEFT's folder, or kohya's file; a hub's, too",
     )
     save: str = flag("", "--save", required=True, metavar="PATH", help="folder for peft; file for kohya")
     format: str = flag("peft", "--format", choices=("peft", "kohya"), help="format of the result")
@@ -101,15 +102,22 @@ def adapter(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 def _run(name: str, argv: Sequence[str]) -> None:
     logs.setup()
     flags = PROGRAMS[name].parse(argv, f"mindspeed-mm {name}").values
-    print({MergeFlags: _merge, ExtractFlags: _extract, ConvertFlags: _convert}[type(flags)](flags))
+    names = {
+        field.name: getattr(flags, field.name) for field in dataclasses.fields(flags) if field.name in ("load", "base")
+    }
+    sources = {name: hub.local(path) for name, path in names.items()}
+    flags = dataclasses.replace(flags, **sources)
+    path, others = {MergeFlags: _merge, ExtractFlags: _extract, ConvertFlags: _convert}[type(flags)](flags)
+    hub.record(path, {f"--{name}": source for name, source in sources.items()} | others)
+    print(path)
 
 
-def _merge(flags: MergeFlags) -> Path:
+def _merge(flags: MergeFlags) -> tuple[Path, dict[str, str]]:
     choices = [AdapterChoice.read(text) for text in flags.adapters]
     from mindspeed_mm.weights.adapter_changes import merge_adapters  # imports torch, which --help does not need
     from mindspeed_mm.weights.adapters import open_adapter
 
-    return merge_adapters(
+    path = merge_adapters(
         flags.load,
         [(open_adapter(choice.path, flags.ema), choice.scale) for choice in choices],
         flags.save,
@@ -117,17 +125,18 @@ def _merge(flags: MergeFlags) -> Path:
         dtype=flags.dtype,
         largest=parts.max_shard_bytes(flags.max_shard_gb),
     )
+    return path, {f"--adapter {number}": choice.path for number, choice in enumerate(choices, 1)}
 
 
-def _extract(flags: ExtractFlags) -> Path:
+def _extract(flags: ExtractFlags) -> tuple[Path, dict[str, str]]:
     from mindspeed_mm.weights.adapter_changes import extract_adapter
     from mindspeed_mm.weights.adapters import write_peft
 
     found = extract_adapter(flags.load, flags.base, rank=flags.rank, error=flags.error, ema=flags.ema)
-    return write_peft(found, flags.save, dtype=flags.dtype)
+    return write_peft(found, flags.save, dtype=flags.dtype), {}
 
 
-def _convert(flags: ConvertFlags) -> Path:
+def _convert(flags: ConvertFlags) -> tuple[Path, dict[str, str]]:
     from mindspeed_mm.weights import kohya
     from mindspeed_mm.weights.adapters import open_adapter, write_peft
 
@@ -140,5 +149,5 @@ def _convert(flags: ConvertFlags) -> Path:
     else:
         found = open_adapter(path, flags.ema)
     if flags.format == "kohya":
-        return kohya.write(found, Path(flags.save), dtype=flags.dtype)
-    return write_peft(found, flags.save, dtype=flags.dtype)
+        return kohya.write(found, Path(flags.save), dtype=flags.dtype), {}
+    return write_peft(found, flags.save, dtype=flags.dtype), {}

@@ -8,7 +8,10 @@ from mindspeed_mm.errors import ConfigError, said_in_one_line
 from mindspeed_mm.schema import Program, did_you_mean, flag
 
 DTYPES = ("fp32", "bf16", "fp16")
-WEIGHTS = "merged .pt or .safetensors file, index of several, folder of them, or a Megatron directory of any TP size"
+WEIGHTS = (
+    "merged .pt or .safetensors file, index of several, folder of them, a Megatron directory of any TP size, or a hub's "
+    "repository (org/name@REVISION:PART)"
+)
 
 
 def run_subcommand(

@@ -29,7 +29,10 @@ class PublishingFlags:
         None, "--license", metavar="ID", help="licence of the weights for the card, as the hub spells it: apache-2.0"
     )
     base_model: str | None = flag(
-        None, "--base-model", metavar="REPO", help="repository that training began from, for the card"
+        None,
+        "--base-model",
+        metavar="REPO",
+        help="repository that training began from, for the card; default: the run's record of it",
     )
 
     @property

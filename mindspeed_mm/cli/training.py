@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mindspeed_mm import atomic, launch, logs
 from mindspeed_mm.cli.ranks import at_once, run_here, run_on_ranks, stoppable
-from mindspeed_mm.config import arguments, autoencoder, resolve
+from mindspeed_mm.config import arguments, autoencoder, hub, resolve
 from mindspeed_mm.config.run import RunConfig, TrainingFlags
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.families import wfvae
@@ -65,8 +65,15 @@ def _pretrain(argv: Sequence[str], prog: str | None, request: StopRequest) -> Re
     sample, save, build_sampler = config.evaluation.sample_model, config.checkpoint.save, None
     if sample is not None and save is not None:
         build_sampler = functools.partial(_sampler, sample, Path(save) / "samples", config)
+    blocks = {name: getattr(config.model, name) for name in ("predictor", "ae", "text_encoder", "text_encoder_2")}
+    weights = {name: block.from_pretrained for name, block in blocks.items() if block is not None}
     return _fit(
-        config, parallel, {}, lambda settled: build_trainer(settled, platform, parallel, build_sampler), request
+        config,
+        parallel,
+        {},
+        lambda settled: build_trainer(settled, platform, parallel, build_sampler),
+        request,
+        weights,
     )
 
 
@@ -76,11 +83,16 @@ def _fit(
     folders: dict[str, str | None],
     build: "Callable[[_Run], Trainer]",
     request: StopRequest,
+    weights: dict[str, str | None],
 ) -> Reason | None:
-    """Trains, alone in --save and from the right checkpoint. folders: output folders of this program alone."""
+    """Trains, alone in --save and from the right checkpoint. folders: output folders of this program alone. weights: paths
+    that the networks are loaded from; those of a hub are recorded.
+    """
     from mindspeed_mm.training import beginning
 
     with launch.alone_in(config.checkpoint.save, "--save", parallel, {**_reports(config), **folders}):
+        if parallel.is_first and config.checkpoint.save is not None:
+            hub.record(config.checkpoint.save, weights)
         checkpoint = beginning.settle(config.checkpoint, parallel, launch.restarts())
         ending = build(dataclasses.replace(config, checkpoint=checkpoint)).fit(request)
     parallel.stop()
@@ -149,8 +161,14 @@ def _train_autoencoder(argv: Sequence[str], prog: str | None, request: StopReque
     from mindspeed_mm.training.autoencoder import build_autoencoder_trainer
 
     folders = {"--export": None if config.export is None else str(Path(config.export).parent)}
+    weights = {"ae": config.autoencoder.from_pretrained}
     return _fit(
-        config, parallel, folders, lambda settled: build_autoencoder_trainer(settled, platform, parallel), request
+        config,
+        parallel,
+        folders,
+        lambda settled: build_autoencoder_trainer(settled, platform, parallel),
+        request,
+        weights,
     )
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from mindspeed_mm import families, logs
 from mindspeed_mm.cli import parts
 from mindspeed_mm.cli.publishing import PublishingFlags, publish
+from mindspeed_mm.config import hub
 from mindspeed_mm.config.model_dialects import sample_node
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.errors import said_in_one_line
 from mindspeed_mm.schema import Program, build, flag, group, read_json
 
+_ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 _DRY_RUN = "print what would be written, and write nothing"
 
 
@@ -24,7 +26,7 @@ class MergeFlags:
         published=("--load_dir",),
         required=True,
         metavar="DIR",
-        help="directory of a run (its --save), or one iter_XXXXXXX of it",
+        help="directory of a run (its --save), or one iter_XXXXXXX of it; or a hub's repository that holds one",
     )
     save: str = flag(
         "",
@@ -89,7 +91,7 @@ class InspectFlags:
         "",
         "path",
         metavar="PATH",
-        help="Megatron directory, merged .pt or .safetensors file, index, WFVAE .ckpt, or a folder with one",
+        help="Megatron directory, merged .pt or .safetensors file, index, WFVAE .ckpt, a folder with one, or a hub's repository",
     )
     mm_model: str | None = flag(
         None, "--mm-model", metavar="JSON", help="model or inference JSON: list what does not fit its network"
@@ -127,7 +129,7 @@ class ExportFlags:
         "folder also holds the text encoders and the code that it needs",
     )
     load: str | None = flag(
-        None, "--load", metavar="DIR", help="a run's directory, instead of predictor.from_pretrained"
+        None, "--load", metavar="DIR", help="a run's directory, instead of predictor.from_pretrained; of a hub, too"
     )
     ema: bool = flag(False, "--ema", help="use the EMA weights of --load")
     dtype: str | None = flag(
@@ -148,7 +150,11 @@ class ExportFlags:
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ConvertVaeFlags:
     load: str = flag(
-        "", "--load", required=True, metavar="PATH", help="a .ckpt, .pt or .safetensors file, or a folder with one"
+        "",
+        "--load",
+        required=True,
+        metavar="PATH",
+        help="a .ckpt, .pt or .safetensors file, a folder with one, or a hub's repository",
     )
     save: str = flag(
         "", "--save", required=True, metavar="FILE", help="file to write; it ends in .safetensors, or in .pt"
@@ -210,8 +216,9 @@ def merge(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         flags: MergeFlags = _begin("merge", argv, prog)
         from mindspeed_mm.weights import merge_checkpoint  # imports torch, which --help does not need
 
+        source = hub.local(flags.load)
         path = merge_checkpoint(
-            flags.load,
+            source,
             flags.save,
             flags.ema,
             format=flags.format,
@@ -219,7 +226,7 @@ def merge(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             largest=parts.max_shard_bytes(flags.max_shard_gb),
             dry_run=flags.dry_run,
         )
-        print(path)
+        _finish(path, {"--load": source}, flags.dry_run)
 
 
 def split(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -228,8 +235,9 @@ def split(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         flags: SplitFlags = _begin("split", argv, prog)
         from mindspeed_mm.weights import split_checkpoint
 
+        source = hub.local(flags.load)
         path = split_checkpoint(
-            flags.load,
+            source,
             flags.save,
             flags.tensor_size,
             dialect=flags.dialect.upper(),
@@ -237,7 +245,7 @@ def split(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             dtype=flags.dtype,
             dry_run=flags.dry_run,
         )
-        print(path)
+        _finish(path, {"--load": source}, flags.dry_run)
 
 
 def inspect(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -247,7 +255,7 @@ def inspect(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
         from mindspeed_mm.weights import describe
 
         config = None if flags.mm_model is None else families.read_file(flags.mm_model, flags.block)
-        for line in describe(flags.path, config, norms=flags.norms):
+        for line in describe(hub.local(flags.path), config, norms=flags.norms):
             print(line)
 
 
@@ -263,16 +271,40 @@ def export(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
 def _written(flags: ExportFlags, mm_model: str) -> Path:
     """Writes the folder of `export`."""
-    config = build(SampleModelConfig, sample_node(read_json(mm_model)))
-    weights = {"load": flags.load, "ema": flags.ema, "dtype": flags.dtype, "dry_run": flags.dry_run}
+    load = flags.load and hub.local(flags.load)
+    with_encoders = flags.copy_encoders or flags.format == "diffusers"
+    node = sample_node(read_json(mm_model))
+    read = () if load is None else ("predictor",)
+    config = build(
+        SampleModelConfig, hub.with_local_weights(node, without=read if with_encoders else (*read, *_ENCODERS))
+    )
+    weights = {"load": load, "ema": flags.ema, "dtype": flags.dtype, "dry_run": flags.dry_run}
     largest = int(flags.max_shard_gb * 1e9)
     if flags.format == "diffusers":
         from mindspeed_mm.diffusers import folder as for_diffusers
 
-        return for_diffusers.from_config(config, flags.save, **weights, largest=largest)
-    from mindspeed_mm.weights import folder
+        path = for_diffusers.from_config(config, flags.save, **weights, largest=largest)
+    else:
+        from mindspeed_mm.weights import folder
 
-    return folder.from_config(config, flags.save, **weights, largest=largest, copy_encoders=flags.copy_encoders)
+        path = folder.from_config(config, flags.save, **weights, largest=largest, copy_encoders=flags.copy_encoders)
+    if not flags.dry_run:
+        hub.record(path, _sources(config, load, with_encoders))
+    return path
+
+
+def _sources(config: SampleModelConfig, load: str | None, with_encoders: bool) -> dict[str, str | None]:
+    """The weights that an exported folder holds -> their paths."""
+    found = {"predictor": load or config.predictor.from_pretrained, "ae": config.ae.from_pretrained}
+    blocks = {name: getattr(config, name) for name in _ENCODERS if with_encoders}
+    return found | {name: block.from_pretrained for name, block in blocks.items() if block is not None}
+
+
+def _finish(path: Path, sources: dict[str, str], dry_run: bool) -> None:
+    """Records which sources are from a hub, and prints where the result is."""
+    if not dry_run:
+        hub.record(path, sources)
+    print(path)
 
 
 def convert_vae(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
@@ -281,7 +313,9 @@ def convert_vae(argv: Sequence[str] | None = None, prog: str | None = None) -> N
         flags: ConvertVaeFlags = _begin("convert-vae", argv, prog)
         from mindspeed_mm.weights import convert_autoencoder
 
-        print(convert_autoencoder(flags.load, flags.save, dtype=flags.dtype, dry_run=flags.dry_run))
+        source = hub.local(flags.load)
+        path = convert_autoencoder(source, flags.save, dtype=flags.dtype, dry_run=flags.dry_run)
+        _finish(path, {"--load": source}, flags.dry_run)
 
 
 def _begin(command: str, argv: Sequence[str] | None, prog: str | None):

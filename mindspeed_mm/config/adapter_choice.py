@@ -3,6 +3,7 @@
 import dataclasses
 import os
 
+from mindspeed_mm.config import hub
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.schema.text import read_float
 
@@ -16,10 +17,13 @@ class AdapterChoice:
 
     @classmethod
     def read(cls, text: str) -> "AdapterChoice":
-        """Reads DIR or DIR=SCALE. Raises ConfigError if there is no such folder, or SCALE is no number."""
+        """Reads DIR or DIR=SCALE, DIR a folder or a hub's repository. Raises ConfigError if there is none, or SCALE is no
+        number.
+        """
         path, equals, number = text.rpartition("=")
         if not equals or os.path.isdir(text):
             path, number = text, "1"
+        path = hub.local(path)
         if not os.path.isdir(path):
             raise ConfigError(f"--adapter {path}: no such directory")
         try:

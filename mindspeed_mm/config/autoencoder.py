@@ -198,7 +198,7 @@ def _read(mm_model: str, mm_data: str, weights: str | None) -> tuple[WFVAEConfig
     if not isinstance(autoencoder, WFVAEConfig):  # the loss rebuilds its subbands
         raise block.error(f"model_id {autoencoder.model_id}: only a WFVAE is trained and measured here")
     if weights is not None:
-        autoencoder = dataclasses.replace(autoencoder, from_pretrained=weights)
+        autoencoder = dataclasses.replace(autoencoder, from_pretrained=hub.local(weights))
     if autoencoder.from_pretrained is not None and not os.path.isfile(autoencoder.from_pretrained):
         raise ConfigError(f"{autoencoder.from_pretrained}: no such file (ae.from_pretrained, or --weights)")
     data = build(DataConfig, data_node)

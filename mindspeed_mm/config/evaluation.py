@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-from mindspeed_mm.config import arguments, resolve
+from mindspeed_mm.config import arguments, hub, resolve
 from mindspeed_mm.config.launch import LaunchConfig, RanksConfig
 from mindspeed_mm.config.run import RunConfig
 from mindspeed_mm.schema import Program, flag, group
@@ -32,7 +32,8 @@ class VideoFlags:
         None,
         "--clip",
         metavar="DIR",
-        help="Hugging Face folder of a whole CLIP: adds CLIP score and CLIP consistency; text encoders alone do not do",
+        help="Hugging Face folder, or repository (org/name), of a whole CLIP: adds CLIP score and CLIP consistency; text "
+        "encoders alone do not do",
     )
     reference: str | None = flag(
         None, "--reference", metavar="DIR", help="real videos for FVD, at any depth of this folder"
@@ -67,7 +68,8 @@ class VideoFlags:
     def problems(self):
         for name in ("folder", "against", "clip", "reference"):
             folder = getattr(self, name)
-            if folder is not None and not os.path.isdir(folder):
+            is_hub = name == "clip" and folder is not None and hub.is_repository(folder)
+            if folder is not None and not os.path.isdir(folder) and not is_hub:
                 yield name, f"{folder}: no such directory"
         for name in ("prompts", "fvd_extractor"):
             file = getattr(self, name)
@@ -106,7 +108,8 @@ class LossFlags:
             yield "mm_model", "the held-out loss needs both --mm-model and --mm-data"
         for name in ("mm_model", "mm_data", "data_path", "load"):
             file = getattr(self, name)
-            if file is not None and not os.path.exists(file):
+            is_hub = name == "load" and file is not None and hub.is_repository(file)
+            if file is not None and not os.path.exists(file) and not is_hub:
                 yield name, f"{file}: no such file or directory"
         if self.mm_model is None:
             for name in ("data_path", "load", "use_ema"):
@@ -147,7 +150,7 @@ EVALUATE = Program(
     description="Measure finished videos and weights: frame consistency, motion, CLIP score, FVD, a judge of yours, and the loss "
     "on held-out clips by noise level.",
     remarks="Without further files videos get frame consistency, flicker and motion. CLIP score and FVD need weights that you "
-    "give; nothing is downloaded. Every figure and its definition: docs/evaluation.md. With several processes the loss is "
+    "give, as files or a hub's repository. Every figure and its definition: docs/evaluation.md. With several processes the loss is "
     "shared over them; the first one measures the videos.",
     examples=(
         "mindspeed-mm evaluate --videos out",
@@ -161,6 +164,12 @@ EVALUATE = Program(
 def evaluate_config(argv: Sequence[str], world_size: int | None = None, prog: str | None = None) -> EvaluateConfig:
     """An evaluation from the flags of `mindspeed-mm evaluate`. world_size: default torchrun's $WORLD_SIZE."""
     flags = EVALUATE.parse(argv, prog).values
+    videos, loss = flags.videos, flags.loss
+    flags = dataclasses.replace(
+        flags,
+        videos=dataclasses.replace(videos, clip=videos.clip and hub.local(videos.clip)),
+        loss=dataclasses.replace(loss, load=loss.load and hub.local(loss.load)),
+    )
     values = {field.name: getattr(flags, field.name) for field in dataclasses.fields(EvaluateFlags)}
     return EvaluateConfig(**values, run=_run(flags, world_size))
 

@@ -2,15 +2,19 @@
 
 `org/name` is a repository of Hugging Face's hub, `modelscope:org/name` one of ModelScope. `@REVISION` chooses a branch, tag or
 commit, `:PART` one folder or file of it: `org/name@v1:text_encoder`. HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN and HF_HOME
-count. An interrupted download goes on.
+count. An interrupted download goes on. What is made of downloaded weights has their repository and commit beside it, in
+sources.json.
 """
 
 import dataclasses
 import importlib.util
+import json
 import os
 import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
 
-from mindspeed_mm import logs
+from mindspeed_mm import atomic, logs
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.schema import Node
 
@@ -18,6 +22,10 @@ _log = logs.get(__name__)
 _ID = re.compile(
     r"(?P<hub>hf:|modelscope:)?(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?(?::(?P<part>[\w./-]+))?"
 )
+
+SOURCES = "sources.json"
+# The client's cache: models--ORG--NAME/snapshots/COMMIT/PART. A hub's names hold no "--".
+_CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})(?:/(.+))?")
 
 
 def local(location: str) -> str:
@@ -63,13 +71,51 @@ def _named(location: str) -> re.Match | None:
     return found
 
 
-def with_local_weights(node: Node) -> Node:
-    """A config whose `from_pretrained` keys name local paths, at any depth. Raises ConfigError at the key."""
+def origin_of(path: str | Path) -> dict[str, str] | None:
+    """{"repository", "revision"}, and "part" if it is one, of a path that `local` gave for Hugging Face's hub; else None.
+    revision: the commit.
+    """
+    found = _CACHED.search(Path(path).as_posix())
+    if found is None:
+        return None
+    organization, name, commit, part = found.groups()
+    return {"repository": f"{organization}/{name}", "revision": commit, **({"part": part} if part else {})}
+
+
+def record(result: str | Path, sources: Mapping[str, str | Path | None]) -> None:
+    """Writes sources.json: which of the weights that `result` was made of are from a hub. Nothing if none is.
+
+    result: a file, or a folder, in which the record lies. sources: what each is -> its path.
+    """
+    found = {name: origin for name, path in sources.items() if path and (origin := origin_of(path))}
+    result = Path(result)
+    if not found:
+        return
+    folder, key = (result, ".") if result.is_dir() else (result.parent, result.name)
+    text = json.dumps({**recorded(folder), key: found}, indent=1)
+    atomic.write_text(folder / SOURCES, text + "\n")
+
+
+def recorded(folder: str | Path) -> dict[str, dict[str, dict[str, str]]]:
+    """sources.json of a folder: result ("." for the folder itself) -> what -> origin; empty without one."""
+    try:
+        found = json.loads((Path(folder) / SOURCES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def with_local_weights(node: Node, without: Collection[str] = ()) -> Node:
+    """A config whose `from_pretrained` keys name local paths, at any depth. Raises ConfigError at the key.
+
+    without: blocks at the top that stay as they are.
+    """
     if isinstance(node.value, list):
         return dataclasses.replace(node, value=[with_local_weights(item) for item in node.value])
     if not isinstance(node.value, dict):
         return node
-    return dataclasses.replace(node, value={key: _of_key(key, item) for key, item in node.value.items()})
+    value = {key: item if key in without else _of_key(key, item) for key, item in node.value.items()}
+    return dataclasses.replace(node, value=value)
 
 
 def _of_key(key: str, node: Node) -> Node:

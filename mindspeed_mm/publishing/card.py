@@ -38,15 +38,19 @@ def write(
     """Writes README.md and its pictures into the exported folder. An existing README.md is left as it is.
 
     name: the repository's, org/name. licence: identifier as the hub spells it. base_model: repository that training
-    began from. Returns the card's path.
+    began from; default: the run's record of it. Returns the card's path.
     """
     file = exported.folder / CARD
     if file.exists():
         return file
+    began = None if record is None else record.base
+    if base_model is None and began is not None:
+        base_model = began["repository"]
+    revision = began["revision"] if began is not None and began["repository"] == base_model else None
     pictures = _pictures(exported.folder / _PICTURES, record)
     parts = [
         _front_matter(exported, licence, base_model),
-        _opening(exported, name, base_model),
+        _opening(exported, name, base_model, revision),
         _usage(exported, name),
         _samples(pictures),
         _training(record, pictures),
@@ -87,12 +91,13 @@ def _front_matter(exported: Exported, licence: str | None, base_model: str | Non
     return "\n".join(["---", *lines, "---"])
 
 
-def _opening(exported: Exported, name: str, base_model: str | None) -> str:
+def _opening(exported: Exported, name: str, base_model: str | None, revision: str | None) -> str:
     size = ""
     if exported.size is not None:
         frames, height, width = exported.size
         size = f" It makes {frames} frames of {height} x {width} pixels by default."
-    start = f" Training began from [{base_model}](https://huggingface.co/{base_model})." if base_model else ""
+    at = f" at {revision}" if revision else ""
+    start = f" Training began from [{base_model}](https://huggingface.co/{base_model}){at}." if base_model else ""
     return (
         f"# {name.rpartition('/')[2]}\n\n"
         f"A {'text- and image-to-video' if exported.takes_images else 'text-to-video'} model of Open-Sora Plan v1.5's "

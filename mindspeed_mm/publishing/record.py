@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mindspeed_mm.checkpoint import origin
+from mindspeed_mm.config import hub
 from mindspeed_mm.config.run import RunFlags
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files import layout, torch_state
@@ -26,6 +27,7 @@ class Record:
     """What a run says of itself. Values that it does not say are None or empty.
 
     settings: flags that differ from their defaults. data: the report of its list. curves: None without metrics.jsonl.
+    base: repository and revision of the weights that training began from, if they were a hub's.
     """
 
     iteration: int
@@ -36,6 +38,7 @@ class Record:
     data: dict[str, Any]
     curves: Run | None
     sheet: Path | None
+    base: dict[str, str] | None
 
     @property
     def batch(self) -> int | None:
@@ -83,6 +86,7 @@ def read(run: str | Path) -> Record | None:
         data=_data(root),
         curves=_curves(root),
         sheet=_sheet(root / "samples", state["iteration"]),
+        base=hub.recorded(root).get(".", {}).get("predictor"),
     )
 
 

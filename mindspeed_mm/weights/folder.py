@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from mindspeed_mm import atomic, families, logs
-from mindspeed_mm.config import model_dialects
+from mindspeed_mm.config import hub, model_dialects
 from mindspeed_mm.config.distillation import read_record
 from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.errors import CheckpointError
@@ -124,7 +124,8 @@ def read(folder: str | Path) -> SampleModelConfig:
     for name in _ENCODERS:
         if name in value:
             value[name] = _located(value[name], folder)
-    return build(SampleModelConfig, model_dialects.sample_node(dataclasses.replace(node, value=value)))
+    node = hub.with_local_weights(dataclasses.replace(node, value=value))  # encoders may be a hub's
+    return build(SampleModelConfig, model_dialects.sample_node(node))
 
 
 def read_denoiser(folder: str | Path) -> DenoiserConfig:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from hub_server import serving
-from huggingface_hub import ModelCard, constants
+from hub_server import hub as hub
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from mindspeed_mm.cli import weights
@@ -57,15 +57,6 @@ def run(small_model, tmp_path_factory) -> Path:
         (folder / "samples" / f"iter_{iteration:07d}").mkdir(parents=True)
         Image.new("RGB", (4, 4), colour).save(folder / "samples" / f"iter_{iteration:07d}" / "contact_sheet.png")
     return folder
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with serving({}) as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)  # read from HF_ENDPOINT at its import
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", "hf_secret")
-        yield server
 
 
 def export(*flags: object) -> None:
@@ -118,6 +109,16 @@ def test_the_card_tells_the_run_up_to_its_checkpoint_and_no_path(ours, run):
     assert "/" not in yaml.safe_load(text.split("---")[1])["tags"][0]
     assert Image.open(ours / "images" / "samples.png").getpixel((0, 0)) == (0, 128, 0)
     assert f"{sum(tensor.numel() for tensor in weights_of(ours)):,} parameters in float32" in text
+
+
+def test_the_base_is_the_hubs_repository_that_the_run_recorded(ours, run):
+    origin = {"predictor": {"repository": "org/base", "revision": "a" * 40}}
+    (run / "sources.json").write_text(json.dumps({".": origin}))
+    export("--save", ours, "--load", run, "--card")
+    text = (ours / card.CARD).read_text()
+    assert ModelCard(text).data.base_model == "org/base"
+    assert f"[org/base](https://huggingface.co/org/base) at {'a' * 40}." in text
+    (run / "sources.json").unlink()
 
 
 def weights_of(folder: Path):
