@@ -216,6 +216,11 @@ def stored_features(model: TrainModelConfig, data: DataConfig, data_node: Node) 
             "0, new temporal crops in every epoch, but load_video_features of the model JSON is true; "
             "give the number of crops to store of each clip, for example 1"
         )
+    if model.load_text_features and dataset.preprocess_parameters.shuffle_tags:
+        raise find(data_node, "dataset_param.preprocess_parameters.shuffle_tags").error(
+            "true (or --shuffle-tags), but load_text_features of the model JSON is true: every order of a caption's tags "
+            "would need features of its own; use false, or encode captions while training"
+        )
     if model.load_video_features and not data.dataloader_param.group_data:
         raise find(data_node, "dataloader_param.group_data").error(
             "false, but stored features cannot be padded to one size (load_video_features); use true"

@@ -81,6 +81,9 @@ class PreprocessConfig:
     seed: int = option(42, at_least=0, at_most=2**32 - 1)  # seed of the drop_short draw
     cfg: float = option(0.1, at_least=0, at_most=1)  # probability of dropping a caption
     use_aesthetic: bool = False
+    trigger_word: str | None = None  # put before every caption that does not hold it; a source of data.txt may differ
+    shuffle_tags: bool = False  # draw the order of a caption's comma-separated parts at each access
+    keep_tags: int = option(0, at_least=0, at_most=1000)  # first parts that shuffle_tags leaves in front
     video_reader_type: str = option("decoder", read=read_video_reader)
     frame_index_folder: str | None = None  # folder that keeps frame indexes from run to run; None: in memory only
     image_reader_type: str = option("Image", choices=("Image",))
@@ -104,6 +107,10 @@ class PreprocessConfig:
         if self.min_hxw is not None:
             return self.min_hxw
         return 0 if self.max_hxw is None else self.max_hxw // 4  # `problems` refuses a config without both
+
+    def trigger_of(self, stated: str | None) -> str | None:
+        """The trigger word of a row whose source states one, or none (None)."""
+        return self.trigger_word if stated is None else stated
 
     @property
     def keeps_every_speed(self) -> bool:
@@ -142,6 +149,8 @@ class PreprocessConfig:
                 "min_num_frames",
                 f"{self.min_num_frames} is more than num_frames {self.num_frames}: every clip would be dropped",
             )
+        if self.keep_tags and not self.shuffle_tags:
+            yield "keep_tags", f"{self.keep_tags}: only with shuffle_tags, which moves the other parts of a caption"
         if self.min_h_div_w_ratio > self.max_h_div_w_ratio:
             yield (
                 "min_h_div_w_ratio",
@@ -244,11 +253,13 @@ class DataConfig:
     dataloader_param: LoaderConfig
 
     def held_out(self, data_path: str | None) -> "DataConfig":
-        """The same with `data_path` in place of its list, if that is not None, and without caption dropout."""
+        """The same with `data_path` in place of its list, if that is not None, and without caption dropout and shuffled
+        tags.
+        """
         dataset = self.dataset_param
         sources = dataset.basic_parameters
         if data_path is not None:
             sources = dataclasses.replace(sources, data_path=data_path)
-        preprocess = dataclasses.replace(dataset.preprocess_parameters, cfg=0.0)
+        preprocess = dataclasses.replace(dataset.preprocess_parameters, cfg=0.0, shuffle_tags=False, keep_tags=0)
         dataset = dataclasses.replace(dataset, basic_parameters=sources, preprocess_parameters=preprocess)
         return dataclasses.replace(self, dataset_param=dataset)

@@ -57,7 +57,7 @@ def _run_config(given: Given, world_size: int | None, encodes: bool = False) -> 
         model = dataclasses.replace(model, load_video_features=False, load_text_features=False)
     launch = checks.launch_config(flags.launch, model.predictor, find(model_node, "predictor.num_heads"))
     data_size = checks.data_ranks(launch, world_size)
-    data = flags.with_workers(data)
+    data = flags.with_workers(flags.listed.applied(data))
     values = flags.completed(RunFlags, data_size, given.flags, notes)
     checks.check_batches(flags.micro_batch_size, values["global_batch_size"], data_size, data, data_node)
     checks.check_networks(model.ae, model.predictor, lambda path: find(model_node, path))

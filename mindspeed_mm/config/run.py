@@ -10,6 +10,7 @@ from mindspeed_mm.config import checks
 from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.distillation import DistillConfig
 from mindspeed_mm.config.launch import LaunchConfig, RanksConfig, of_the_run
+from mindspeed_mm.config.list_flags import ListFlags
 from mindspeed_mm.config.model import StoredFeatures, TrainModelConfig
 from mindspeed_mm.config.optimizer import OptimizerSettings
 from mindspeed_mm.config.sample import SampleModelConfig
@@ -309,6 +310,7 @@ class RunFlags(TrainingFlags):
     """The flags of `mindspeed-mm train`."""
 
     launch: LaunchConfig = group(LaunchConfig, "device and layout", without=("guidance_parallel",))
+    listed: ListFlags = group(ListFlags, "the list and its captions, instead of the data JSON's")
     max_empty_captions: float = flag(
         0.5,
         "--max-empty-captions",

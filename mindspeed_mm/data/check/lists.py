@@ -20,6 +20,7 @@ from mindspeed_mm.data.feed.sampler import GroupedSampler, Order, Split
 from mindspeed_mm.data.feed.video import VideoSource
 from mindspeed_mm.data.lists import probe
 from mindspeed_mm.data.lists.filters import Clip, FilterResult, filter_rows
+from mindspeed_mm.data.text.captions import with_trigger
 from mindspeed_mm.data.text.cleaning import preprocess
 from mindspeed_mm.data.text.emptied import Emptied, emptied
 from mindspeed_mm.data.workers.faults import unforeseen
@@ -96,7 +97,8 @@ class Check:
         draw_samples(tiles, path)
 
     def _caption(self, clip: Clip) -> str:
-        text = clip.row.captions[0]
+        trigger = self.dataset.preprocess_parameters.trigger_of(clip.row.trigger)
+        text = with_trigger(clip.row.captions[0], trigger)
         if not self.dataset.enable_text_preprocessing:
             return text
         return preprocess(text, self.dataset.use_clean_caption, self.dataset.support_chinese)

@@ -69,6 +69,8 @@ class ClipDataset:
         self._seed = seed
         self._videos, self._texts = videos, texts
         videos.check(clips)
+        triggers = {config.preprocess_parameters.trigger_of(clip.row.trigger) for clip in clips}
+        captions.check_triggers(triggers, config)
 
     def sample(self, index: int, epoch: int, allocate: Allocate = torch.empty) -> Sample:
         """Sample of clip `index` in `epoch`. Raises DataError if the file is unusable."""
@@ -95,6 +97,9 @@ class ClipDataset:
     def _caption(self, clip: Clip, rng: random.Random) -> str:
         config = self.config.preprocess_parameters
         caption = captions.choose_caption(clip.row.captions, rng)
+        if config.shuffle_tags:
+            caption = captions.shuffle_tags(caption, config.keep_tags, rng)
+        caption = captions.with_trigger(caption, config.trigger_of(clip.row.trigger))
         if config.use_aesthetic:
             caption = captions.add_aesthetic(caption, clip.row.aesthetic, clip.row.kind, rng)
         if not self.config.enable_text_preprocessing:

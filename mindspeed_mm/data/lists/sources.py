@@ -1,8 +1,9 @@
 """Reads the rows behind `data_path`: data.txt with a source per line, or one source itself.
 
 A line is `folder,annotation file`, or a source alone: an annotation file, a tar shard (`shards/{000000..000009}.tar`
-and `shards/*.tar` name several) or a folder. Blank lines and lines that begin with # are skipped. A relative name is
-looked up first in the working directory, as in the published scripts, then beside data.txt.
+and `shards/*.tar` name several) or a folder. Options may follow: `folder,annotation file,10,trigger=sks`. Blank lines and
+lines that begin with # are skipped. A relative name is looked up first in the working directory, as in the published
+scripts, then beside data.txt.
 """
 
 import dataclasses
@@ -21,6 +22,8 @@ from mindspeed_mm.errors import DataError
 
 _RANGE = re.compile(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}")
 _MOST_SHARDS = 1_000_000
+_MOST_REPEATS = 10_000
+_OPTION = re.compile(r"(?:(repeats|trigger)=(.*)|([0-9]+))", re.DOTALL)
 # os.path, not Path: `Path.exists` raises OSError for a name that is too long
 
 
@@ -48,14 +51,48 @@ def read_annotation(path: str | Path, folder: str | Path = "") -> tuple[Row, ...
 
 
 def _line(data_path: Path, number: int, line: str) -> Iterator[Row]:
-    parts = [part.strip() for part in line.split(",")]
     where = f"{data_path}:{number}"
-    if len(parts) > 2 or not any(parts):
-        raise DataError(
-            f"{where}: expected `folder,annotation file`, found {len(parts)} fields in {line!r} "
-            "(a comma cannot be part of a path here)"
-        )
+    parts, options = _options([part.strip() for part in line.split(",")], where, line)
     folder, name = parts if len(parts) == 2 and parts[1] else (None, parts[0])
+    rows = _rows(data_path, where, folder, name)
+    if options.trigger is not None:
+        rows = (dataclasses.replace(row, trigger=options.trigger) for row in rows)
+    # copies are rows of their own, so that each draws its own frames and caption
+    yield from rows if options.repeats == 1 else [*rows] * options.repeats
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Options:
+    """What a line says beside its source. repeats: how often an epoch has it. trigger: see `Row.trigger`."""
+
+    repeats: int = 1
+    trigger: str | None = None
+
+
+def _options(parts: list[str], where: str, line: str) -> tuple[list[str], _Options]:
+    """Splits the fields of a line into its one or two names and its options."""
+    count = 1 if re.match(r"(repeats|trigger)=", parts[1] if len(parts) > 1 else "") else 2
+    names, options = parts[:count], _Options()
+    for part in parts[count:]:
+        found = _OPTION.fullmatch(part)
+        if found is None:
+            raise DataError(
+                f"{where}: expected `folder,annotation file`, found {len(parts)} fields in {line!r} (a comma cannot be part "
+                f"of a path here; {part!r} is no option: a number of repeats, or trigger=WORD)"
+            )
+        if found[1] == "trigger":
+            options = dataclasses.replace(options, trigger=found[2].strip())
+            continue
+        number = found[3] or found[2]
+        if not re.fullmatch("[0-9]{1,5}", number) or not 1 <= int(number) <= _MOST_REPEATS:
+            raise DataError(f"{where}: repeats {number!r}: must be a whole number from 1 to {_MOST_REPEATS}")
+        options = dataclasses.replace(options, repeats=int(number))
+    if not any(names):
+        raise DataError(f"{where}: {line!r} names no source; expected `folder,annotation file`")
+    return names, options
+
+
+def _rows(data_path: Path, where: str, folder: str | None, name: str) -> Iterator[Row]:
     for annotation in _named(data_path, where, name, folder):
         stated = None if not folder else _beside(data_path, folder)
         if stated is None:
@@ -83,7 +120,8 @@ def _named(data_path: Path, where: str, name: str, folder: str | None) -> list[P
         elif folder is None and "," not in name and format_of(path) is None and not path.suffix:
             raise DataError(f"{where}: {name!r} is neither a folder nor `folder,annotation file`")
         else:
-            raise DataError(f"{where}: annotation file {one} does not exist")
+            hint = f"; `{folder},,{one}` repeats a folder" if folder and one.isdecimal() else ""
+            raise DataError(f"{where}: annotation file {one} does not exist{hint}")
     if not found:
         raise DataError(f"{where}: no file matches {name}")
     return found

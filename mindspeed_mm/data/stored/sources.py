@@ -29,8 +29,11 @@ def video_key(clip: Clip, crop: int) -> str:
 
 
 def possible_texts(row: Row, config: DatasetConfig) -> set[str]:
-    """All texts that a row's caption can become: with each aesthetic sentence on either side, cleaned; "" if dropped."""
-    texts = set(row.captions)
+    """All texts that a row's caption can become: with its trigger word, with each aesthetic sentence on either side,
+    cleaned; "" if dropped. Shuffled tags are too many to store; a run that loads text features refuses them.
+    """
+    parameters = config.preprocess_parameters
+    texts = {captions.with_trigger(text, parameters.trigger_of(row.trigger)) for text in row.captions}
     if config.preprocess_parameters.use_aesthetic:
         texts = {other for text in texts for other in captions.with_aesthetic(text, row.aesthetic, row.kind)}
     if not config.enable_text_preprocessing:

@@ -1,10 +1,16 @@
-"""Captions: chooses one, adds a sentence about its looks, or drops it for classifier-free guidance.
+"""Captions: chooses one, shuffles its tags, adds a trigger word or a sentence about its looks, or drops it for
+classifier-free guidance.
 
 `data/text/cleaning.py` cleans them.
 """
 
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+
+from mindspeed_mm.config.data import DatasetConfig
+from mindspeed_mm.data.text.cleaning import preprocess
+from mindspeed_mm.errors import ConfigError
 
 # --------------------------------------------------------------------------------------------------------- choosing
 
@@ -12,6 +18,39 @@ from collections.abc import Sequence
 def choose_caption(captions: Sequence[str], rng: random.Random) -> str:
     """Chooses a caption. Draws once, even from a single caption."""
     return rng.choice(captions)
+
+
+def shuffle_tags(caption: str, keep: int, rng: random.Random) -> str:
+    """The caption with the parts between its commas in another order; the first `keep` stay in front.
+
+    Draws nothing if fewer than two parts can move.
+    """
+    tags = [tag for part in caption.split(",") if (tag := part.strip())]
+    if len(tags) < keep + 2:
+        return caption
+    moving = tags[keep:]
+    rng.shuffle(moving)
+    return ", ".join(tags[:keep] + moving)
+
+
+def with_trigger(caption: str, trigger: str | None) -> str:
+    """The caption with a trigger word before it, unless it holds that word already (in any case)."""
+    if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
+        return caption
+    return f"{trigger}, {caption}"
+
+
+def check_triggers(triggers: Iterable[str | None], config: DatasetConfig) -> None:
+    """Raises ConfigError for a trigger word that cleaning changes: no prompt could name it."""
+    for word in triggers:
+        if not word or not config.enable_text_preprocessing:
+            continue
+        left = preprocess(word, config.use_clean_caption, config.support_chinese)
+        if left != word.lower().strip():
+            raise ConfigError(
+                f"trigger word {word!r}: cleaning of captions and prompts makes {left!r} of it; use a rare word of letters "
+                "alone, such as 'ohwx'"
+            )
 
 
 def add_aesthetic(caption: str, score: float | None, kind: str, rng: random.Random) -> str:

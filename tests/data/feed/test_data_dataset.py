@@ -1,6 +1,7 @@
 """Samples: right frames, right size, and nothing but (seed, epoch, index) decides what they are."""
 
 import dataclasses
+import json
 import random
 import shutil
 import sys
@@ -16,6 +17,7 @@ from mindspeed_mm.data.feed.substitutes import Substitutes, Taken
 from mindspeed_mm.data.feed.video import VideoSource
 from mindspeed_mm.data.lists.filters import filter_rows
 from mindspeed_mm.data.lists.sources import read_list
+from mindspeed_mm.data.stored.sources import possible_texts
 from mindspeed_mm.errors import ConfigError, DataError
 
 AS_THEY_ARE = {"max_height": 64, "max_width": 128}  # the size of the clips: frames stay readable
@@ -126,6 +128,25 @@ def test_captions_are_chosen_cleaned_and_dropped(clip_folder, tmp_path):
     assert captions({"cfg": 1.0}, enable_text_preprocessing=False) == {"First <b>One</b>", "SECOND"}
     with_score = captions({"use_aesthetic": True})
     assert len(with_score) > 10 and all("first one" in text or "second" in text for text in with_score)
+
+
+def test_trigger_words_and_shuffled_tags_are_drawn_from_the_sample_alone(clip_folder, tmp_path):
+    shutil.copy(clip_folder / "00.mp4", tmp_path)
+    (tmp_path / "data.json").write_text(json.dumps([row("00.mp4", cap="one, two, three")]))
+    (tmp_path / "data.txt").write_text(f"{tmp_path},data.json,2\n{tmp_path},data.json,trigger=\n")
+    options = {"trigger_word": "ohwx", "shuffle_tags": True, "keep_tags": 1}
+    made = dataset_of(tmp_path / "data.txt", options)
+    assert made.paths == (f"{tmp_path}/00.mp4",) * 3
+    seen = [[made.sample(index, epoch).caption for epoch in range(12)] for index in range(3)]
+    assert set(seen[0]) == set(seen[1]) == {"ohwx, one, two, three", "ohwx, one, three, two"}
+    assert set(seen[2]) == {"one, two, three", "one, three, two"}
+    assert seen[0] != seen[1]  # the copies of a row are samples of their own
+    again = dataset_of(tmp_path / "data.txt", options)
+    assert [again.sample(1, epoch).caption for epoch in reversed(range(12))] == seen[1][::-1]
+    (text,) = possible_texts(made.clips[0].row, dataclasses.replace(made.config))
+    assert text == "ohwx, one, two, three"
+    with pytest.raises(ConfigError, match="trigger word 'a1b2c3'"):
+        dataset_of(tmp_path / "data.txt", {"trigger_word": "a1b2c3"})
 
 
 def broken_list(folder, good, bad):

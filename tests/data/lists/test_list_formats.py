@@ -5,9 +5,11 @@ import gzip
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import pytest
 from data_helpers import write_clip
+from PIL import Image
 
 from mindspeed_mm.data.decode import media
 from mindspeed_mm.data.lists import formats, probe
@@ -281,6 +283,45 @@ def test_a_text_beside_each_clip(folder):
         assert facts(probe.listed(source)) == EXPECTED
     write_clip(folder / "c.mp4", 12)
     assert [row.captions for row in read_list(folder)] == [("clip a.mp4",), (), ("clip b.mp4",)]
+
+
+def test_a_folder_may_hold_images_with_their_texts(folder):
+    Image.new("RGB", (32, 16)).save(folder / "still.png")
+    write(folder / "still.txt", "a still")
+    write(folder / "a.txt", "clip a.mp4")
+    found = {Path(row.path).name: row for row in probe.listed(folder)}
+    still = found["still.png"]
+    assert (still.kind, still.captions, still.height, still.width) == ("image", ("a still",), 16, 32)
+    assert found["a.mp4"].num_frames == 12
+
+
+def test_a_line_may_repeat_its_source_and_name_its_trigger_word(folder):
+    write(folder / "a.txt", "clip a.mp4")
+    write(folder / "a.json", [{"path": "a.mp4", "cap": "by list"}])
+    lines = f"{folder},{folder}/a.json,3\n{folder},,2,trigger=ohwx\n{folder},repeats=1, trigger=\n{folder}\n"
+    rows = [row for row in read_list(write(folder.parent / "data.txt", lines)) if row.captions]
+    assert [(row.captions[0], row.trigger) for row in rows] == [
+        *[("by list", None)] * 3,
+        *[("clip a.mp4", "ohwx")] * 2,
+        ("clip a.mp4", ""),
+        ("clip a.mp4", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{0},{0}/a.json,0", "repeats '0': must be a whole number from 1 to 10000"),
+        ("{0},{0}/a.json,repeats=often", "repeats 'often': must be a whole number"),
+        ("{0},{0}/a.json,3,sks", "found 4 fields in .*'sks' is no option: a number of repeats, or trigger=WORD"),
+        ("{0},12", "annotation file 12 does not exist; `.*,,12` repeats a folder"),
+        (",,3", "names no source"),
+    ],
+)
+def test_a_wrong_option_of_a_line_is_refused(folder, line, message):
+    write(folder / "a.json", [{"path": "a.mp4", "cap": "by list"}])
+    with pytest.raises(DataError, match=message):
+        read_list(write(folder.parent / "data.txt", line.format(folder)))
 
 
 def test_a_line_of_prompts_for_each_line_of_videos(folder):

@@ -1,17 +1,23 @@
 """Caption texts against the original's."""
 
+import dataclasses
 import json
 import random
 
 import pytest
+from data_helpers import data_config
 
 from mindspeed_mm.data.text.captions import (
     AESTHETIC_SENTENCES,
     add_aesthetic,
+    check_triggers,
     choose_caption,
     drop_caption,
+    shuffle_tags,
+    with_trigger,
 )
 from mindspeed_mm.data.text.cleaning import clean, preprocess
+from mindspeed_mm.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +80,27 @@ def test_captions_are_dropped_with_the_given_probability():
     dropped = sum(drop_caption("text", 0.1, rng) == "" for _ in range(2000))
     assert 150 < dropped < 250
     assert all(drop_caption("text", 0.0, rng) == "text" for _ in range(100))
+
+
+def test_shuffled_tags_are_the_same_tags_with_the_first_in_front():
+    caption = "a red ball, rolling,  on grass, at noon"
+    seen = {shuffle_tags(caption, 1, random.Random(seed)) for seed in range(60)}
+    assert len(seen) == 6 and all(text.startswith("a red ball, ") for text in seen)
+    assert {tuple(sorted(text.split(", "))) for text in seen} == {("a red ball", "at noon", "on grass", "rolling")}
+    unused = random.Random(0)
+    assert shuffle_tags("one, two", 1, unused) == "one, two" and unused.random() == random.Random(0).random()
+
+
+def test_a_trigger_word_is_put_before_a_caption_that_does_not_hold_it():
+    assert with_trigger("a ball", "ohwx") == "ohwx, a ball"
+    assert with_trigger("An OHWX ball", "ohwx") == "An OHWX ball"
+    assert with_trigger("johwx", "ohwx") == "ohwx, johwx"
+    assert with_trigger("a ball", None) == with_trigger("a ball", "") == "a ball"
+
+
+def test_a_trigger_word_that_cleaning_changes_is_refused():
+    config = data_config("x").dataset_param
+    check_triggers(["ohwx", "Sks style", "", None], config)
+    with pytest.raises(ConfigError, match="trigger word 'zwx123': cleaning of captions and prompts makes '' of it"):
+        check_triggers(["zwx123"], config)
+    check_triggers(["zwx123"], dataclasses.replace(config, enable_text_preprocessing=False))
