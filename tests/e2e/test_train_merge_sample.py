@@ -14,9 +14,9 @@ from programs import ROOT, losses, run, run_until
 
 FLAGS = [
     "--tensor-model-parallel-size", 2, "--sequence-parallel", "--use-distributed-optimizer", "--lr", 1e-3,
-    "--train-iters", 20, "--save-interval", 10, "--log-interval", 1, "--optimizer-selection", "fused_ema_adamw",
+    "--train-iters", 8, "--save-interval", 4, "--log-interval", 1, "--optimizer-selection", "fused_ema_adamw",
     "--clip_grad_ema_decay", 0.99, "--model_custom_precision", "--selective_recom", "--recom_ffn_layers", 2,
-    "--eval-interval", 10, "--eval-iters", 1, "--sample-interval", 20, "--seed", 1234,
+    "--eval-interval", 4, "--eval-iters", 1, "--sample-interval", 8, "--seed", 1234,
 ]  # fmt: skip
 
 
@@ -28,9 +28,9 @@ def train_flags(world, run_directory):
 
 @pytest.fixture(scope="module")
 def trained(world):
-    """A run that was killed at step 13 and then finished; the two outputs and its directory."""
+    """A run that was killed at step 6 and then finished; the two outputs and its directory."""
     directory = world / "run"
-    first = run_until("pretrain_opensoraplan.py", train_flags(world, directory), 2, "iteration 13/20")
+    first = run_until("pretrain_opensoraplan.py", train_flags(world, directory), 2, "iteration 6/8")
     second = run("pretrain_opensoraplan.py", train_flags(world, directory), 2)
     assert second.returncode == 0, second.stdout + second.stderr
     return first, second.stdout, directory
@@ -41,23 +41,23 @@ def test_every_real_clip_is_used_and_losses_are_finite(trained):
     assert "6 of 6 rows are used" in first
     assert "bad sample" not in first + second
     values = {**losses(first), **losses(second)}
-    assert sorted(values) == list(range(1, 21))
+    assert sorted(values) == list(range(1, 9))
     assert all(np.isfinite(float(loss)) for loss, _ in values.values())
 
 
 def test_a_killed_run_continues_where_its_checkpoint_ends(trained):
     first, second, _ = trained
-    assert "at iteration 10" in second
-    assert sorted(losses(second)) == list(range(11, 21))
-    for iteration in (11, 12, 13):
+    assert "at iteration 4" in second
+    assert sorted(losses(second)) == list(range(5, 9))
+    for iteration in (5, 6):
         assert losses(second)[iteration] == losses(first)[iteration]
 
 
 def test_the_directory_is_megatrons(trained):
     *_, directory = trained
-    assert (directory / "latest_checkpointed_iteration.txt").read_text() == "20"
+    assert (directory / "latest_checkpointed_iteration.txt").read_text() == "8"
     for rank in (0, 1):
-        file = directory / "iter_0000020" / f"mp_rank_{rank:02d}" / "model_optim_rng.pt"
+        file = directory / "iter_0000008" / f"mp_rank_{rank:02d}" / "model_optim_rng.pt"
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(file, weights_only=True)
         assert {"model", "ema_model", "args", "iteration", "checkpoint_version", "rng_state"} <= set(state)
@@ -70,9 +70,9 @@ def test_it_is_evaluated_and_sampled_on_the_way(trained, world, tmp_path):
     """The video is the one that sampling makes afterwards from the averages of the checkpoint."""
     first, second, directory = trained
     values = re.findall(r"iteration (\d+) \| eval loss: ([0-9.]+) \|.* ema eval loss: ([0-9.]+) \|", first + second)
-    assert [iteration for iteration, *_ in values] == ["10", "20"]
+    assert [iteration for iteration, *_ in values] == ["4", "8"]
     assert all(live != average for _, live, average in values)
-    folder = directory / "samples" / "iter_0000020"
+    folder = directory / "samples" / "iter_0000008"
     assert f"sampled 1 videos, {folder / 'contact_sheet.png'}" in second
     flags = ["--mm-model", world / "sample.json", "--load", directory, "--ema", "--seed", 1234, "--save-path", tmp_path]
     result = run("inference.py", [*flags, "--tensor-model-parallel-size", 2, "--sequence-parallel"], 2)
@@ -83,7 +83,7 @@ def test_it_is_evaluated_and_sampled_on_the_way(trained, world, tmp_path):
 
 def test_evaluate_finds_the_loss_that_the_run_logged(trained, world):
     _, second, directory = trained
-    (wanted,) = re.findall(r"iteration 20 \| eval loss: [0-9.]+ \|.* ema eval loss: ([0-9.]+) \|", second)
+    (wanted,) = re.findall(r"iteration 8 \| eval loss: [0-9.]+ \|.* ema eval loss: ([0-9.]+) \|", second)
     flags = ["--mm-model", world / "model.json", "--mm-data", world / "data.json", "--eval-data", world / "data.txt"]
     flags += ["--load", directory, "--ema", "--eval-iters", 1, "--json", "--tensor-model-parallel-size", 2]
     program = "mindspeed_mm/__main__.py"
