@@ -1,6 +1,7 @@
 """Sizes of videos and latents: the conversion between pixels, latents and tokens."""
 
 import dataclasses
+import math
 
 from mindspeed_mm.errors import ConfigError
 
@@ -37,6 +38,14 @@ class LatentGrid:
     def shape(self, batch: int, channels: int) -> tuple[int, int, int, int, int]:
         """[B, C, T, H, W] of a latent tensor with this extent."""
         return batch, channels, self.frames, self.height, self.width
+
+
+def size_like(shown: tuple[int, int], area: int, units: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) in multiples of `units`, with the aspect ratio of `shown` (height, width) and about `area` pixels."""
+    ratio = shown[0] / shown[1]
+    sides = math.sqrt(area * ratio), math.sqrt(area / ratio)
+    height, width = (max(unit, round(side / unit) * unit) for side, unit in zip(sides, units, strict=True))
+    return height, width
 
 
 def as_grid(grid) -> LatentGrid:

@@ -17,13 +17,15 @@ from torch import Tensor
 
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.diffusers.code import PIPELINE, Code, add, carried
+from mindspeed_mm.diffusers.images import TakesImages
 from mindspeed_mm.diffusers.lora import OpenSoraPlanLoraMixin
 from mindspeed_mm.diffusers.settings import checked
 from mindspeed_mm.diffusers.text import EncodesPrompts, SamplingDefaults, repeated
 from mindspeed_mm.diffusion import guidance, schedule
+from mindspeed_mm.models.image_conditions import on_straight_path
 from mindspeed_mm.models.sparse_ummdit.masks import used_columns, without_padding
 from mindspeed_mm.parallel.seeds import generator as addressed_generator
-from mindspeed_mm.types import TextFeatures
+from mindspeed_mm.types import ImageFeatures, TextFeatures
 
 
 @dataclasses.dataclass
@@ -33,8 +35,8 @@ class OpenSoraPlanPipelineOutput(BaseOutput):
     frames: Any
 
 
-class OpenSoraPlanPipeline(DiffusionPipeline, OpenSoraPlanLoraMixin, EncodesPrompts):
-    """Text to video: T5 and CLIP, `SparseUMMDiTTransformer3DModel`, a flow-match scheduler, `AutoencoderKLWFVAE`."""
+class OpenSoraPlanPipeline(DiffusionPipeline, OpenSoraPlanLoraMixin, EncodesPrompts, TakesImages):
+    """Text, and images, to video: T5 and CLIP, `SparseUMMDiTTransformer3DModel`, a flow-match scheduler, `AutoencoderKLWFVAE`."""
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->transformer->vae"
     _callback_tensor_inputs = ["latents", "prompt_embeds", "negative_prompt_embeds"]
@@ -70,6 +72,8 @@ class OpenSoraPlanPipeline(DiffusionPipeline, OpenSoraPlanLoraMixin, EncodesProm
         self,
         prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
+        image: Any = None,
+        last_image: Any = None,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -96,20 +100,24 @@ class OpenSoraPlanPipeline(DiffusionPipeline, OpenSoraPlanLoraMixin, EncodesProm
     ) -> OpenSoraPlanPipelineOutput | tuple[Any]:
         """Samples videos; docs/diffusers.md says what each argument does. Arguments that are None take `settings`."""
         said = self.defaults
-        grid = self._grid(num_frames or said.num_frames, height or said.height, width or said.width)
-        self._guidance = (
-            said.guidance_scale if guidance_scale is None else guidance_scale,
-            said.guidance_rescale if guidance_rescale is None else guidance_rescale,
-        )
+        # A callback may change both; diffusers' own pipelines have these names.
+        self._guidance_scale = said.guidance_scale if guidance_scale is None else guidance_scale
+        self._guidance_rescale = said.guidance_rescale if guidance_rescale is None else guidance_rescale
         self._attention_kwargs, self._interrupt = attention_kwargs, False
         given = (prompt_embeds, prompt_attention_mask, pooled_prompt_embeds)
         unwanted = (negative_prompt_embeds, negative_prompt_attention_mask, negative_pooled_prompt_embeds)
         text, prompts = self._conditions(prompt, negative_prompt, given, unwanted, num_videos_per_prompt)
+        first, last = self._images("image", image, prompts), self._images("last_image", last_image, prompts)
+        if height is None and width is None:
+            height, width = self._size_like([first, last], said.height, said.width)
+        extent = (num_frames or said.num_frames, height or said.height, width or said.width)
+        grid = self._grid(*extent)
+        known = self.encode_images(first, last, extent, num_videos_per_prompt)
         latents = self.prepare_latents(grid, prompts, num_videos_per_prompt, generator, seed, latents)
         steps = num_inference_steps or said.num_inference_steps
         timesteps = self.prepare_timesteps(steps, sigmas, grid)
         callback = _callback(callback_on_step_end, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        latents = self._denoise(latents, text, timesteps, 2 if sequential_guidance else 1, callback)
+        latents = self._denoise(latents, text, known, timesteps, 2 if sequential_guidance else 1, callback)
         frames = latents if output_type == "latent" else self.decode_latents(latents, output_type)
         self.maybe_free_model_hooks()
         return OpenSoraPlanPipelineOutput(frames=frames) if return_dict else (frames,)
@@ -181,7 +189,15 @@ class OpenSoraPlanPipeline(DiffusionPipeline, OpenSoraPlanLoraMixin, EncodesProm
         self._num_timesteps = len(self.scheduler.timesteps)
         return self.scheduler.timesteps
 
-    def _denoise(self, latents: Tensor, text: TextFeatures, timesteps: Tensor, parts: int, callback: Any) -> Tensor:
+    def _denoise(
+        self,
+        latents: Tensor,
+        text: TextFeatures,
+        known: ImageFeatures | None,
+        timesteps: Tensor,
+        parts: int,
+        callback: Any,
+    ) -> Tensor:
         """Clean latents. parts: passes per step; callback: see `_callback`."""
         halves = text.chunk(parts if self.do_classifier_free_guidance else 1)
         progress: Any = self.progress_bar  # loses its self to diffusers' decorator in the eyes of a type checker
@@ -190,23 +206,30 @@ class OpenSoraPlanPipeline(DiffusionPipeline, OpenSoraPlanLoraMixin, EncodesProm
                 if self.interrupt:
                     continue
                 self._current_timestep = timestep
-                velocity = self._velocity(latents, timestep, halves)
+                velocity = self._velocity(latents, timestep, halves, known)
+                if known is not None:
+                    velocity = on_straight_path(velocity, latents, float(self.scheduler.sigmas[index]), known)
                 latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
                 if callback is not None:
                     latents, text = callback(self, index, timestep, latents, text)
-                    halves = text.chunk(len(halves))
+                    halves = text.chunk(parts if self.do_classifier_free_guidance else 1)
                 bar.update()
         self._current_timestep = None
         return latents
 
-    def _velocity(self, latents: Tensor, timestep: Tensor, halves: list[TextFeatures]) -> Tensor:
+    def _velocity(
+        self, latents: Tensor, timestep: Tensor, halves: list[TextFeatures], known: ImageFeatures | None
+    ) -> Tensor:
         """Guided velocity; each half, or both at once, is one pass of the transformer."""
         contexts = ("uncond", "cond") if len(halves) == 2 else ("cond_uncond",)
         found = []
         for name, features in zip(contexts, halves, strict=True):
             features = without_padding(features, used_columns(features.keep, 1))
             count = features.sequence.shape[0]
-            mask = {} if bool(features.keep.all()) else {"encoder_attention_mask": features.keep}
+            more = {} if bool(features.keep.all()) else {"encoder_attention_mask": features.keep}
+            if known is not None:
+                seen = torch.cat((known.latents, known.mask), 1).to(latents.dtype)
+                more["image_condition"] = seen.repeat(count // latents.shape[0], 1, 1, 1, 1)
             with self.transformer.cache_context(name):
                 found.append(
                     self.transformer(
@@ -214,7 +237,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline, OpenSoraPlanLoraMixin, EncodesProm
                         timestep=timestep.expand(count),
                         encoder_hidden_states=features.sequence,
                         pooled_projections=features.pooled,
-                        **mask,
+                        **more,
                         attention_kwargs=self.attention_kwargs,
                         return_dict=False,
                     )[0]
@@ -222,7 +245,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline, OpenSoraPlanLoraMixin, EncodesProm
         if not self.do_classifier_free_guidance:
             return found[0]
         without, with_prompt = torch.cat(found).chunk(2)
-        return guidance.combine(without, with_prompt, *self._guidance)
+        return guidance.combine(without, with_prompt, self._guidance_scale, self._guidance_rescale)
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor, output_type: str = "pil") -> Any:
@@ -245,11 +268,11 @@ class OpenSoraPlanPipeline(DiffusionPipeline, OpenSoraPlanLoraMixin, EncodesProm
 
     @property
     def guidance_scale(self) -> float:
-        return self._guidance[0]
+        return self._guidance_scale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        return self._guidance[0] > 1
+        return self._guidance_scale > 1
 
     @property
     def attention_kwargs(self) -> dict[str, Any] | None:
@@ -277,11 +300,17 @@ def _callback(function: Callable | None, names: Sequence[str], known: list[str])
         raise ValueError(f"callback_on_step_end_tensor_inputs {unknown}: not among {known}")
 
     def call(pipeline: Any, index: int, timestep: Tensor, latents: Tensor, text: TextFeatures):
-        parts = text.sequence.chunk(2 if pipeline.do_classifier_free_guidance else 1)
-        values = {"latents": latents, "prompt_embeds": parts[-1], "negative_prompt_embeds": parts[0]}
+        guided = pipeline.do_classifier_free_guidance
+        parts = text.chunk(2 if guided else 1)
+        values = {"latents": latents, "prompt_embeds": parts[-1].sequence, "negative_prompt_embeds": parts[0].sequence}
         changed = function(pipeline, index, timestep, {name: values[name] for name in names}) or {}
-        parts = [changed.get("negative_prompt_embeds", parts[0]), changed.get("prompt_embeds", parts[-1])]
-        sequence = torch.cat(parts if pipeline.do_classifier_free_guidance else parts[1:])
-        return changed.get("latents", latents), dataclasses.replace(text, sequence=sequence)
+        if pipeline.do_classifier_free_guidance and not guided:
+            raise ValueError(
+                "a callback turned guidance on; start with guidance_scale above 1, which reads both prompts"
+            )
+        places = {"negative_prompt_embeds": parts[0], "prompt_embeds": parts[-1]}
+        new = [dataclasses.replace(part, sequence=changed.get(name, part.sequence)) for name, part in places.items()]
+        kept = new if pipeline.do_classifier_free_guidance else new[1:]  # a callback may turn guidance off
+        return changed.get("latents", latents), TextFeatures.concatenate(kept)
 
     return call

@@ -54,5 +54,23 @@ def finish(autoencoder: WFVAE, encoded: ImageFeatures, shown: Tensor | None = No
     mask = encoded.mask.float()
     if shown is not None:
         mask = mask * shown.to(mask.device).view(-1, 1, 1, 1, 1)
-    latents = (encoded.latents - autoencoder.shift) * autoencoder.scale
+    return as_seen((encoded.latents - autoencoder.shift) * autoencoder.scale, mask)
+
+
+def as_seen(latents: Tensor, mask: Tensor) -> ImageFeatures:
+    """Latents of known pixels, shifted and scaled, as the denoiser takes them: fp32, 0 where nothing is known."""
+    mask = mask.float()
     return ImageFeatures(torch.where(mask.amax(1, keepdim=True) > 0, latents.float(), 0.0), mask)
+
+
+def on_straight_path(velocity: Tensor, latents: Tensor, sigma: float, known: ImageFeatures) -> Tensor:
+    """The velocity with known latents on their straight path from the noise, which ends at them.
+
+    Latents are known whose frames are known wholly: an encoder that looks back alone gives them the same values as for
+    the whole video. The denoiser was trained to see them on this path.
+    """
+    whole = known.mask.amin((1, 3, 4), keepdim=True) == 1
+    if sigma == 0:
+        return velocity
+    exact = ((latents - known.latents) / sigma).to(velocity.dtype)
+    return torch.where(whole, exact, velocity)

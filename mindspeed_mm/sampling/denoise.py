@@ -15,9 +15,9 @@ from mindspeed_mm.config.solvers import SOLVERS, Point
 from mindspeed_mm.diffusion import guidance
 from mindspeed_mm.errors import SamplingError
 from mindspeed_mm.models.denoiser import Conditions, Denoiser
+from mindspeed_mm.models.image_conditions import on_straight_path
 from mindspeed_mm.models.step_cache import StepCache
 from mindspeed_mm.parallel.collectives import exchange_halves, of_first_half, sum_of_sample
-from mindspeed_mm.types import ImageFeatures
 
 _MEMORY_SHARE = 0.85  # share of the device's memory; the estimate omits workspaces, fragmentation and NCCL
 
@@ -123,7 +123,7 @@ class _Velocities:
             found = guidance.guided(self.diffusion, without, with_prompt, latents, sigma)
         else:
             found = self._part(latents, sigma, *self.with_prompt, reuse)
-        return found if self.known is None else _held(found, latents, sigma, self.known)
+        return found if self.known is None else on_straight_path(found, latents, sigma, self.known)
 
     def _together(self, value: Tensor) -> Tensor:
         """Sum over the ranks of a sample; on a pair that of the half without prompt."""
@@ -147,19 +147,6 @@ class _Velocities:
         repeated = latents.to(self.denoiser.dtype).repeat(batch // latents.shape[0], 1, 1, 1, 1)
         level = torch.full((batch,), sigma, device=latents.device)
         return self.denoiser(repeated, level, conditions, step_cache=cache, before_block=self.before_block)
-
-
-def _held(velocity: Tensor, latents: Tensor, sigma: float, known: ImageFeatures) -> Tensor:
-    """The velocity with known latents on their straight path from the noise, which ends at them.
-
-    Latents are known whose frames are known wholly: an encoder that looks back alone gives them the same values as for
-    the whole video. The denoiser was trained to see them on this path.
-    """
-    whole = known.mask.amin((1, 3, 4), keepdim=True) == 1
-    if sigma == 0:
-        return velocity
-    exact = ((latents - known.latents) / sigma).to(velocity.dtype)
-    return torch.where(whole, exact, velocity)
 
 
 def _check_finite(velocity: Tensor, number: int, total: int, sigma: float, dtype: torch.dtype) -> None:

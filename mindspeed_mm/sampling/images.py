@@ -1,8 +1,6 @@
 """Images and clips that a sample starts from: their sizes, and their pixels at the places of the sample's frames."""
 
 import dataclasses
-import math
-import random
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mindspeed_mm import families
+from mindspeed_mm.config.geometry import size_like
 from mindspeed_mm.config.image_inputs import FrameInput, ImageInputs
 from mindspeed_mm.config.sample import PromptConfig, SampleModelConfig
-from mindspeed_mm.config.transforms import AutoencoderNorm, CenterCropResizeVideo, ToTensorVideo
 from mindspeed_mm.data.decode.facts import Facts, facts_of
 from mindspeed_mm.data.decode.images import read_image
 from mindspeed_mm.data.decode.readers import build_reader, read_clip
 from mindspeed_mm.data.decode.resolution import center_crop_box
-from mindspeed_mm.data.decode.transforms import build_pipeline
+from mindspeed_mm.data.decode.transforms import covering
 from mindspeed_mm.errors import ConfigError, DataError, SamplingError
 
 
@@ -74,9 +72,7 @@ def fitted(model: SampleModelConfig) -> SampleModelConfig:
         return model
     frames, height, width = model.pipeline_config.input_size
     units = [stride * model.predictor.patch_size for stride in model.ae.strides[1:]]
-    ratio, area = shown[0] / shown[1], height * width
-    sides = math.sqrt(area * ratio), math.sqrt(area / ratio)
-    size = (frames, *(max(unit, round(side / unit) * unit) for side, unit in zip(sides, units, strict=True)))
+    size = (frames, *size_like(shown, height * width, (units[0], units[1])))
     return dataclasses.replace(model, pipeline_config=dataclasses.replace(model.pipeline_config, input_size=size))
 
 
@@ -106,7 +102,8 @@ def load(model: SampleModelConfig) -> tuple[Tensor, Tensor]:
     try:
         for place, frames in _frames(model):
             stop = place + len(frames)
-            video[0, :, place:stop] = _resized(frames, size[1:]).transpose(0, 1)
+            pictures = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+            video[0, :, place:stop] = covering(pictures, size[1:]).transpose(0, 1)
             known[0, place:stop] = 1.0
         if model.images.mask is not None:
             known *= _mask(model.images.mask, size[1:])
@@ -192,13 +189,6 @@ def _picture(source: "str | Picture") -> np.ndarray:
 
 def _read(path: str, places: list[int]) -> np.ndarray:
     return read_clip(build_reader("decoder"), path, places)
-
-
-def _resized(frames: np.ndarray, size: tuple[int, int]) -> Tensor:
-    """uint8 [n,H,W,3] -> fp32 [n,3,h,w] in [-1,1], as training resizes clips."""
-    resize = CenterCropResizeVideo(size=size, interpolation_mode="bicubic")
-    pipeline = build_pipeline((ToTensorVideo(), resize, AutoencoderNorm()))
-    return pipeline(torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2), random.Random(0)).clamp(-1, 1)
 
 
 def _mask(source: str | Picture, size: tuple[int, int]) -> Tensor:

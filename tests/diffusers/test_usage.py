@@ -239,6 +239,25 @@ def test_a_callback_sees_each_step_and_changes_it(pipeline, frames, base):
         frames(callback_on_step_end=look, callback_on_step_end_tensor_inputs=["noise"])
 
 
+def test_a_callback_changes_guidance_and_turns_it_off(pipeline, frames, base):
+    def scaled(at, scale):
+        def call(pipe, step, timestep, values):
+            if step == at:
+                pipe._guidance_scale = scale
+            return {}
+
+        return call
+
+    assert np.array_equal(frames(callback_on_step_end=scaled(3, 1.0)), base)  # behind the last step
+    assert pipeline.guidance_scale == 1.0
+    off = frames(callback_on_step_end=scaled(0, 1.0))
+    in_parts = frames(callback_on_step_end=scaled(0, 1.0), sequential_guidance=True)
+    assert not np.array_equal(off, base) and not np.array_equal(off, frames(callback_on_step_end=scaled(0, 9.0)))
+    assert np.abs(off.astype(int) - in_parts).max() <= 1
+    with pytest.raises(ValueError, match="a callback turned guidance on"):
+        frames(guidance_scale=1.0, callback_on_step_end=scaled(0, 3.0))
+
+
 def test_tiling_and_slicing_of_the_autoencoder(pipeline):
     vae = pipeline.vae
     z = torch.randn((2, 4, 2, 16, 16), generator=torch.manual_seed(0))

@@ -163,6 +163,24 @@ def build_pipeline(steps: tuple) -> Pipeline:
     return Pipeline(tuple(steps))
 
 
+def covering(frames: Tensor, size: Size) -> Tensor:
+    """uint8 [n,3,H,W] -> fp32 [n,3,h,w] in [-1,1], as training resizes clips (bicubic): cropped at the centre to the
+    aspect ratio of `size`.
+    """
+    box = Crop(*center_crop_box(*_size(frames), *size))
+    steps = [
+        Arithmetic(divide=(255.0,), of_bytes=True),
+        box,
+        Resize(*size, "bicubic"),
+        Arithmetic(times=2.0, plus=-1.0),
+    ]
+    plan = ClipPlan(_size(frames), steps, size, BandCache())
+    out = torch.empty(len(frames), 3, *size)
+    for frame, place in zip(frames, out, strict=True):
+        plan(frame.unbind(0), place)
+    return out.clamp(-1, 1)
+
+
 def resize(video: Tensor, height: int, width: int, mode: str) -> Tensor:
     """Resizes [T,C,H,W], mode 'bilinear' or 'bicubic'. Bicubic may overshoot the range of its input.
 
