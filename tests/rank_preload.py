@@ -10,7 +10,7 @@ import mindspeed_mm.sampling.run
 import mindspeed_mm.training.build
 import mindspeed_mm.training.extraction
 
-with contextlib.suppress(ImportError):  # the extra "api"
+with contextlib.suppress(ImportError):  # the extra "serve"
     import mindspeed_mm.serving.app  # noqa: F401
 
 gc.freeze()  # a collection, which ends the turn of every rank, would look at a million objects of these imports each time

@@ -334,6 +334,14 @@ class ApiConfig:
         help="unfinished videos that a key without a LIMIT may have; default: as many as the queue takes",
     )
     model_name: str = flag("open-sora-plan-v1.5", "--model-name", help="name of the model in the API")
+    keep_days: float | None = flag(
+        None,
+        "--keep-days",
+        above=0,
+        at_most=36500,
+        unit="days",
+        help="remove ended videos with their files after so long; default: never",
+    )
     max_upload_mb: float = flag(
         10.0, "--max-upload-mb", at_least=0.01, at_most=1000, unit="MB", help="largest request, with its images"
     )

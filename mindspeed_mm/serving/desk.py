@@ -195,6 +195,7 @@ class Desk:
         """A video as OpenAI's client reads it, and the extensions of this server."""
         line = job.request["line"]
         frames, height, width = line["input_size"]
+        keep_s = self.worker.keep_s
         progress = 100 if job.status == states.DONE else int(99 * self.worker.progress(job.id))
         return {
             "id": job.id,
@@ -204,7 +205,7 @@ class Desk:
             "progress": progress,
             "created_at": int(job.created),
             "completed_at": None if job.status != states.DONE or job.finished is None else int(job.finished),
-            "expires_at": None,
+            "expires_at": None if job.finished is None or keep_s is None else int(job.finished + keep_s),
             "error": None if job.code is None else {"code": job.code, "message": job.message},
             "prompt": line["prompt"],
             "seconds": job.request["seconds"] or f"{frames / self.model.rate:.4g}",

@@ -26,8 +26,14 @@ def address(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def run(app, listener: socket.socket) -> None:
-    """Serves an application (ASGI) until a signal ends it; open answers then have 3 s."""
+def server(app, *, log_level: str = "warning", backlog: int = 2048):
+    """A server (uvicorn) of an application (ASGI); after a signal open answers have 3 s."""
     import uvicorn
 
-    uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)).run(sockets=[listener])
+    from mindspeed_mm.serving.connections import PatientProtocol
+
+    return uvicorn.Server(
+        uvicorn.Config(
+            app, http=PatientProtocol, ws="none", log_level=log_level, backlog=backlog, timeout_graceful_shutdown=3
+        )
+    )

@@ -190,6 +190,13 @@ class Queue:
                 rows.execute("UPDATE jobs SET status = ? WHERE id = ?", (_REMOVED, id))
             return job
 
+    def expire(self, before: float) -> None:
+        """Jobs that ended before this time, in seconds since the epoch, are no longer to be found; see `remove`."""
+        with self._changing("expire") as rows:
+            rows.execute(
+                "UPDATE jobs SET status = ? WHERE status IN (?, ?) AND finished < ?", (_REMOVED, DONE, FAILED, before)
+            )
+
     def forget(self, id: str) -> None:
         """The files of a removed job are gone, so its row goes."""
         with self._changing("forget") as rows:

@@ -64,7 +64,8 @@ def _serve(config: ServeConfig, maker: SampleMaker, keys: Keys, listener: socket
 
     metrics = Metrics()
     queue = Queue(maker.folder, config.max_queue, metrics.operation)
-    worker = Worker(queue, maker, metrics.job)
+    keep_s = None if config.api.keep_days is None else config.api.keep_days * 86400
+    worker = Worker(queue, maker, metrics.job, keep_s=keep_s)
     desk = Desk(queue, worker, maker, metrics, config.api.model_name)
     hosts = listening.NAMES if config.host in listening.THIS_MACHINE else ()
     app = build_app(desk, keys, int(config.api.max_upload_mb * 1e6), hosts, has_page=not config.api.is_alone)
@@ -77,7 +78,7 @@ def _serve(config: ServeConfig, maker: SampleMaker, keys: Keys, listener: socket
     if config.host not in listening.THIS_MACHINE and not keys.are_asked:
         _log.warning(f"--host {config.host}: whoever reaches this port can sample; --api-keys asks for a token")
     try:
-        listening.run(app, listener)
+        listening.server(app).run(sockets=[listener])
     finally:
         worker.stop()
         queue.close()

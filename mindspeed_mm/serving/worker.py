@@ -32,9 +32,10 @@ class Worker:
         maker: Maker,
         ended: Callable[[str, float], None] = lambda outcome, s: None,
         pause_s: float = 1.0,
+        keep_s: float | None = None,
     ):
         """ended: told how each job ended and its seconds. pause_s: before a write to a full disk is tried again; then
-        twice as long, and so on.
+        twice as long, and so on. keep_s: time after which an ended job is removed; None: never.
         """
         self.queue = queue
         self.maker = maker
@@ -42,6 +43,7 @@ class Worker:
         self.disk_fault: str | None = None  # why the disk cannot be written now
         self._ended = ended
         self._pause_s = pause_s
+        self.keep_s = keep_s
         self._lock = threading.Lock()  # for the fields below
         self._current: str | None = None
         self._progress = (0, 1)
@@ -92,13 +94,20 @@ class Worker:
             self._clean(id)
         return True
 
+    def _tidy(self) -> None:
+        """Removes the files of jobs that were deleted, or are too old."""
+        if self.keep_s is not None:
+            self.queue.expire(time.time() - self.keep_s)
+        for id in self.queue.removed():
+            self._clean(id)
+
     def _clean(self, id: str) -> None:
         self.maker.remove(id)
         self.queue.forget(id)
 
     def _run(self) -> None:
-        self._insist(lambda: [self._clean(id) for id in self.queue.removed()])
         while not self._ending.is_set():
+            self._insist(self._tidy)
             self._news.clear()
             job = self._insist(self.queue.take)
             if job is None:
@@ -114,7 +123,6 @@ class Worker:
             with self._lock:
                 self._current = None
             self.previews.begin(None)
-            self._insist(lambda: [self._clean(id) for id in self.queue.removed()])
 
     def _do(self, job: Job) -> None:
         started, outcome = time.monotonic(), "completed"

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 
 import openai
-import uvicorn
 
 from mindspeed_mm.serving import listening
 from mindspeed_mm.serving.app import build_app
@@ -21,16 +20,22 @@ MODEL = "tiny"
 
 @contextlib.contextmanager
 def served(
-    maker, *, keys: Keys | None = None, max_waiting: int = 16, max_body: int = 10**6, has_page: bool = True
+    maker,
+    *,
+    keys: Keys | None = None,
+    max_waiting: int = 16,
+    max_body: int = 10**6,
+    has_page: bool = True,
+    keep_s: float | None = None,
 ) -> Iterator[tuple[str, Desk]]:
     """Address and desk of a server whose samples `maker` makes."""
     metrics = Metrics()
     queue = Queue(maker.folder, max_waiting, metrics.operation)
-    worker = Worker(queue, maker, metrics.job, pause_s=0.05)
+    worker = Worker(queue, maker, metrics.job, pause_s=0.05, keep_s=keep_s)
     desk = Desk(queue, worker, maker, metrics, MODEL)
     app = build_app(desk, keys or Keys({}), max_body, listening.NAMES, has_page=has_page)
     listener = listening.listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    server = listening.server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     worker.start()
     thread.start()

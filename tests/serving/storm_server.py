@@ -5,7 +5,6 @@ import threading
 import time
 from pathlib import Path
 
-import uvicorn
 from stand_in import StandIn
 
 from mindspeed_mm.serving import listening
@@ -49,7 +48,7 @@ def server(world: World) -> None:
     app = build_app(desk, Keys({}), 10**6, listening.NAMES)
     worker.start()
     listener = listening.listen("127.0.0.1", world.port)
-    uvicorn.Server(uvicorn.Config(app, log_level="critical", backlog=2048)).run(sockets=[listener])
+    listening.server(app, log_level="critical").run(sockets=[listener])
 
 
 def _fill(every_s: float, queue: Queue, maker: StandIn) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import socket
 import sqlite3
 import threading
 import time
@@ -14,6 +15,7 @@ from api_server import client_of, ended, served
 from stand_in import StandIn
 
 from mindspeed_mm.errors import ConfigError, ServerFull
+from mindspeed_mm.serving.connections import PatientProtocol
 from mindspeed_mm.serving.keys import VARIABLE, Keys
 from mindspeed_mm.serving.queue import DONE, FAILED, QUEUED, RUNNING, New, Queue, Repeated
 
@@ -219,3 +221,46 @@ def test_a_server_that_ends_gives_its_job_back(slow):
     with served(slow) as (address, desk):
         assert ended(client_of(address), id).status == "completed"
         assert desk.queue.get(id).starts == 1
+
+
+def test_ended_videos_are_removed_after_their_time(small_model, tmp_path):
+    maker = StandIn(small_model / "sample.json", tmp_path / "videos")
+    with served(maker, keep_s=3600.0) as (address, desk):
+        client = client_of(address)
+        old, kept = (client.videos.create(prompt=prompt).id for prompt in "ab")
+        for id in (old, kept):
+            state = ended(client, id)
+            assert state.expires_at == int(desk.queue.get(id).finished + 3600)
+        desk.queue._rows.execute("UPDATE jobs SET finished = finished - 4000 WHERE id = ?", (old,))
+        ended(client, client.videos.create(prompt="c").id)  # the worker looks between two jobs
+        until = time.monotonic() + 10
+        while (maker.folder / f"{old}.mp4").exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert [video.id for video in client.videos.list(order="asc")][0] == kept
+        assert (maker.folder / f"{kept}.mp4").exists()
+
+
+def test_a_connection_that_sends_no_whole_head_is_closed(small_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(PatientProtocol, "head_s", 0.3)
+    with served(StandIn(small_model / "sample.json", tmp_path / "videos")) as (address, _):
+        port = int(address.rpartition(":")[2])
+        silent, slow, patient = (socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(3))
+        patient.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert b"200 OK" in patient.recv(4096)
+        slow.sendall(b"GET /health HTTP/1.1\r\nHost: local")
+        began = time.monotonic()
+        for one in (silent, slow):
+            assert one.recv(4096) == b""
+        assert time.monotonic() - began < 5
+        body = b'{"prompt": "a"}'
+        with socket.create_connection(
+            ("127.0.0.1", port), timeout=10
+        ) as late:  # a whole head, and a body that takes longer
+            head = f"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+            late.sendall(head.encode())
+            time.sleep(0.5)
+            late.sendall(body)
+            assert b"200 OK" in late.recv(4096)
+        for one in (silent, slow, patient):
+            one.close()
