@@ -258,6 +258,16 @@ class OpenSoraPlanPipeline(DiffusionPipeline, OpenSoraPlanLoraMixin, EncodesProm
             latents = latents + torch.tensor(said.shift).to(latents).view(1, -1, 1, 1, 1)
         return self.video_processor.postprocess_video(self.vae.decode(latents).sample.float(), output_type)
 
+    def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
+        """As diffusers'. Raises ValueError for a CPU as the device that computes: diffusers calls it cpu:0, and there
+        accelerate leaves plain tensors in the place of parameters, which end the first text in a TypeError.
+        """
+        if device is not None and torch.device(device).type == "cpu":
+            raise ValueError(
+                f"enable_sequential_cpu_offload: device {device}; it offloads to the CPU, name an accelerator"
+            )
+        super().enable_sequential_cpu_offload(gpu_id, device)
+
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **options: Any) -> None:
         """Also writes the code of the pipeline's own classes, so that the folder loads without this package."""
         super().save_config(save_directory, push_to_hub=push_to_hub, **options)

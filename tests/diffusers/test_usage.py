@@ -28,10 +28,21 @@ def test_model_offload(pipeline, frames, base):
 
 
 def test_sequential_offload(pipeline, frames, base):
-    """A module has its weights in its own forward pass alone."""
-    pipeline.enable_sequential_cpu_offload(device="cpu")
-    assert pipeline.transformer.norm_out.norm.weight.is_meta
-    assert np.array_equal(frames(), base)
+    """What diffusers does to each component, T5 and CLIP as well: a module has its weights in its own forward pass alone."""
+    cpu = torch.device("cpu")
+    for part in (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.transformer, pipeline.vae):
+        accelerate.cpu_offload(part, cpu, offload_buffers=len(part._parameters) > 0)
+        assert all(parameter.is_meta for parameter in part.parameters())
+    for _ in range(2):
+        assert np.array_equal(frames(), base)
+
+
+def test_sequential_offload_to_where_it_computes_is_refused(pipeline):
+    """diffusers would call the device cpu:0, to which torch copies a tensor that is there already, as accelerate does not expect."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    assert isinstance(weight.to("cpu"), torch.nn.Parameter) and not isinstance(weight.to("cpu:0"), torch.nn.Parameter)
+    with pytest.raises(ValueError, match="device cpu; it offloads to the CPU, name an accelerator"):
+        pipeline.enable_sequential_cpu_offload(device="cpu")
 
 
 @pytest.mark.parametrize(
