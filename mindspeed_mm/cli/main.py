@@ -89,13 +89,15 @@ def overview() -> str:
     lines = [
         f"usage: {NAME} COMMAND [flags]",
         "",
-        "Open-Sora Plan v1.5: text-to-video training and sampling on Ascend NPUs, CUDA and CPUs.",
+        "Open-Sora Plan v1.5: text-to-video training and sampling on Ascend NPUs, CUDA",
+        "GPUs and CPUs.",
     ]
     for section in dict.fromkeys(entry.section for entry in COMMANDS.values()):
         lines += ["", f"{section}:"]
         lines += [f"  {name:13} {entry.summary}" for name, entry in COMMANDS.items() if entry.section == section]
     lines += [
         "",
-        f"{NAME} COMMAND --help lists the flags of a command, with examples; {NAME} --version says the version.",
+        f"{NAME} COMMAND --help lists the flags of a command, with examples.",
+        f"{NAME} --version says the version.",
     ]
     return "\n".join(lines)

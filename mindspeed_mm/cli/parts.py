@@ -6,6 +6,7 @@ from typing import Any
 
 from mindspeed_mm.errors import ConfigError, said_in_one_line
 from mindspeed_mm.schema import Program, did_you_mean, flag
+from mindspeed_mm.schema.usage import wrapped
 
 DTYPES = ("fp32", "bf16", "fp16")
 WEIGHTS = (
@@ -27,8 +28,11 @@ def run_subcommand(
     words = list(sys.argv[1:] if argv is None else argv)
     known = [name.split()[1] for name in programs]
     if not words or words[0] in ("-h", "--help"):
-        print("\n".join(f"{name:20} {program.description}" for name, program in programs.items()))
-        print(f"\nmindspeed-mm {group} {'|'.join(known)} --help says more")
+        print(f"usage: mindspeed-mm {group} {'|'.join(known)} [flags]\n")
+        for name, program in programs.items():
+            first, *rest = wrapped(program.description, 60).splitlines()
+            print("\n".join([f"  {name.split()[1]:14} {first}", *(f"{'':17}{line}" for line in rest)]))
+        print(f"\nmindspeed-mm {group} {known[0]} --help lists the flags of one of them, with examples.")
         sys.exit(0 if words else 1)
     with said_in_one_line():
         name = f"{group} {words[0]}"

@@ -61,7 +61,7 @@ class VideoFlags:
         "--shuffled",
         at_least=0,
         at_most=10_000,
-        help="judge with shuffled prompts so often, for the score of chance",
+        help="how often the judge is asked with shuffled prompts, for the score of chance",
     )
     vbench: bool = flag(False, "--vbench", help="also write VBench's file layout, to SAVE/vbench")
 

@@ -82,7 +82,11 @@ class RanksConfig:
         help="free port there; default: any free one on one machine, else 12345",
     )
     max_restarts: int = flag(
-        0, "--max-restarts", at_least=0, at_most=10_000, help="starts all processes again after one was lost, so often"
+        0,
+        "--max-restarts",
+        at_least=0,
+        at_most=10_000,
+        help="how often all processes are started again after one was lost",
     )
     log_file: str | None = flag(
         None, "--log-file", metavar="FILE", help="write all that is printed to this file as well"

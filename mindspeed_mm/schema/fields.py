@@ -64,8 +64,10 @@ class Facts:
             or (self.below is not None and value >= self.below)
         )
 
-    def range(self) -> str:
-        """The range in words; empty if there is none."""
+    def range(self, large: float = math.inf) -> str:
+        """The range in words; empty if there is none. large: an upper limit from this on is left out."""
+        if self.at_most is not None and self.at_most >= large:
+            return dataclasses.replace(self, at_most=None).range()
         if self.at_least is not None and self.at_most is not None:
             return f"from {_shown(self.at_least)} to {_shown(self.at_most)}"
         low = f"at least {_shown(self.at_least)}" if self.at_least is not None else ""

@@ -10,6 +10,7 @@ from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.schema.flags import Flag
 from mindspeed_mm.schema.node import one_line
 
+_LARGE = 1e9  # a limit that no value in use comes near; it says nothing to a reader
 _METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -25,7 +26,15 @@ class _Layout(argparse.HelpFormatter):
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         lines = text.splitlines()
-        return "\n".join(line if line.startswith(" ") else textwrap.fill(line, width) for line in lines)
+        return "\n".join(line if line.startswith(" ") else wrapped(line, width) for line in lines)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return wrapped(text, width).splitlines()
+
+
+def wrapped(text: str, width: int) -> str:
+    """Text in lines of at most `width` letters; a flag such as --no-save-optim is never broken."""
+    return textwrap.fill(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 def parser_of(
@@ -42,10 +51,18 @@ def parser_of(
         epilog=epilog,
         allow_abbrev=False,
         formatter_class=_Layout,
+        add_help=False,  # it would come before what is needed
     )
-    sections: dict[str, Any] = {"": parser}
+    sections: dict[str, Any] = {}
+    if any(flag.required and flag.name.startswith("-") for flag in flags):
+        sections["needed"] = parser.add_argument_group("needed")
+    sections[""] = parser.add_argument_group("options")
+    sections[""].add_argument("-h", "--help", action="help", help="show this help message and exit")
     for flag in flags:
-        section = flag.section or ("needed" if flag.required and flag.name.startswith("-") else "")
+        section = "needed" if flag.required else flag.section
+        if not flag.name.startswith("-"):
+            parser.add_argument(flag.name, **_options(flag))
+            continue
         if section not in sections:
             sections[section] = parser.add_argument_group(section)
         sections[section].add_argument(flag.name, **_options(flag))
@@ -59,11 +76,17 @@ def parser_of(
 
 def _usage(flags: Sequence[Flag]) -> str:
     """What a call needs; a program may have a hundred flags, so the others are not listed."""
-    words = [flag.name.upper() + (" ..." if flag.facts.many else "") for flag in flags if not flag.name.startswith("-")]
+    words = [_positional(flag) for flag in flags if not flag.name.startswith("-")]
     words += [f"{flag.name} {metavar(flag)}" for flag in flags if flag.required and flag.name.startswith("-")]
     return textwrap.fill(
         " ".join(["%(prog)s", *words, "[flags]"]), 60, subsequent_indent=" " * 9, break_on_hyphens=False
     )
+
+
+def _positional(flag: Flag) -> str:
+    """An argument without a flag, as the usage line names it."""
+    name = flag.name.upper() if flag.facts.choices else metavar(flag)
+    return name + (" ..." if flag.facts.many else "")
 
 
 def metavar(flag: Flag) -> str:
@@ -89,7 +112,7 @@ def _options(flag: Flag) -> dict[str, Any]:
 
 def _help(flag: Flag) -> str:
     """Help, range and default in one sentence."""
-    notes = [] if flag.is_switch else [flag.facts.range()]
+    notes = [] if flag.is_switch else [flag.facts.range(_LARGE)]
     if not flag.is_switch and not flag.required and flag.default not in (None, "", ()) and "default" not in flag.help:
         notes.append(f"default {flag.default}")
     if flag.facts.published:

@@ -1,6 +1,8 @@
 """`mindspeed-mm`: every command is found and says what it does; one thing has one spelling; mistakes are one line."""
 
+import itertools
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -91,6 +93,28 @@ def test_a_mistake_is_the_last_line_whoever_starts_the_ranks(tmp_path, program):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (result.stdout, result.returncode) == ("", 1)
     assert result.stderr == f"error: {tmp_path / 'no.json'}: no such file\n"
+
+
+@pytest.mark.parametrize("words", programs())
+def test_help_fits_a_terminal_and_begins_with_what_is_needed(words, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = programs()[words].parser(f"mindspeed-mm {words}").format_help()
+    lines = text.splitlines()
+    assert [line for line in lines if len(line) > 80] == []
+    assert [line for line in lines if re.search(r"--[\w-]*-$", line)] == [], "a flag is broken at a hyphen"
+    assert "9223372036854775807" not in text
+    needed = {flag.name for flag in flags_of(programs()[words].flags) if flag.required and flag.name.startswith("-")}
+    headings = [line for line, below in itertools.pairwise(lines) if re.match(r"\w.*:$", line) and below[:2] == "  "]
+    assert headings[0] in (("needed:",) if needed else ("options:", "positional arguments:"))
+    first = text.partition(headings[0])[2].partition("\n\n")[0]
+    assert all(re.search(rf"^  {name}\b", first, re.MULTILINE) for name in needed)
+
+
+def test_the_overview_and_groups_fit_a_terminal(capsys):
+    for words in ([], ["adapter"], ["config"]):
+        with pytest.raises(SystemExit):
+            main([*words, "--help"])
+        assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
 
 
 def test_it_runs_as_a_module_from_anywhere(tmp_path):
