@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from functools import cache
@@ -115,18 +114,3 @@ def test_the_tutorial_runs_from_its_first_command_to_its_last(machine):
         "samples/index.html",
     ):
         assert (folder / "out" / made).exists(), made
-
-
-# Commands of other pages that need no device, no weights and a few seconds.
-QUICK = ("config init", "config show", "plan", "schema", "completion")
-
-
-@pytest.mark.docs
-@pytest.mark.parametrize("name", ["training.md", "planning.md"])
-def test_quick_commands_of_a_page_run(machine, name):
-    ran = [
-        run(machine, shlex.join(["mindspeed-mm", *entry.program.split(), *entry.flags]))
-        for entry in ALL
-        if entry.page == f"docs/{name}" and entry.is_whole and entry.program in QUICK
-    ]
-    assert ran and all(ran)
