@@ -27,6 +27,8 @@ from mindspeed_mm.models.sparse_ummdit.masks import used_columns, without_paddin
 from mindspeed_mm.parallel.seeds import generator as addressed_generator
 from mindspeed_mm.types import ImageFeatures, TextFeatures
 
+_NETWORKS = {"transformer": "SparseUMMDiTTransformer3DModel", "vae": "AutoencoderKLWFVAE"}
+
 
 @dataclasses.dataclass
 class OpenSoraPlanPipelineOutput(BaseOutput):
@@ -257,6 +259,13 @@ class OpenSoraPlanPipeline(DiffusionPipeline, OpenSoraPlanLoraMixin, EncodesProm
         if said.shift is not None:
             latents = latents + torch.tensor(said.shift).to(latents).view(1, -1, 1, 1, 1)
         return self.video_processor.postprocess_video(self.vae.decode(latents).sample.float(), output_type)
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **options: Any) -> Any:
+        """As diffusers', which hands a network over only if the constructor names its class: a folder's own code cannot."""
+        found = {name: pipeline.components.get(name) for name in _NETWORKS}
+        ours = {name: part for name, part in found.items() if type(part).__name__ == _NETWORKS[name]}
+        return super().from_pipe(pipeline, **{**ours, **options})
 
     def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
         """As diffusers'. Raises ValueError for a CPU as the device that computes: diffusers calls it cpu:0, and there

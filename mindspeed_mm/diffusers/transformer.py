@@ -190,10 +190,14 @@ class SparseUMMDiTTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, Pe
         self.gradient_checkpointing = False
 
     def enable_cache(self, config: Any) -> None:
-        """See `CacheMixin`. FasterCache also needs to know that the pooled text has both halves of guidance."""
+        """See `CacheMixin`. FasterCache also needs to know that pooled text and images have both halves of guidance."""
         if isinstance(config, FasterCacheConfig):
             known = config._unconditional_conditional_input_kwargs_identifiers
-            config._unconditional_conditional_input_kwargs_identifiers = [*known, "pooled_projections"]
+            config._unconditional_conditional_input_kwargs_identifiers = [
+                *known,
+                "pooled_projections",
+                "image_condition",
+            ]
         super().enable_cache(config)
 
     @apply_lora_scale("attention_kwargs")

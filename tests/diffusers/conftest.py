@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from eight_bits import PROMPT, SEED, as_uint8
 
 import mindspeed_mm as mm
 from mindspeed_mm.cli import weights
-
-PROMPT, SEED = "a red circle", 3
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +37,3 @@ def pipeline(folder):
 def frames(pipeline):
     """Function from arguments of the call to frames uint8 [B,T,H,W,3]."""
     return lambda **given: as_uint8(pipeline(**{"prompt": PROMPT, "seed": SEED, "output_type": "np", **given}).frames)
-
-
-def as_uint8(frames: np.ndarray) -> np.ndarray:
-    return (frames * 255).round().astype(np.uint8)

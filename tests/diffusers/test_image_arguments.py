@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import PROMPT, SEED, as_uint8
+from eight_bits import PROMPT, SEED, as_uint8
 from PIL import Image
 
 import mindspeed_mm as mm
@@ -90,6 +90,21 @@ def test_each_prompt_has_its_image_and_each_video_of_it(image_pipeline):
     for place, (prompt, image) in enumerate(zip("aabb", np.repeat(np.arange(2), 2), strict=True)):
         alone = frames(prompt=prompt, image=images[image], latents=noise[place : place + 1])
         torch.testing.assert_close(together[place : place + 1], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_faster_cache_knows_the_images_of_both_halves(image_pipeline):
+    from test_usage import CACHES
+
+    given = {"seed": SEED, "output_type": "np", "image": FIRST}
+    whole = as_uint8(image_pipeline(PROMPT, **given).frames)
+    image_pipeline.transformer.enable_cache(CACHES["faster"](image_pipeline))
+    try:
+        found = as_uint8(image_pipeline(PROMPT, **given).frames)
+    finally:
+        image_pipeline.transformer.disable_cache()
+    assert (
+        not np.array_equal(found, whole) and np.abs(found.astype(int) - whole).mean() < 40
+    )  # of 255, on random weights
 
 
 def test_what_cannot_be_used_is_named(image_pipeline, pipeline):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import FasterCacheConfig, FirstBlockCacheConfig, PyramidAttentionBroadcastConfig, TorchAoConfig
 from diffusers.hooks import TaylorSeerCacheConfig, apply_group_offloading
+from eight_bits import PROMPT, SEED, as_uint8
 from peft import LoraConfig
 from safetensors.torch import save_file
 
@@ -266,6 +267,14 @@ def test_a_callback_changes_guidance_and_turns_it_off(pipeline, frames, base):
     assert np.abs(off.astype(int) - in_parts).max() <= 1
     with pytest.raises(ValueError, match="a callback turned guidance on"):
         frames(guidance_scale=1.0, callback_on_step_end=scaled(0, 3.0))
+
+
+def test_a_pipeline_is_made_from_another_one(pipeline, frames, base):
+    again = type(pipeline).from_pipe(pipeline)
+    again.set_progress_bar_config(disable=True)
+    assert again.transformer is pipeline.transformer and again.defaults == pipeline.defaults
+    frames_again = again(PROMPT, seed=SEED, output_type="np").frames
+    assert np.array_equal(as_uint8(frames_again), base)
 
 
 def test_tiling_and_slicing_of_the_autoencoder(pipeline):
