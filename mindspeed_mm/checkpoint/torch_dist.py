@@ -1,50 +1,76 @@
-"""`--ckpt-format torch_dist`: megatron-core's dist_checkpointing, whose files load at any TP and DP size.
+"""`--ckpt-format torch_dist`: the format of megatron-core's dist_checkpointing, whose files load at any TP and DP size.
 
-Tensors are stored whole, by name, as shards over TP. The rest of a run's state is in `state.pt` beside them.
-megatron-core writes these files. `torch_dist_reader.py` reads them, since megatron-core and torch would run code from
-their pickles.
+Every rank writes one file with its part of the tensors (`shares.py`), one tensor at a time. Then the first rank writes the index,
+`.metadata`, which says where each part of each tensor lies. The files are those of torch.distributed.checkpoint; its own `save`
+exchanges plans between all ranks, in collectives with a time limit. The rest of a run's state is in `state.pt` beside them.
+`torch_dist_reader.py` reads all of this, since megatron-core and torch would run code from their pickles.
 """
 
+import json
+import pickle
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
-from mindspeed_mm.checkpoint.steady import flushed_as_they_grow
+from mindspeed_mm import atomic
+from mindspeed_mm.checkpoint.shares import Part
 from mindspeed_mm.checkpoint.store import Writing
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.files import integrity, torch_dist_reader, torch_state
-from mindspeed_mm.files.layout import STATE_FILE
-from mindspeed_mm.files.mapped import MappedFiles
-from mindspeed_mm.files.reshard import Weights
+from mindspeed_mm.files.layout import DIST_FILE, STATE_FILE
+from mindspeed_mm.files.pieces import check_cover
+from mindspeed_mm.files.reshard import DimOf, Weights
 from mindspeed_mm.parallel.context import ParallelContext
-from mindspeed_mm.parallel.megatron import ShardedTensor, begin_save
-from mindspeed_mm.parallel.partition import full_shape
+from mindspeed_mm.parallel.meeting import meet
+
+# What megatron-core asks of a directory beside torch's files.
+_FORMAT = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+_COMMON_FILE = "common.pt"  # of megatron-core, for values that are no tensors; empty here
+
+# Name, shape of the whole, dtype, offsets and sizes of a part, and the first byte and the length in its file; as JSON holds it.
+Entry = tuple[str, list[int], str, list[int], list[int], int, int]
 
 
-def prepare(
-    tensors: dict[str, tuple[Tensor, int | None]], common: dict, directory: Path, parallel: ParallelContext
-) -> Writing:
-    """Prepares writing tensors by name (CPU; this TP rank's part, dimension that is split) and common values once;
-    collective.
+def prepare(parts: list[Part], common: dict, directory: Path, parallel: ParallelContext) -> Writing:
+    """Prepares writing this rank's parts, and on the first rank the common values.
 
-    Data ranks other than the first may pass no tensors.
+    The parts may lie on a device; each is copied when it is written.
     """
-    request = begin_save(_sharded(tensors, parallel), str(directory))
-    assert request is not None, "megatron-core returns one for every asynchronous save"
+    path, entries, beat = directory / f"__{parallel.rank}_0.distcp", [], parallel.pulse.beat
 
     def write() -> integrity.Checksums:
-        beat, mine = parallel.pulse.beat, f"__{parallel.rank}_*.distcp"
-        if request.async_fn is not None:  # this rank has tensors to write
-            with flushed_as_they_grow(directory, mine, beat):
-                request.async_fn(*request.async_fn_args)
+        if parts:
+            entries.extend(_write(parts, path, beat))
         if parallel.is_first:
             torch_state.save(common, directory / STATE_FILE, beat)
-        return integrity.measure(sorted(directory.glob(mine)), directory, beat)
+        return integrity.measure([path] if parts else [], directory, beat)
+
+    def decide(everyones: list[list[Entry]]) -> str | None:
+        try:
+            _write_index(everyones, directory)
+        except Exception as error:  # the other ranks wait for an answer
+            return f"its index: {type(error).__name__}: {error}"
+        return None
 
     def finish() -> integrity.Checksums:
-        for step in request.finalize_fns:
-            step()
+        failure = meet("writing the index", parallel, entries, decide)
+        if failure is not None:
+            raise CheckpointError(failure)
         if not parallel.is_first:
             return {}
         return integrity.measure([path for path in sorted(directory.iterdir()) if path.suffix != ".distcp"], directory)
@@ -52,55 +78,54 @@ def prepare(
     return Writing(write, finish)
 
 
+def _write(parts: list[Part], path: Path, beat: Callable[[str], None]) -> Iterable[Entry]:
+    """Writes parts one behind another, each as a small file of torch.save."""
+    with atomic.replacing(path, beat) as file:
+        for part in parts:
+            begin, tensor = file.tell(), _alone(part.tensor)
+            torch.save(tensor, file)
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            sizes = list(tensor.shape)
+            yield part.name, list(part.shape), dtype, list(part.offsets), sizes, begin, file.tell() - begin
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU with a storage of its own, since torch.save writes whole storages."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _write_index(everyones: list[list[Entry]], directory: Path) -> None:
+    """Writes what makes the ranks' files a checkpoint. everyones: by rank. Raises CheckpointError if parts are missing."""
+    tensors: dict[str, TensorStorageMetadata] = {}
+    places: dict[MetadataIndex, _StorageInfo] = {}
+    for rank, entries in enumerate(everyones):
+        for name, shape, dtype, offsets, sizes, begin, length in entries:
+            properties = TensorProperties(dtype=getattr(torch, dtype))
+            facts = tensors.setdefault(name, TensorStorageMetadata(properties, torch.Size(shape), []))
+            key = MetadataIndex(name, torch.Size(offsets), len(facts.chunks))
+            facts.chunks.append(ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)))
+            places[key] = _StorageInfo(f"__{rank}_0.distcp", begin, length)
+    for name, facts in tensors.items():
+        check_cover(str(directory), name, facts.size, [(chunk.offsets, chunk.sizes) for chunk in facts.chunks])
+    with atomic.replacing(directory / torch_dist_reader.INDEX) as file:
+        pickle.dump(Metadata(dict(tensors), None, places), file)
+    with atomic.replacing(directory / _COMMON_FILE) as file:
+        torch.save({}, file)
+    atomic.write_text(directory / DIST_FILE, json.dumps(_FORMAT))
+
+
 def load_common(directory: Path) -> dict:
     return torch_state.load(directory / STATE_FILE, record_is_checked=True)
 
 
-def load(wanted: dict[str, tuple[Tensor, int | None]], directory: Path, parallel: ParallelContext) -> dict[str, Tensor]:
-    """This TP rank's parts of the named tensors. wanted: gives shape, dtype and the dimension that is split.
+def opened(directory: Path, prefixes: Iterable[str], dim_of: DimOf) -> dict[str, Weights]:
+    """The tensors stored under each prefix, by name; read when they are used. A prefix that is missing has no tensors.
 
-    Raises CheckpointError for wrong names, shapes and values. `choice.choose` has already compared the
-    files with the checkpoint's record.
+    dim_of: the dimension that is split over TP. `choice.choose` has already compared the files with the checkpoint's record.
     """
-    dims = {name: dim for name, (_, dim) in wanted.items()}
-    prefixes = {name.partition(".")[0] for name in wanted}
-    groups, paths, records, _ = torch_dist_reader.read(directory, {prefix: prefix for prefix in prefixes})
-    tensors = [value for shards in groups.values() for shard in shards for value in shard.values()]
-    mapped = MappedFiles(paths, tensors, integrity.Proof(paths, records, record_is_checked=True))
-    found = {}
-    for prefix in prefixes:
-        shards = [{f"{prefix}.{name}": value for name, value in shard.items()} for shard in groups.get(prefix, [{}])]
-        weights = Weights(shards, dims.get, str(directory), mapped)
-        for name in (name for name in wanted if name.startswith(f"{prefix}.")):
-            found[name] = _part(weights, name, *wanted[name], parallel)
-    return found
-
-
-def _part(weights: Weights, name: str, target: Tensor, dim: int | None, parallel: ParallelContext) -> Tensor:
-    """Fills `target` with this TP rank's part of a tensor."""
-    whole = full_shape(target.shape, dim, parallel.tensor_size)
-    if name not in weights:
-        raise CheckpointError(f"{weights.origin}: does not fit this network: it holds no {name}")
-    if weights.shape(name) != whole:
-        raise CheckpointError(
-            f"{weights.origin}: does not fit this network: {name} is {list(weights.shape(name))}, not {list(whole)}"
-        )
-    weights.copy_into(target, name, parallel.tensor_rank, parallel.tensor_size)
-    return target
-
-
-def _sharded(tensors: dict[str, tuple[Tensor, int | None]], parallel: ParallelContext) -> dict:
-    if not tensors:
-        return {}
-    data_rank = parallel.data_and_context.rank()
-    result = {}
-    for name, (tensor, dim) in tensors.items():
-        offsets = [] if dim is None else [(dim, parallel.tensor_rank, parallel.tensor_size)]
-        replica = (0, parallel.tensor_rank if dim is None else 0, data_rank)
-        result[name] = ShardedTensor.from_rank_offsets(name, tensor.contiguous(), *offsets, replica_id=replica)
-    return {"tensors": result}
-
-
-def like(name_to_shape: dict[str, torch.Size], dims: dict[str, int | None], prefix: str, dtype: torch.dtype):
-    """Empty CPU tensors to load into, named with `prefix`."""
-    return {f"{prefix}{name}": (torch.empty(shape, dtype=dtype), dims[name]) for name, shape in name_to_shape.items()}
+    prefixes = list(prefixes)
+    groups, files, _, _ = torch_dist_reader.read(
+        directory, {prefix: prefix for prefix in prefixes}, record_is_checked=True
+    )
+    return {prefix: Weights([groups.get(prefix, {})], dim_of, str(directory), files) for prefix in prefixes}

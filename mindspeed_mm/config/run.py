@@ -57,8 +57,6 @@ class CheckpointConfig:
     finetune: bool = flag(False, "--finetune", help="load only the weights of --load, and start at iteration 0")
 
     def problems(self):
-        if self.in_background and self.format != "torch":
-            yield "in_background", f"only with --ckpt-format torch, not {self.format}"
         if self.finetune and self.load is None:
             yield "finetune", "takes the weights of --load, which is missing"
 

@@ -85,10 +85,16 @@ class Proof:
         record_is_checked: True if the checkpoint's record has already been compared with the files that it lists.
         """
         listed = covering(paths)
-        self._records = {
-            record.data.data_ptr(): record for record in records if record.path not in listed and len(record.data)
-        }
+        self._covered = set(listed)
+        self._records: dict[int, torch_reader.Record] = {}
+        self.add(records)
         self._listed = {} if record_is_checked else listed
+
+    def add(self, records: Iterable[torch_reader.Record]) -> None:
+        """Adds records of files that the checkpoint's record may list."""
+        for record in records:
+            if record.path not in self._covered and len(record.data):
+                self._records[record.data.data_ptr()] = record
 
     def check(self, tensors: Iterable[Tensor]) -> None:
         """Raises CheckpointError unless the storages of the tensors are unchanged."""

@@ -12,6 +12,7 @@ TRACKER = "latest_checkpointed_iteration.txt"
 MODEL_FILE = "model_optim_rng.pt"
 OPTIMIZER_FILE = "distrib_optim.pt"
 EXTRA_STATE = "_extra_state"  # Megatron's linears save this key beside their weights; its value is None
+DIST_FILE = "metadata.json"  # a directory with it is in the format of dist_checkpointing
 STATE_FILE = "state.pt"  # in torch_dist: all state that is not a tensor
 _RANK = re.compile(r"mp_rank_(\d{2})(?:_(\d{3}))?")
 
@@ -107,7 +108,7 @@ def state_files(directory: Path) -> list[Path]:
 
 def is_torch_dist(directory: Path) -> bool:
     """True if a checkpoint is in the format of megatron-core's dist_checkpointing."""
-    return (directory / "metadata.json").is_file()
+    return (directory / DIST_FILE).is_file()
 
 
 def _has_ranks(directory: Path) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mindspeed_mm.files.integrity import Proof
+from mindspeed_mm.files.torch_reader import Record
 
 _MADV_DONTNEED = 4  # of madvise on Linux; Python's mmap module applies it to its own mappings only
 _MARGIN = 2**20  # bytes; a page fault also maps neighbouring pages, 64 KiB or more
@@ -31,7 +32,15 @@ class MappedFiles:
         paths = list(paths)
         self._tensors = list(tensors)
         self._proof = proof or Proof(paths)
-        self._ranges = _ranges({os.path.realpath(path) for path in paths})
+        self._paths = {os.path.realpath(path) for path in paths}
+        self._ranges = _ranges(self._paths)
+
+    def opened(self, path: Path, records: Iterable[Record], is_new: bool) -> None:
+        """Adds records of a file that has just been opened. is_new: the file was not mapped before."""
+        self._proof.add(records)
+        if is_new:
+            self._paths.add(os.path.realpath(path))
+            self._ranges = _ranges(self._paths)
 
     def check(self, tensors: Iterable[Tensor]) -> None:
         """Raises CheckpointError if the tensors' bytes differ from those written, as far as checksums tell."""

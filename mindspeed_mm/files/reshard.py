@@ -13,6 +13,7 @@ from torch import Tensor
 from mindspeed_mm import logs
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.files.mapped import MappedFiles
+from mindspeed_mm.files.pieces import Pieces
 
 _log = logs.get(__name__)
 
@@ -20,7 +21,7 @@ _log = logs.get(__name__)
 CHUNK_BYTES = 4 * 2**20
 
 DimOf = Callable[[str], int | None]
-Shards = Sequence[Mapping[str, Tensor]]  # tensors by name, per TP rank
+Shards = Sequence[Mapping[str, Tensor | Pieces]]  # tensors by name, per TP rank
 
 
 class Weights:
@@ -98,28 +99,30 @@ class Weights:
         """
         parts = [shard[name] for shard in self.shards]
         if self.mapped is not None:
-            self.mapped.check(parts)
+            self.mapped.check(
+                part for part in parts if isinstance(part, Tensor)
+            )  # others are checked when they are read
         for chunk in self._pieces(name, parts, index, count):
             self._check_values(name, chunk, chunk.dtype)
             yield chunk
 
-    def _pieces(self, name: str, parts: list[Tensor], index: int, count: int) -> Iterator[Tensor]:
+    def _pieces(self, name: str, parts: list[Tensor | Pieces], index: int, count: int) -> Iterator[Tensor]:
         dim = self.dim(name) if count > 1 or len(parts) > 1 else None
         if dim is None:
             for rows in _row_slices(parts[-1]):
                 if index == 0 and len(parts) > 1:
-                    self._compare(name, [_rows(part, rows) for part in parts])
-                yield from self._joined([_rows(parts[-1], rows)], 0)
+                    self._compare(name, [self._rows(part, rows) for part in parts])
+                yield from self._joined([self._rows(parts[-1], rows)], 0)
             return
         size = self.part_shape(name, count)[dim]
         parts = _overlapping(parts, dim, index * size, (index + 1) * size)
         if dim == 0:
             for part in parts:
                 for rows in _row_slices(part):
-                    yield from self._joined([_rows(part, rows)], 0)
+                    yield from self._joined([self._rows(part, rows)], 0)
         else:
             for rows in _row_slices(parts[0], sharers=len(parts)):
-                yield from self._joined([_rows(part, rows) for part in parts], dim)
+                yield from self._joined([self._rows(part, rows) for part in parts], dim)
 
     def part(self, name: str, index: int = 0, count: int = 1) -> Tensor:
         """One part as a new tensor."""
@@ -137,6 +140,37 @@ class Weights:
         for chunk in self.cast_chunks(name, target.dtype, index, count):
             flat[at : at + chunk.numel()].copy_(chunk.reshape(-1))
             at += chunk.numel()
+
+    def copy_range(self, target: Tensor, name: str, start: int, index: int = 0, count: int = 1) -> None:
+        """Fills a contiguous tensor with flattened elements `start`.. of a part; reads the rows that hold them alone."""
+        part, flat = self._part(name, index, count), target.view(-1)
+        stop, row = start + flat.numel(), max(1, part.numel() // max(1, part.shape[0] if part.ndim else 1))
+        if start == stop:
+            return
+        first = start // row
+        for rows in _row_slices(part.narrow(0, first, -(-stop // row) - first) if part.ndim else part):
+            chunk = self._rows(part, slice(first + rows.start, min(first + rows.stop, -(-stop // row)))).reshape(-1)
+            begin = (first + rows.start) * row  # of the chunk
+            chunk = chunk[max(start - begin, 0) : stop - begin]
+            self._check_values(name, chunk, chunk.dtype)
+            at = max(begin, start) - start
+            flat[at : at + chunk.numel()].copy_(chunk)
+
+    def _part(self, name: str, index: int, count: int) -> Pieces:
+        """One part, of which nothing is read yet."""
+        dim, offset, parts = self.dim(name), 0, []
+        for shard in self.shards if dim is not None else self.shards[-1:]:
+            held = shard[name]
+            inside = held.parts if isinstance(held, Pieces) else [((0,) * held.ndim, held)]
+            parts += [
+                ([at + offset * (axis == dim) for axis, at in enumerate(offsets)], tensor) for offsets, tensor in inside
+            ]
+            offset += held.shape[dim] if dim is not None else 0
+        whole = Pieces(self.shape(name), self.dtype(name), parts)
+        if dim is None or count == 1:
+            return whole
+        size = self.part_shape(name, count)[dim]
+        return whole.narrow(dim, index * size, size)
 
     def cast_chunks(self, name: str, dtype: torch.dtype, index: int = 0, count: int = 1) -> Iterator[Tensor]:
         """`chunks` on the CPU in another dtype. Raises CheckpointError for a value outside of its range."""
@@ -169,6 +203,11 @@ class Weights:
                 "run that wrote them had diverged: take an earlier checkpoint"
             )
 
+    def _rows(self, part: Tensor | Pieces, rows: slice) -> Tensor:
+        if isinstance(part, Pieces):
+            return part.rows(rows, self.mapped)
+        return part[rows] if part.ndim else part.reshape(1)
+
     def _joined(self, pieces: list[Tensor], dim: int) -> Iterator[Tensor]:
         yield (torch.cat(pieces, dim) if len(pieces) > 1 else pieces[0].contiguous())
         self._release(pieces)
@@ -192,7 +231,7 @@ def some(names: list[str], limit: int = 4) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def _overlapping(parts: list[Tensor], dim: int, start: int, stop: int) -> list[Tensor]:
+def _overlapping(parts: list[Tensor | Pieces], dim: int, start: int, stop: int) -> list[Tensor | Pieces]:
     """The range from start to stop of the parts, placed side by side along `dim`."""
     found, offset = [], 0
     for part in parts:
@@ -204,13 +243,9 @@ def _overlapping(parts: list[Tensor], dim: int, start: int, stop: int) -> list[T
     return found
 
 
-def _row_slices(tensor: Tensor, sharers: int = 1) -> Iterator[slice]:
+def _row_slices(tensor: Tensor | Pieces, sharers: int = 1) -> Iterator[slice]:
     """Row ranges of at most one chunk in total if `sharers` such tensors are read together."""
     rows = tensor.shape[0] if tensor.ndim else 1
     row_bytes = max(1, tensor.numel() // max(rows, 1) * tensor.element_size() * sharers)
     step = max(1, CHUNK_BYTES // row_bytes)
     return (slice(at, at + step) for at in range(0, rows, step))
-
-
-def _rows(tensor: Tensor, rows: slice) -> Tensor:
-    return tensor[rows] if tensor.ndim else tensor.reshape(1)

@@ -7,6 +7,7 @@ torch.save and is read like any other (`torch_reader.py`).
 """
 
 import dataclasses
+import functools
 import io
 import pickle
 from collections.abc import Mapping
@@ -15,11 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.files import integrity, raw, torch_reader, torch_state, trusted
 from mindspeed_mm.files.layout import STATE_FILE
+from mindspeed_mm.files.mapped import MappedFiles
+from mindspeed_mm.files.pieces import Pieces, Unopened, check_cover
 
 INDEX = ".metadata"
 # Plain records; creating one runs no code.
@@ -43,92 +46,74 @@ _CLASSES = {
 Places = dict[tuple[str, tuple[int, ...]], _StorageInfo]  # (name, offsets in the whole tensor) -> place in the files
 
 
-def read(
-    directory: Path, groups: Mapping[str, str]
-) -> tuple[dict[str, list[dict[str, Tensor]]], list[Path], list[torch_reader.Record], dict]:
-    """Tensors in the mapped files, these files, the records that hold the tensors, and the plain values beside them.
+Groups = dict[str, dict[str, Pieces]]
 
-    groups: prefix of the stored names -> group of the tensors. Each group is a list with one dict per TP rank that
-    wrote it; a tensor that is not split is in all of them.
+
+def read(
+    directory: Path, groups: Mapping[str, str], record_is_checked: bool = False
+) -> tuple[Groups, MappedFiles, list[Path], dict]:
+    """Whole tensors by group and name, their mapped files, the paths of these, and the plain values beside them.
+
+    groups: prefix of the stored names -> group of the tensors. A file is opened when values in it are used.
+    record_is_checked: True if the checkpoint's record has already been compared with the files that it lists.
     """
     integrity.Proof([directory / INDEX]).check_all()
     index = _index(directory / INDEX)
-    places = {(key.fqn, tuple(key.offset or ())): place for key, place in index.storage_data.items()}
-    reader = _Reader(directory, places)
-    found: dict[str, dict[str, list[Tensor]]] = {}
+    reader = _Reader(directory, index, record_is_checked)
+    found: Groups = {}
     for stored, facts in index.state_dict_metadata.items():
         prefix, _, name = stored.partition(".")
         if prefix in groups and isinstance(facts, TensorStorageMetadata):
-            found.setdefault(groups[prefix], {})[name] = reader.parts(stored, facts)
+            found.setdefault(groups[prefix], {})[name] = reader.tensor(stored, facts)
     if not found:
         raise CheckpointError(f"{directory}: holds no tensors under {' or '.join(groups)}")
-    shards = {group: _per_rank(tensors, directory) for group, tensors in found.items()}
-    return shards, sorted(reader.opened), reader.records, torch_state.load(directory / STATE_FILE)
+    return found, reader.files, reader.paths, torch_state.load(directory / STATE_FILE)
 
 
 class _Reader:
-    """Tensors of one directory. `opened`: mapped files. `records`: records that hold the tensors."""
+    """Tensors of one directory. files: those that are mapped so far. paths: all that the index names."""
 
-    def __init__(self, directory: Path, places: Places):
+    def __init__(self, directory: Path, index: Metadata, record_is_checked: bool):
         self.directory = directory
-        self.places = places
-        self.opened: dict[Path, torch.UntypedStorage] = {}
-        self.records: list[torch_reader.Record] = []
+        self.places: Places = {(key.fqn, tuple(key.offset or ())): place for key, place in index.storage_data.items()}
+        names = {Path(place.relative_path).name for place in self.places.values()}
+        there = {path.name for path in directory.iterdir()}
+        for name in sorted(names - there):
+            raise CheckpointError(f"{directory / name}: missing; the index says that tensors are in it")
+        self.paths = [directory / name for name in sorted(names)]
+        self.files = MappedFiles([], [], integrity.Proof(self.paths, record_is_checked=record_is_checked))
+        self._opened: dict[Path, torch.UntypedStorage] = {}
 
-    def parts(self, stored: str, facts: TensorStorageMetadata) -> list[Tensor]:
-        """The parts of one tensor, in order along the split dimension; together they form the whole tensor."""
-        chunks = sorted(facts.chunks, key=lambda chunk: tuple(chunk.offsets))
-        _check_cover(self.directory, stored, tuple(facts.size), chunks)
-        return [self._part(stored, chunk, facts.properties.dtype) for chunk in chunks]
+    def tensor(self, stored: str, facts: TensorStorageMetadata) -> Pieces:
+        """One whole tensor, of which nothing is read yet."""
+        parts = [(tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in facts.chunks]
+        check_cover(str(self.directory), stored, tuple(facts.size), parts)
+        dtype, found = facts.properties.dtype, []
+        for offsets, sizes in parts:
+            place = self.places.get((stored, offsets))
+            if place is None:
+                raise CheckpointError(f"{self.directory}: the part of {stored} at {list(offsets)} is in no file")
+            found.append((offsets, Unopened(sizes, functools.partial(self._part, stored, place, sizes, dtype))))
+        return Pieces(facts.size, dtype, found)
 
-    def _part(self, stored: str, chunk: ChunkStorageMetadata, dtype: torch.dtype) -> Tensor:
+    def _part(self, stored: str, place: _StorageInfo, sizes: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor that torch.save wrote into a part of a larger file."""
-        place = self.places.get((stored, tuple(chunk.offsets)))
-        if place is None:
-            raise CheckpointError(f"{self.directory}: the part of {stored} at {list(chunk.offsets)} is in no file")
         path = self.directory / Path(place.relative_path).name
-        if not path.is_file():
-            raise CheckpointError(f"{path}: missing; the index says that {stored} is in it")
-        size, end = path.stat().st_size, place.offset + place.length
-        if place.offset < 0 or place.length < 1 or end > size:
-            raise CheckpointError(f"{path}: truncated: {stored} ends at byte {end} of {size}")
-        if path not in self.opened:
-            self.opened[path] = raw.mapped(path)
+        is_new = path not in self._opened
+        if is_new:
+            self._opened[path] = raw.mapped(path)
+        mapped, end = self._opened[path], place.offset + place.length
+        if place.offset < 0 or place.length < 1 or end > len(mapped):
+            raise CheckpointError(f"{path}: truncated: {stored} ends at byte {end} of {len(mapped)}")
         try:
-            tensor, found = torch_reader.read_part(path, self.opened[path], place.offset, place.length)
+            tensor, found = torch_reader.read_part(path, mapped, place.offset, place.length)
         except CheckpointError as error:
             raise CheckpointError(f"{stored} cannot be read: {error}") from None
-        if not isinstance(tensor, Tensor) or (tuple(tensor.shape), tensor.dtype) != (tuple(chunk.sizes), dtype):
+        if not isinstance(tensor, Tensor) or (tuple(tensor.shape), tensor.dtype) != (sizes, dtype):
             what = f"{list(tensor.shape)} {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise CheckpointError(f"{path}: {stored} is {what}; the index says {list(chunk.sizes)} {dtype}")
-        self.records += [dataclasses.replace(record, tensor=stored) for record in found]
+            raise CheckpointError(f"{path}: {stored} is {what}; the index says {list(sizes)} {dtype}")
+        self.files.opened(path, [dataclasses.replace(record, tensor=stored) for record in found], is_new)
         return tensor
-
-
-def _check_cover(directory: Path, stored: str, size: tuple[int, ...], chunks: list[ChunkStorageMetadata]) -> None:
-    """Raises CheckpointError unless the parts lie side by side along one dimension and cover the whole tensor."""
-    sizes = [tuple(chunk.sizes) for chunk in chunks]
-    split = [axis for axis in range(len(size)) if any(part[axis : axis + 1] != size[axis : axis + 1] for part in sizes)]
-    axis = split[0] if split else 0
-    at = 0
-    for chunk, part in zip(chunks, sizes, strict=True):
-        offsets = [at if place == axis and split else 0 for place in range(len(size))]
-        same = len(part) == len(size) and all(part[place] == size[place] for place in range(len(size)) if place != axis)
-        if list(chunk.offsets) != offsets or not same:
-            raise CheckpointError(
-                f"{directory}: the parts of {stored} {list(size)} overlap, or leave a hole at {offsets}"
-            )
-        at += part[axis] if part else 1
-    if not chunks or (split and at != size[axis]) or (not split and len(chunks) != 1):
-        raise CheckpointError(f"{directory}: the parts of {stored} {list(size)} are not the whole of it")
-
-
-def _per_rank(tensors: dict[str, list[Tensor]], directory: Path) -> list[dict[str, Tensor]]:
-    count = max(map(len, tensors.values()))
-    for name, parts in tensors.items():
-        if len(parts) not in (1, count):
-            raise CheckpointError(f"{directory}: {name} is in {len(parts)} parts, other tensors are in {count}")
-    return [{name: parts[rank % len(parts)] for name, parts in tensors.items()} for rank in range(count)]
 
 
 def _index(path: Path) -> Metadata:

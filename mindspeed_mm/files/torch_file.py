@@ -137,4 +137,6 @@ def _with_tensors(value):
         return _StoredTensor(value)
     if isinstance(value, dict):
         return {key: _with_tensors(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_tensors(item) for item in value]
     return value

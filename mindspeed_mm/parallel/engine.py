@@ -45,6 +45,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def shares_weights(self) -> bool:
+        """True if each data rank has its own `main_shards`, False if every one has all of them."""
+        ...
+
+    @property
     def lowest_loss_scale(self) -> float:
         """Lower limit of fp16's loss scale; the scale itself if it is constant."""
         ...

@@ -4,11 +4,8 @@ Its import warns about Transformer Engine and Apex, which we do not need; these 
 """
 
 import contextlib
-import inspect
 import logging
-import queue
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,9 +30,7 @@ def _without_compiler():
 
 with warnings.catch_warnings(), _without_compiler():
     warnings.simplefilter("ignore")
-    from megatron.core import dist_checkpointing, parallel_state
-    from megatron.core.dist_checkpointing import ShardedTensor
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
+    from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -83,10 +78,6 @@ if TYPE_CHECKING:
 
 
 logging.getLogger("megatron.core").setLevel(logging.WARNING)
-# Its advice is the other package, see `begin_save`.
-logging.getLogger("megatron.core.dist_checkpointing.strategies.torch").addFilter(
-    lambda record: "async save is deprecated" not in record.getMessage()
-)
 
 __all__ = [
     "ColumnParallelLinear",
@@ -97,13 +88,10 @@ __all__ = [
     "OptimizerConfig",
     "OptimizerParamScheduler",
     "RowParallelLinear",
-    "ShardedTensor",
     "TransformerConfig",
     "all_gather_last_dim_from_tensor_parallel_region",
     "all_to_all",
-    "begin_save",
     "copy_to_tensor_model_parallel_region",
-    "dist_checkpointing",
     "gather_from_sequence_parallel_region",
     "gather_from_tensor_model_parallel_region",
     "get_megatron_optimizer",
@@ -115,38 +103,3 @@ __all__ = [
     "scatter_to_sequence_parallel_region",
     "set_tensor_model_parallel_attributes",
 ]
-
-
-def begin_save(tensors: dict[str, Any], directory: str) -> Any:
-    """Begins a save of dist_checkpointing, whose files a thread of this process writes. Collective.
-
-    By default megatron-core starts a process of 400 MB that passes on the results of a writer process, and forks a
-    process for each file. These processes would outlive a killed rank, and a signal to the whole group would end them.
-    """
-    filesystem_async._results_queue = queue.Queue()
-    filesystem_async.FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(_write_by_threads)
-    # From 0.17 on the default is the writer of nvidia-resiliency-ext, which is another package.
-    has_choice = "async_strategy" in inspect.signature(dist_checkpointing.save).parameters
-    choice: dict[str, Any] = {"async_strategy": "mcore"} if has_choice else {}
-    return dist_checkpointing.save(tensors, directory, async_sharded_save=True, **choice)
-
-
-def _write_by_threads(transform_list, use_msc, rank, write_buckets, global_results_queue) -> None:
-    """Replaces megatron-core's method of this name by threads: writes a file for each bucket, puts all results into
-    the queue.
-    """
-    done: Any = queue.Queue()  # its annotations ask for queues of processes
-    unfinished: Any = queue.Queue()
-
-    def write(number: int) -> None:
-        unfinished.put(number)
-        writer = filesystem_async.FileSystemWriterAsync
-        writer.write_preloaded_data(
-            transform_list, number, write_buckets[number], done, unfinished, use_fsync=True, use_msc=use_msc
-        )
-
-    with ThreadPoolExecutor(len(write_buckets)) as pool:
-        list(pool.map(write, range(len(write_buckets))))
-    found = dict(done.get() for _ in write_buckets)
-    failures = [value for value in found.values() if isinstance(value, Exception)]
-    global_results_queue.put(failures[0] if failures else found)

@@ -108,6 +108,11 @@ class MegatronEngine:
         return float(self.optimizer.get_loss_scale())
 
     @property
+    def shares_weights(self) -> bool:
+        """True if each data rank has its own `main_shards`, False if every one has all of them."""
+        return isinstance(self.optimizer, DistributedOptimizer)
+
+    @property
     def lowest_loss_scale(self) -> float:
         """Lower limit of fp16's loss scale; the scale itself if it is constant."""
         return self.settings.min_loss_scale if self.settings.loss_scale is None else self.settings.loss_scale

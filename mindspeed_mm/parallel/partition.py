@@ -1,7 +1,7 @@
 """Describes how a network's parameters are split over TP: read from its layers, never from lists of names."""
 
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ def shard(full: Tensor, dim: int | None, parallel: ParallelContext) -> Tensor:
     return full.chunk(parallel.tensor_size, dim)[parallel.tensor_rank]
 
 
-def full_shape(shape: torch.Size, dim: int | None, tensor_size: int) -> tuple[int, ...]:
+def full_shape(shape: Sequence[int], dim: int | None, tensor_size: int) -> tuple[int, ...]:
     """Shape of the whole parameter if a TP rank holds `shape`."""
     return tuple(size * tensor_size if axis == dim else size for axis, size in enumerate(shape))
 

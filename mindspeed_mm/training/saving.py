@@ -1,18 +1,21 @@
 """Saves and resumes a run in both checkpoint formats, through the crash-safe store."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from mindspeed_mm import logs
-from mindspeed_mm.checkpoint import choice, origin, torch_dist
+from mindspeed_mm.checkpoint import choice, origin, rank_files, torch_dist
+from mindspeed_mm.checkpoint.rank_files import Contents
 from mindspeed_mm.checkpoint.store import CheckpointStore, Writing
 from mindspeed_mm.errors import CheckpointError
-from mindspeed_mm.files import integrity, layout, reshard, torch_state
+from mindspeed_mm.files import integrity, layout, torch_state
+from mindspeed_mm.files.mapped import MappedFiles
+from mindspeed_mm.files.reshard import Weights
 from mindspeed_mm.parallel import schedule
-from mindspeed_mm.training.state import Named, Snapshot, TrainingState
+from mindspeed_mm.training.state import Named, Saved, Tensors, TrainingState
 
 _log = logs.get(__name__)
 _GROUPS = ("param", "exp_avg", "exp_avg_sq")
@@ -41,9 +44,15 @@ class Saver:
     def save(self) -> None:
         """Saves the current iteration, or starts to in the background. Raises CheckpointError if it cannot be written."""
         assert self.store is not None, "a run without --save saves nothing"
-        snapshot = self.store.collected(self.state.iteration, self.state.collect)
-        prepare = {"torch": self._prepare_rank, "torch_dist": self._prepare_torch_dist}[self.format]
-        self.store.save(self.state.iteration, lambda directory: prepare(snapshot, directory))
+        iteration, state = self.state.iteration, self.state
+        if self.format == "torch_dist":
+            common, parts = self.store.collected(iteration, lambda: state.parts(state.settings.in_background))
+            self.store.save(iteration, lambda directory: torch_dist.prepare(parts, common, directory, self.parallel))
+        else:
+            contents, tensors = self.store.collected(iteration, lambda: state.contents(state.settings.in_background))
+            self.store.save(
+                iteration, lambda directory: Writing(lambda: self._write_rank(contents, tensors, directory))
+            )
 
     def poll(self) -> int | None:
         """Iteration of a background checkpoint that has just completed, or None."""
@@ -106,79 +115,48 @@ class Saver:
 
     # -------------------------------------------------------------------------------------------------- Megatron layout
 
-    def _prepare_rank(self, snapshot: Snapshot | None, building: Path) -> Writing:
-        return Writing(lambda: {} if snapshot is None else self._write_rank(snapshot, building))
-
-    def _write_rank(self, snapshot: Snapshot, building: Path) -> integrity.Checksums:
+    def _write_rank(self, contents: Contents, tensors: Tensors, building: Path) -> integrity.Checksums:
         directory, beat = layout.rank_directory(building, self.parallel.tensor_rank), self.parallel.pulse.beat
-        directory.mkdir()
-        model = {**snapshot.common, "model": self._with_empty_states(snapshot.model)}
-        optimizer = dict(snapshot.optimizer or {})
-        if "ema_params" in optimizer:
-            ema = optimizer["ema_params"]  # untrained parameters, such as WFVAE's Haar kernels, are not in it
-            averages = {name: ema.get(name, value).to(value.dtype) for name, value in snapshot.model.items()}
-            model["ema_model"] = self._with_empty_states(averages)
-        torch_state.save(model, directory / layout.MODEL_FILE, beat)
-        if optimizer:
-            torch_state.save(optimizer, directory / layout.OPTIMIZER_FILE, beat)
+        try:
+            if self.parallel.data_and_context.rank() != 0:
+                return {}
+            directory.mkdir()
+            rank_files.write(contents, tensors, directory, beat)
+        finally:
+            for _ in tensors:  # the other data ranks send theirs, whatever has happened here
+                beat("a part of a checkpoint")
         return integrity.measure(sorted(directory.iterdir()), building, beat)
 
-    def _with_empty_states(self, model: Named) -> dict:
-        """Adds the empty `_extra_state` entries of Megatron's layers, in its order of names."""
-        if self.state.adapter is not None:
-            return model
-        return {name: model.get(name) for name in self.state.engine.network.state_dict()}
-
-    def _read_ranks(self, directory: Path) -> Snapshot:
-        paths = layout.rank_files(directory)
-        same = len(paths) == self.parallel.tensor_size
-        if same:
-            paths = [paths[self.parallel.tensor_rank]]
-        else:
+    def _read_ranks(self, directory: Path) -> Saved:
+        paths, mine = layout.rank_files(directory), self.parallel.tensor_rank
+        if len(paths) != self.parallel.tensor_size:
             _log.info(f"resharding from {len(paths)} to {self.parallel.tensor_size} TP ranks")
-        models = [torch_state.load(path, record_is_checked=True) for path in paths]
-        optimizer = None
-        # Only ranks that scatter the optimizer's tensors need them.
-        if self.parallel.data_and_context.rank() == 0 and paths[0].with_name(layout.OPTIMIZER_FILE).is_file():
-            groups = [torch_state.load(path.with_name(layout.OPTIMIZER_FILE), record_is_checked=True) for path in paths]
-            optimizer = {key: [group[key] for group in groups] for key in groups[0]}
-            optimizer = {key: parts[0] if same else self._resharded(parts) for key, parts in optimizer.items()}
-        model = models[0]["model"] if same else self._resharded([model["model"] for model in models])
-        return Snapshot(models[0], model, optimizer)
+            mine = 0
+        opened = [torch_state.open_mapped(path) for path in paths]
+        common = opened[mine][0]
+        model = self._weights(directory, paths, opened, lambda content: content["model"])
+        files = [path.with_name(layout.OPTIMIZER_FILE) for path in paths]
+        if not files[0].is_file():
+            return Saved(common, model, {})
+        opened = [torch_state.open_mapped(path) for path in files]
+        keys = list(opened[0][0])
+        return Saved(common, model, {key: self._weights(directory, files, opened, itemgetter(key)) for key in keys})
 
-    def _resharded(self, parts: list[Named]) -> Named:
-        """Cuts this TP rank's tensors from those of all TP ranks in the checkpoint."""
-        tensors = [{name: value for name, value in part.items() if isinstance(value, Tensor)} for part in parts]
-        whole = reshard.Weights(tensors, self.state.dims.get, "the checkpoint")
-        mine = {name: whole.part(name, self.parallel.tensor_rank, self.parallel.tensor_size) for name in whole}
-        whole.report()
-        return mine
+    def _weights(self, directory: Path, paths: list[Path], opened: list, group: Callable[[dict], Named]) -> Weights:
+        """One group of the tensors in the files of all TP ranks; read when they are used."""
+        shards = [
+            {name: value for name, value in group(content).items() if isinstance(value, Tensor)}
+            for content, _ in opened
+        ]
+        proof = integrity.Proof(paths, [record for _, found in opened for record in found], record_is_checked=True)
+        mapped = MappedFiles(paths, [value for shard in shards for value in shard.values()], proof)
+        return Weights(shards, self.state.dims.get, str(directory), mapped)
 
     # ------------------------------------------------------------------------------------------------------- torch_dist
 
-    def _prepare_torch_dist(self, snapshot: Snapshot | None, building: Path) -> Writing:
-        dims, tensors = self.state.dims, {}
-        if snapshot is not None:
-            tensors = {f"model.{name}": (value, dims[name]) for name, value in snapshot.model.items()}
-            for key, group in (snapshot.optimizer or {}).items():
-                tensors |= {f"{key}.{name}": (value, dims[name]) for name, value in group.items()}
-        return torch_dist.prepare(tensors, snapshot.common if snapshot else {}, building, self.parallel)
-
-    def _read_torch_dist(self, directory: Path) -> Snapshot:
+    def _read_torch_dist(self, directory: Path) -> Saved:
         common = torch_dist.load_common(directory)
-        parameters = self.state.saved_parameters()
-        shapes = {name: parameter.shape for name, parameter in parameters.items()}
-        # the optimizer has no state of constants, such as WFVAE's Haar kernels
-        trained = {name: shapes[name] for name, parameter in parameters.items() if parameter.requires_grad}
-        dtype = next(iter(parameters.values())).dtype
         keys = [*_GROUPS] if common["optimizer"] is not None else []
         keys += ["ema_params"] if common["ema_updates"] is not None else []
-        wanted = torch_dist.like(shapes, self.state.dims, "model.", dtype)
-        for key in keys:
-            wanted |= torch_dist.like(trained, self.state.dims, f"{key}.", torch.float32)
-        found = torch_dist.load(wanted, directory, self.parallel)
-
-        def group(key: str, names: Iterable[str]) -> Named:
-            return {name: found[f"{key}.{name}"] for name in names}
-
-        return Snapshot(common, group("model", shapes), {key: group(key, trained) for key in keys} or None)
+        found = torch_dist.opened(directory, ["model", *keys], self.state.dims.get)
+        return Saved(common, found["model"], {key: found[key] for key in keys})

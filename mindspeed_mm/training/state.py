@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -10,11 +11,14 @@ from torch import Tensor
 from mindspeed_mm import logs
 from mindspeed_mm.adapters.attach import adapter_names
 from mindspeed_mm.adapters.record import AdapterRecord, check_same
+from mindspeed_mm.checkpoint.rank_files import Contents
+from mindspeed_mm.checkpoint.shares import Part, Shares, copies
 from mindspeed_mm.config import distillation
 from mindspeed_mm.config.distillation import Distilled
 from mindspeed_mm.config.run import CheckpointConfig
 from mindspeed_mm.data.feed.loader import Loader
 from mindspeed_mm.errors import CheckpointError
+from mindspeed_mm.files.reshard import Weights
 from mindspeed_mm.files.trusted import Inert
 from mindspeed_mm.optim.ema import Ema
 from mindspeed_mm.optim.step import OptimizerStep
@@ -26,19 +30,20 @@ _log = logs.get(__name__)
 _CHECKPOINT_VERSION = 3.0  # Megatron's version number for this layout
 
 Named = dict[str, Tensor]
+Tensors = Iterator[tuple[str, str, Tensor]]  # group, parameter's name, fp32 tensor
 
 
 @dataclasses.dataclass(slots=True)
-class Snapshot:
-    """State of a run at one iteration, as one TP rank holds it, on the CPU.
+class Saved:
+    """State of a run in a checkpoint. Its tensors are read when they are used.
 
-    common: plain values. model: parameters in the model's precision. optimizer: "param", "exp_avg", "exp_avg_sq" and,
-    with EMA, "ema_params", each a dict from parameter name to fp32 tensor; None if it is not saved.
+    common: plain values. model: parameters in the model's precision. optimizer: "param", "exp_avg", "exp_avg_sq" and, with
+    EMA, "ema_params", in fp32; empty if it was not saved.
     """
 
     common: dict
-    model: Named
-    optimizer: dict[str, Named] | None
+    model: Weights
+    optimizer: dict[str, Weights]
 
 
 class TrainingState:
@@ -72,34 +77,55 @@ class TrainingState:
 
     # --------------------------------------------------------------------------------------------------------- collect
 
-    def collect(self) -> Snapshot | None:
-        """Collects the current state on the first data rank of each TP rank; None on other ranks; collective.
+    def contents(self, in_background: bool) -> tuple[Contents, Tensors]:
+        """What this TP rank's files hold, and the optimizer's tensors for the first data rank to write; collective.
 
-        All tensors are copies, so training may continue while they are written.
+        The tensors come from all data ranks, so each of these must exhaust the iterator. in_background: everything is a copy
+        on the CPU and the iterator is not collective, so training may continue while it is written.
         """
-        settings = self.settings
+        model, groups = self.saved_parameters(), self._sharded()
+        trained = {name: tuple(value.shape) for name, value in model.items() if value.requires_grad}
+        tensors: Tensors = shards.stream(self.engine.main_shards(), groups, list(trained))
+        if in_background:
+            tensors = iter([(group, name, value.clone()) for group, name, value in tensors])
+            first = self.engine.parallel.data_and_context.rank() == 0
+            model = {name: value.detach().to("cpu", copy=True) for name, value in model.items()} if first else {}
+        names = list(model) if self.adapter is not None else list(self.engine.network.state_dict())
+        return Contents(self._common(), model, names, trained, list(groups)), tensors
+
+    def parts(self, in_background: bool) -> tuple[dict, list[Part]]:
+        """Common values, for the first rank to write, and the tensors that this rank writes; collective.
+
+        in_background: the tensors are copies on the CPU, so training may continue while they are written.
+        """
+        mine, main = Shares(self.dims, self.engine.parallel), self.engine.main_shards()
+        found: list[Part] = []
+        for key, values in self._sharded().items():
+            found += mine.of_shards(key, main, values, same=not self.engine.shares_weights)
+        found += mine.of_parameters("model", self.saved_parameters())
+        if in_background:
+            found = copies(found, lambda tensor: tensor.to("cpu", copy=True))
+        return self._common(), found
+
+    def _sharded(self) -> dict[str, list[Tensor]]:
+        """What is saved of this rank's shards, one tensor for each; collective."""
         self.engine.publish()
-        main = self.engine.main_shards()
         values: dict[str, list[Tensor]] = {}
-        if settings.save_optimizer:
-            values = {"param": [shard.main for shard in main], **self.engine.moments()}
+        if self.settings.save_optimizer:
+            values = {"param": [shard.main for shard in self.engine.main_shards()], **self.engine.moments()}
         if self.optimizer.ema is not None:
             values["ema_params"] = self.optimizer.ema.averages()
-        gathered = {key: shards.gather(main, group) for key, group in values.items()}
-        groups = {key: group for key, group in gathered.items() if group is not None}
-        common = self._common(self._gather_rng() if settings.save_rng else None)
-        if self.engine.parallel.data_and_context.rank() != 0:
-            return None
-        model = {name: value.detach().cpu().clone() for name, value in self.saved_parameters().items()}
-        return Snapshot(common, model, groups or None)
+        return values
 
     def saved_parameters(self) -> Named:
         """The parameters that a checkpoint holds: those of the network, or of its adapter alone."""
         every: Named = dict(self.engine.network.named_parameters())
         return every if self.adapter is None else {name: every[name] for name in adapter_names(every)}
 
-    def _common(self, rng: list[dict] | None) -> dict:
+    def _common(self) -> dict:
+        """Plain values; collective. The random numbers are there on the first data rank of each TP rank."""
         ema = self.optimizer.ema
+        rng = self._gather_rng() if self.settings.save_rng else None
         return {
             "args": argparse.Namespace(**dict(self.flags)),
             "checkpoint_version": _CHECKPOINT_VERSION,
@@ -117,27 +143,28 @@ class TrainingState:
             "optimizer": self.engine.counters() if self.settings.save_optimizer else None,
         }
 
-    def _gather_rng(self) -> list[dict]:
-        """Torch's random state of every rank that shares this TP rank's file."""
+    def _gather_rng(self) -> list[dict] | None:
+        """Torch's random state of every data rank on the first of them, None on the others."""
         mine = {"torch": torch.get_rng_state(), "device": self.engine.platform.rng_state()}
         group = self.engine.parallel.data_and_context
-        everyone: list = [None] * group.size()
-        dist.all_gather_object(everyone, mine, group=group)
+        everyone: list | None = [None] * group.size() if group.rank() == 0 else None
+        dist.gather_object(mine, everyone, group=group, group_dst=0)
         return everyone
 
     # --------------------------------------------------------------------------------------------------------- restore
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Restores a snapshot; collective. Its optimizer tensors are needed on the first data rank, its model on all."""
-        settings, common = self.settings, snapshot.common
+    def restore(self, saved: Saved) -> None:
+        """Restores a checkpoint; collective. Every rank reads its shards, and the weights that they do not give."""
+        settings, common = self.settings, saved.common
         changed = _changed_flags(common["args"], dict(self.flags))
         if changed:
             _log.info(f"flags that have changed since the checkpoint: {', '.join(changed)}")
         check_same(self.adapter, common.get("adapter"))
         distillation.check_same(self.distilled, common.get(distillation.DISTILLED))
-        if settings.load_optimizer and common["optimizer"] is not None:
+        with_optimizer = settings.load_optimizer and common["optimizer"] is not None
+        if with_optimizer:
             _check_trained(common["args"], dict(self.flags))
-        self._restore_model(snapshot.model)
+        self._restore_model(saved.model, only_frozen=with_optimizer)
         self.iteration = common["iteration"]
         self.consumed_samples = common["consumed_train_samples"]
         self.skipped_steps = common["skipped_steps"]
@@ -145,14 +172,14 @@ class TrainingState:
         self.optimizer.clip.load_state_dict(common["clip"])
         self.engine.scheduler.restore(schedule.position_of(common))
         self.loader.load_state_dict(common["data"])
-        if settings.load_optimizer and common["optimizer"] is not None:
-            self._restore_optimizer(snapshot)
+        if with_optimizer:
+            self._restore_optimizer(saved)
         else:
             self.engine.weights_changed()
             _missing("optimizer", common["optimizer"], "--no-load-optim")
         self.engine.publish()
         if self.optimizer.ema is not None:
-            self._restore_ema(self.optimizer.ema, snapshot)
+            self._restore_ema(self.optimizer.ema, saved)
         if settings.load_rng and common["rng_state"] is not None:
             self._restore_rng(common["rng_state"])
         else:
@@ -174,36 +201,43 @@ class TrainingState:
             self.optimizer.ema.updates = position.updates
 
     @torch.no_grad()
-    def _restore_model(self, model: Named) -> None:
-        parameters = self.saved_parameters()
-        found = {name: value for name, value in model.items() if isinstance(value, Tensor)}
-        different = sorted(set(found) ^ set(parameters))
-        wrong = [name for name in parameters if name in found and found[name].shape != parameters[name].shape]
+    def _restore_model(self, model: Weights, only_frozen: bool) -> None:
+        """only_frozen: the trained parameters come from the optimizer's fp32 weights."""
+        parameters, parallel = self.saved_parameters(), self.engine.parallel
+        different = sorted(set(model) ^ set(parameters))
+        shapes = {name: model.part_shape(name, parallel.tensor_size) for name in parameters if name in model}
+        wrong = [name for name, shape in shapes.items() if shape != parameters[name].shape]
         if different or wrong:
             raise CheckpointError(
                 f"the checkpoint is of another network: it differs in {(different + wrong)[0]} "
                 f"({len(different)} other names, {len(wrong)} other shapes); use the model JSON that it was trained with"
             )
         for name, parameter in parameters.items():
-            parameter.copy_(found[name])
+            if not (only_frozen and parameter.requires_grad):
+                model.copy_into(parameter, name, parallel.tensor_rank, parallel.tensor_size)
+        model.report()
 
-    def _restore_optimizer(self, snapshot: Snapshot) -> None:
-        self.engine.load_counters(snapshot.common["optimizer"])
-        main = self.engine.main_shards()
-        whole = snapshot.optimizer or {}
-        shards.scatter(whole.get("param"), main, [shard.main for shard in main])
-        for key, values in self.engine.moments().items():
-            shards.scatter(whole.get(key), main, values)
+    def _restore_optimizer(self, saved: Saved) -> None:
+        self.engine.load_counters(saved.common["optimizer"])
+        main = [shard.main for shard in self.engine.main_shards()]
+        for key, values in {"param": main, **self.engine.moments()}.items():
+            self._restore_shards(saved.optimizer[key], values)
 
-    def _restore_ema(self, ema: Ema, snapshot: Snapshot) -> None:
-        if snapshot.common["ema_updates"] is None:
+    @torch.no_grad()
+    def _restore_shards(self, whole: Weights, values: list[Tensor]) -> None:
+        """Reads this rank's parts of whole tensors. values: one for each of the engine's shards."""
+        parallel = self.engine.parallel
+        for shard, value in zip(self.engine.main_shards(), values, strict=True):
+            whole.copy_range(value, shard.name, shard.start, parallel.tensor_rank, parallel.tensor_size)
+            parallel.pulse.beat("reading a part of a checkpoint")
+
+    def _restore_ema(self, ema: Ema, saved: Saved) -> None:
+        if saved.common["ema_updates"] is None:
             _log.warning("the checkpoint holds no EMA; it starts from these weights")
             ema.restart()
             return
-        ema.updates = snapshot.common["ema_updates"]
-        main = self.engine.main_shards()
-        whole = (snapshot.optimizer or {}).get("ema_params")
-        shards.scatter(whole, main, [ema.shards[shard.name] for shard in main])
+        ema.updates = saved.common["ema_updates"]
+        self._restore_shards(saved.optimizer["ema_params"], ema.averages())
 
     def _restore_rng(self, everyone: list[dict]) -> None:
         group = self.engine.parallel.data_and_context

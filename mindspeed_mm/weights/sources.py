@@ -24,6 +24,7 @@ from mindspeed_mm.families.base import Dialect, Family
 from mindspeed_mm.files import layout, safetensors_file, torch_dist_reader, torch_state
 from mindspeed_mm.files.integrity import Proof
 from mindspeed_mm.files.mapped import MappedFiles
+from mindspeed_mm.files.pieces import Pieces
 from mindspeed_mm.files.reshard import DimOf, Shards, Weights, some
 from mindspeed_mm.files.torch_reader import Record
 
@@ -165,14 +166,17 @@ def _open_torch(path: Path) -> Checkpoint:
 
 def _open_torch_dist(location: layout.Location) -> Checkpoint:
     """Opens our --ckpt-format torch_dist. Its average is in fp32, as in the run."""
-    groups, paths, records, held = torch_dist_reader.read(location.directory, {"model": MODEL, "ema_params": EMA})
+    prefixes = {"model": MODEL, "ema_params": EMA}
+    found, files, paths, held = torch_dist_reader.read(location.directory, prefixes)
     iteration = held.get("iteration")
     if None not in (iteration, location.iteration) and iteration != location.iteration:
         raise CheckpointError(
             f"{location.directory}: holds iteration {iteration}; these are files of another checkpoint"
         )
-    said = held.get(DISTILLED)
-    return _checkpoint(location.directory, "torch_dist directory", groups, paths, iteration, records, said)
+    groups = {group: [tensors] for group, tensors in found.items()}
+    kind, said = "torch_dist directory", held.get(DISTILLED)
+    opened = _checkpoint(location.directory, kind, groups, paths, iteration, distilled=said)
+    return dataclasses.replace(opened, mapped=files)
 
 
 def _said_in(path: Path) -> object:
@@ -225,13 +229,16 @@ def _checkpoint(
     family, dialect = families.of_names(next(iter(groups.values()))[0]) or (None, None)
     to_ours = family.to_ours if family else str
     renamed = {group: [_renamed(shard, to_ours, path) for shard in shards] for group, shards in groups.items()}
-    tensors = [value for shards in renamed.values() for shard in shards for value in shard.values()]
+    values = (value for shards in renamed.values() for shard in shards for value in shard.values())
+    tensors = [value for value in values if isinstance(value, Tensor)]
     records = tuple(records)
     mapped = MappedFiles(paths, tensors, Proof(paths, records))
     return Checkpoint(path, kind, renamed, family, dialect, tuple(paths), iteration, mapped, records, distilled)
 
 
-def _renamed(shard: Mapping[str, Tensor], to_ours: Callable[[str], str], path: Path) -> dict[str, Tensor]:
+def _renamed(
+    shard: Mapping[str, Tensor | Pieces], to_ours: Callable[[str], str], path: Path
+) -> dict[str, Tensor | Pieces]:
     """Tensors by our names. Raises CheckpointError if a parameter appears under two names."""
     ours = {to_ours(name): value for name, value in shard.items()}
     if len(ours) != len(shard):

@@ -17,6 +17,7 @@ from ranks import run_ranks
 from safetensors.torch import save_file
 
 from mindspeed_mm.checkpoint import torch_dist
+from mindspeed_mm.checkpoint.shares import Shares
 from mindspeed_mm.checkpoint.store import CheckpointStore
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.files import integrity, layout, safetensors_file, torch_state
@@ -398,9 +399,10 @@ def save_torch_dist(folder) -> None:
     tensors = {}
     for number, (name, (shape, dim)) in enumerate(SHAPES.items()):
         whole = torch.arange(torch.Size(shape).numel(), dtype=torch.float32).reshape(shape) + 100 * number
-        tensors[f"model.{name}"] = (whole if dim is None else whole.chunk(2, dim)[parallel.tensor_rank], dim)
+        tensors[name] = whole if dim is None else whole.chunk(2, dim)[parallel.tensor_rank]
+    parts = Shares({name: dim for name, (_, dim) in SHAPES.items()}, parallel).of_parameters("model", tensors)
     store = CheckpointStore(folder, parallel)
-    store.save(3, lambda directory: torch_dist.prepare(tensors, {"iteration": 3}, directory, parallel))
+    store.save(3, lambda directory: torch_dist.prepare(parts, {"iteration": 3}, directory, parallel))
 
 
 @pytest.fixture(scope="module")
@@ -420,8 +422,11 @@ def dist(saved_torch_dist, tmp_path):
 
 def dist_values(directory) -> dict[str, torch.Tensor]:
     """What the trainer gets, at TP 1."""
-    wanted = {f"model.{name}": (torch.empty(shape), dim) for name, (shape, dim) in SHAPES.items()}
-    return torch_dist.load(wanted, directory, ParallelContext.current())
+    weights = torch_dist.opened(directory, ["model"], {name: dim for name, (_, dim) in SHAPES.items()}.get)["model"]
+    found = {f"model.{name}": torch.empty(weights.shape(name)) for name in weights}
+    for name in weights:
+        weights.copy_range(found[f"model.{name}"], name, 0)
+    return found
 
 
 def converted_values(directory) -> dict[str, torch.Tensor]:

@@ -66,8 +66,6 @@ def refusal(case: Case) -> str | None:
         settings = {"use_distributed_optimizer": case["distributed_optimizer"], "overlap_param_gather": both}
         for name, problem in OptimizerSettings(overlap_grad_reduce=gradients, **settings).problems():
             return f"{name}: {problem}"
-    if {"format", "in_background"} <= case.keys() and case["format"] == "torch_dist" and case["in_background"]:
-        return "--async-save: only with --ckpt-format torch"
     return None
 
 

@@ -286,10 +286,11 @@ class Run:
     def weights(self) -> dict[str, torch.Tensor] | None:
         """Whole (TP-local) fp32 main weights on the first data rank."""
         main = self.engine.main_shards()
-        return shards.gather(main, [shard.main for shard in main])
+        return shards.gather(main, [shard.main for shard in main], list(dict(self.network.named_parameters())))
 
     def averages(self) -> dict[str, torch.Tensor] | None:
-        return shards.gather(self.engine.main_shards(), self.ema.averages())
+        names = list(dict(self.network.named_parameters()))
+        return shards.gather(self.engine.main_shards(), self.ema.averages(), names)
 
 
 def curve(layout: Layout, steps: int = 20, denoiser: SparseUMMDiTConfig = DENOISER) -> list[tuple[float, float]]:
