@@ -187,8 +187,8 @@ class SamplingOptions:
         "--step-cache",
         metavar="RULE",
         help="faster, and another video: N runs the denoiser's inner stages at every N-th step only, auto:LIMIT when its first "
-        "stage has changed by more than this share (such as 0.05); +taylor behind either lets what is reused go on as a line; "
-        "1 runs them at every step",
+        "stage has changed by more than this share (such as 0.05); +taylor behind either lets what is reused go on as a line, "
+        "from which the change then counts; 1 runs them at every step",
     )
     max_pixels: int = flag(
         MAX_PIXELS,

@@ -12,7 +12,8 @@ HELP = "N, auto:LIMIT, N+taylor or auto:LIMIT+taylor"
 @dataclasses.dataclass(frozen=True, slots=True)
 class CacheRule:
     """every: the inner blocks run at every N-th step; 1 at all. limit: instead, they run when the first stage's residual
-    has changed by more than this share since they last ran. forecast: reused residuals go on as a line (TaylorSeer).
+    has changed by more than this share since they last ran. forecast: reused residuals go on as a line (TaylorSeer), and
+    the limit is for the error of that line for the first stage.
     """
 
     every: int = 1

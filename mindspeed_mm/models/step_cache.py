@@ -38,7 +38,7 @@ class StepCache:
         self.reused = False  # in the last pass
         self.sigma = 1.0
         self.runs = 0  # passes that ran the inner blocks
-        self._first: Tensor | None = None  # the first stage's residual in the last of these
+        self._firsts: list[tuple[float, list[Tensor]]] = []  # the same of the first stage
         self._coming: Tensor | None = None  # in this pass
         self._kept: list[tuple[float, list[Tensor]]] = []  # (sigma, residual of each stream), the latest last
 
@@ -51,35 +51,40 @@ class StepCache:
         Collective.
         """
         self._coming = first[:, : self.deciding]
-        self.reused = bool(self.reuse) if self.reuse is not None or self._first is None else self._is_near(self._first)
+        self.reused = bool(self.reuse) if self.reuse is not None or not self._firsts else self._is_near()
         return self.reused
 
-    def _is_near(self, before: Tensor) -> bool:
-        """True if the first stage's residual has changed by at most the rule's limit."""
+    def _is_near(self) -> bool:
+        """True if the first stage's residual is off by at most the rule's limit: from what is reused of the inner stages,
+        the last one or a forecast.
+        """
         if self.rule.limit is None:
             return False
         assert self._coming is not None, "it is of this pass"
-        before, now = before.float(), self._coming.float()
-        change, size = self.together(torch.stack(((now - before).abs().sum(), before.abs().sum()))).tolist()
-        return change <= self.rule.limit * size
+        (expected,), now = self._expected(self._firsts), self._coming.float()
+        off, size = self.together(torch.stack(((now - expected).abs().sum(), expected.abs().sum()))).tolist()
+        return off <= self.rule.limit * size
 
     def keep(self, before: tuple[Tensor, ...], after: tuple[Tensor, ...]) -> None:
         """Stores the residuals of a pass that ran the inner blocks."""
         self.runs += 1
-        self._first = self._coming if self.rule.limit is not None else None
         residuals = [last - first for first, last in zip(before, after, strict=True)]
-        self._kept = [*self._kept[-1:], (self.sigma, residuals)] if self.rule.forecast else [(self.sigma, residuals)]
+        past = 1 if self.rule.forecast else 0
+        self._kept = [*self._kept[len(self._kept) - past :], (self.sigma, residuals)]
+        if self.rule.limit is not None and self._coming is not None:
+            first = (self.sigma, [self._coming.float()])
+            self._firsts = [*self._firsts[len(self._firsts) - past :], first]
 
     def add(self, *streams: Tensor) -> tuple[Tensor, ...]:
         if self.is_empty:
             raise ValueError("the step cache is empty: the first step has to run all blocks")
-        return tuple(stream + residual for stream, residual in zip(streams, self._residuals(), strict=True))
+        return tuple(stream + residual for stream, residual in zip(streams, self._expected(self._kept), strict=True))
 
-    def _residuals(self) -> list[Tensor]:
+    def _expected(self, kept: list[tuple[float, list[Tensor]]]) -> list[Tensor]:
         """The stored residuals; as a forecast, on the line through the last two (TaylorSeer, 2503.06923, order 1)."""
-        sigma, last = self._kept[-1]
-        if len(self._kept) < 2:
+        sigma, last = kept[-1]
+        if len(kept) < 2:
             return last
-        earlier, older = self._kept[-2]
+        earlier, older = kept[-2]
         share = (self.sigma - sigma) / (sigma - earlier)
         return [new + share * (new - old) for new, old in zip(last, older, strict=True)]

@@ -69,9 +69,10 @@ def test_a_forecast_goes_on_as_a_line():
     cache = StepCache(CacheRule(limit=0.1, forecast=True))
     found = [
         run(cache, first, residual, sigma)
-        for first, residual, sigma in ((1.0, 4.0, 1.0), (2.0, 5.0, 0.8), (2.0, 9.0, 0.7))
+        for first, residual, sigma in ((1.0, 4.0, 1.0), (2.0, 5.0, 0.8), (2.5, 9.0, 0.7), (2.6, 7.0, 0.6))
     ]
-    assert found == pytest.approx([4.0, 5.0, 5.5])
+    # the first stage went on as a line to 2.5, then left it: 3.0 was expected, and the limit is a tenth
+    assert found == pytest.approx([4.0, 5.0, 5.5, 7.0]) and cache.runs == 3
 
 
 def test_ranks_decide_together():
