@@ -31,11 +31,16 @@ def test_model_offload(pipeline, frames, base):
 def test_sequential_offload(pipeline, frames, base):
     """What diffusers does to each component, T5 and CLIP as well: a module has its weights in its own forward pass alone."""
     cpu = torch.device("cpu")
+    video = torch.rand((1, 3, 9, 32, 32), generator=torch.manual_seed(0))
+    with torch.no_grad():
+        encoded = pipeline.vae.encode(video).latent_dist.mean
     for part in (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.transformer, pipeline.vae):
         accelerate.cpu_offload(part, cpu, offload_buffers=len(part._parameters) > 0)
         assert all(parameter.is_meta for parameter in part.parameters())
     for _ in range(2):
         assert np.array_equal(frames(), base)
+    with torch.no_grad():
+        assert torch.equal(pipeline.vae.encode(video).latent_dist.mean, encoded)
 
 
 def test_sequential_offload_to_where_it_computes_is_refused(pipeline):

@@ -186,13 +186,26 @@ class FrameAttention(nn.Module):
 # ----------------------------------------------------------------------------------------------------------- wavelets
 
 
-class _FixedFilter(nn.Module):
-    """One kernel under its released name `<filter>_conv.conv.weight`: a parameter that is never trained."""
+class _Kernel(nn.Module):
+    """A parameter that is never trained. It is read by a call, since offloading brings weights for a call alone."""
 
     def __init__(self, kernel: Tensor):
         super().__init__()
-        self.conv = nn.Module()
-        self.conv.weight = nn.Parameter(kernel, requires_grad=False)
+        self.weight = nn.Parameter(kernel, requires_grad=False)
+
+    def forward(self) -> Tensor:
+        return self.weight.clone()  # behind the call the parameter may be elsewhere
+
+
+class _FixedFilter(nn.Module):
+    """One kernel under its released name `<filter>_conv.conv.weight`."""
+
+    def __init__(self, kernel: Tensor):
+        super().__init__()
+        self.conv = _Kernel(kernel)
+
+    def forward(self) -> Tensor:
+        return self.conv()
 
 
 class HaarTransform3D(nn.Module):
@@ -206,7 +219,7 @@ class HaarTransform3D(nn.Module):
             self.add_module(f"{name}_conv", _FixedFilter(kernel.clone()))
 
     def forward(self, video: Tensor, chunk: Chunk) -> Tensor:
-        kernels = [getattr(self, f"{name}_conv").conv.weight for name in haar.NAMES_3D]
+        kernels = [getattr(self, f"{name}_conv")() for name in haar.NAMES_3D]
         return haar.forward_3d(video, torch.cat(kernels), first=chunk.first)
 
 
