@@ -275,7 +275,7 @@ class OpenSoraPlanPipeline(DiffusionPipeline, OpenSoraPlanLoraMixin, EncodesProm
             raise ValueError(
                 f"enable_sequential_cpu_offload: device {device}; it offloads to the CPU, name an accelerator"
             )
-        super().enable_sequential_cpu_offload(gpu_id, device)
+        super().enable_sequential_cpu_offload(gpu_id, device)  # pyright: ignore[reportArgumentType]
 
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **options: Any) -> None:
         """Also writes the code of the pipeline's own classes, so that the folder loads without this package."""
