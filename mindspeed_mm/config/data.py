@@ -63,6 +63,8 @@ class PreprocessConfig:
     min_hxw: int | None = option(None, at_least=0)  # clips with fewer pixels are dropped; default max_hxw // 4
     force_resolution: bool = True
     force_5_ratio: bool = False
+    # number of sample sizes that are chosen from the ratios of the list's clips; 0: each clip keeps its own ratio
+    auto_buckets: int = option(0, at_least=0, at_most=256)
     video_processor_type: str | None = option(None, choices=("OpensoraplanVideoProcessor",))  # see `keeps_every_speed`
     # MindSpeed-MM's aspect rule, instead of the next two: see `aspect_limits`
     hw_aspect_thr: float | None = option(None, at_least=1, at_most=1e6)
@@ -140,6 +142,15 @@ class PreprocessConfig:
     def problems(self):
         if self.max_hxw is None and self.min_hxw is None:
             yield "max_hxw", "is missing; give max_hxw (or min_hxw with force_resolution), in pixels"
+        if self.auto_buckets:
+            for name in ("force_resolution", "force_5_ratio"):
+                if getattr(self, name):
+                    yield (
+                        "auto_buckets",
+                        f"{self.auto_buckets}: excludes {name} true, which chooses the sizes too; use false",
+                    )
+            if self.video_processor_type is not None:
+                yield "auto_buckets", f"{self.auto_buckets}: excludes video_processor_type, which fixes the size"
         if self.max_hxw is None and not self.force_resolution:
             yield "max_hxw", "is missing; multi-resolution needs a pixel budget"
         if (self.num_frames - 1) % self.ae_stride_t:

@@ -36,6 +36,14 @@ class ListFlags:
         help="first parts that --shuffle-tags leaves in front; default: 0",
     )
 
+    auto_buckets: int | None = flag(
+        None,
+        "--auto-buckets",
+        at_least=1,
+        at_most=256,
+        help="choose N sample sizes from the ratios of the clips, instead of a size for every ratio; needs force_resolution false",
+    )
+
     def problems(self):
         if self.data_path is not None and not os.path.exists(self.data_path):
             yield "data_path", f"{self.data_path}: no such file or folder"
@@ -48,7 +56,7 @@ class ListFlags:
             sources = dataclasses.replace(sources, data_path=self.data_path)
         given = {
             name: value
-            for name in ("trigger_word", "shuffle_tags", "keep_tags")
+            for name in ("trigger_word", "shuffle_tags", "keep_tags", "auto_buckets")
             if (value := getattr(self, name)) not in (None, False)
         }
         if self.keep_tags and not (self.shuffle_tags or parameters.shuffle_tags):

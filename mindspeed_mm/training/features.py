@@ -31,6 +31,8 @@ def video_settings(config: RunConfig) -> dict:
     images = config.data.dataset_param.image_conditions
     # the ratio of "text" is drawn while a run trains
     kinds = {} if images is None else {"image_conditions": {**dataclasses.asdict(images), "text": None}}
+    if preprocess.auto_buckets:  # which bucket is part of the clip's identity
+        kinds["auto_buckets"] = True
     return {
         **kinds,
         "sampling": {name: getattr(preprocess, name) for name in _SAMPLING},

@@ -93,6 +93,18 @@ class Pipeline:
         return out.transpose(0, 1)
 
 
+def covering(steps: Sequence, size: Size) -> tuple:
+    """The steps with a first resize of their own, which covers `size` and cuts off the rest from the middle.
+
+    It interpolates like the first resize among the steps.
+    """
+    floats = (configs.ToTensorVideo, configs.ToTensorAfterResize)
+    place = next((number + 1 for number, step in enumerate(steps) if isinstance(step, floats)), 0)
+    mode = next((step.interpolation_mode for step in steps if hasattr(step, "interpolation_mode")), "bicubic")
+    cover = configs.CenterCropResizeVideo(size=size, interpolation_mode=mode)
+    return (*steps[:place], cover, *steps[place:])
+
+
 class ClipPlan:
     """Operations on each frame of one clip; `size` is the (height, width) of the result."""
 

@@ -13,7 +13,7 @@ from mindspeed_mm.data.decode.images import read_image
 from mindspeed_mm.data.decode.readers import build_reader
 from mindspeed_mm.data.decode.rgb import split
 from mindspeed_mm.data.decode.shown import OTHER_SIZE, Tell, ignore
-from mindspeed_mm.data.decode.transforms import ClipPlan, Pipeline, build_pipeline
+from mindspeed_mm.data.decode.transforms import ClipPlan, Pipeline, build_pipeline, covering
 from mindspeed_mm.data.lists.filters import Clip
 from mindspeed_mm.data.workers.buffers import Allocate
 from mindspeed_mm.errors import ConfigError, DataError
@@ -30,6 +30,7 @@ class VideoSource:
         self._reader = build_reader(config.video_reader_type, config.frame_index_folder)
         pipelines = config.train_pipeline
         self._pipelines = {"video": build_pipeline(pipelines.video), "image": build_pipeline(pipelines.image)}
+        self._of_buckets: dict[tuple[str, tuple[int, int]], Pipeline] = {}
 
     def load(
         self,
@@ -54,7 +55,7 @@ class VideoSource:
             if begun is None:
                 if shape != (clip.row.height, clip.row.width):
                     tell(OTHER_SIZE)
-                plan = self._pipelines[clip.row.kind].plan(shape, rng)
+                plan = self._pipeline(clip).plan(shape, rng)
                 _check_promise(clip, (len(indices), *shape), (len(indices), *plan.size))
                 begun = plan, shape, allocate((CHANNELS, clip.frames, clip.height, clip.width))
             plan, size, out = begun
@@ -69,15 +70,24 @@ class VideoSource:
 
     def check(self, clips: Iterable[Clip]) -> None:
         """Checks for all clips that the transforms make floats of the promised size."""
-        sizes = {(clip.row.kind, clip.source_size): clip for clip in clips}
-        for kind in {kind for kind, _ in sizes}:
+        sizes = {(clip.row.kind, clip.source_size, clip.row.bucket): clip for clip in clips}
+        for kind in {kind for kind, *_ in sizes}:
             steps = self._pipelines[kind].steps
             if not any(isinstance(step, (ToTensorVideo, ToTensorAfterResize)) for step in steps):
                 raise ConfigError(
                     f"train_pipeline.{kind}: holds no ToTensorVideo, so that frames would stay whole numbers"
                 )
-        for (kind, size), clip in sizes.items():
-            _check_size(kind, size, clip, self._pipelines[kind])
+        for (kind, size, _), clip in sizes.items():
+            _check_size(kind, size, clip, self._pipeline(clip))
+
+    def _pipeline(self, clip: Clip) -> Pipeline:
+        """The transforms of a clip; with auto_buckets they begin with a resize to its bucket."""
+        kind, bucket = clip.row.kind, clip.row.bucket
+        if bucket is None:
+            return self._pipelines[kind]
+        if (kind, bucket) not in self._of_buckets:
+            self._of_buckets[kind, bucket] = build_pipeline(covering(self._pipelines[kind].steps, bucket))
+        return self._of_buckets[kind, bucket]
 
     def _indices(self, clip: Clip, rng: random.Random) -> list[int]:
         if clip.row.kind == "image":

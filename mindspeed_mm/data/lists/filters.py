@@ -14,6 +14,7 @@ import torch
 from mindspeed_mm.config.data import PreprocessConfig
 from mindspeed_mm.data.decode import frames, suffixes
 from mindspeed_mm.data.decode.resolution import fit_pixels, stride_crop
+from mindspeed_mm.data.lists.buckets import choose_buckets, nearest
 from mindspeed_mm.data.lists.rows import Row
 from mindspeed_mm.errors import DataError
 
@@ -144,7 +145,7 @@ def filter_rows(
     dropped: dict[str, list[str]] = {}
     clips: list[Clip] = []
     total = 0
-    for row in rows:
+    for row in with_buckets(rows, config):
         total += 1
         rule = _first_rule(row, config, lambda: torch.rand(1, generator=draws).item())
         if rule is None:
@@ -164,6 +165,21 @@ def filter_rows(
     if not clips:
         raise DataError(_nothing_left(source, total, report, config, global_batch_size))
     return FilterResult(tuple(clips), report, total, usable)
+
+
+def with_buckets(rows: Iterable[Row], config: PreprocessConfig) -> Iterable[Row]:
+    """The rows with the size that `auto_buckets` gives their samples; the same rows without it."""
+    if not config.auto_buckets:
+        return rows
+    rows = list(rows)
+    fit = [row for row in rows if not any(fires(row, config) for _, fires in _RULES_OF_THE_FILE)]
+    sizes = [_size(row) for row in fit]
+    buckets = choose_buckets(sizes, config.auto_buckets, _known(config.max_hxw), config.hw_stride)
+    chosen = {size: nearest(*size, buckets) for size in set(sizes)}
+    return [
+        dataclasses.replace(row, bucket=chosen.get((row.height, row.width)))  # pyright: ignore[reportArgumentType]
+        for row in rows
+    ]
 
 
 def _nothing_left(source, total, report, config: PreprocessConfig, global_batch_size) -> str:
@@ -264,13 +280,16 @@ def _too_short(row: Row, config: PreprocessConfig, draw: Callable[[], float]) ->
 
 
 # In the original's order: the first rule that fires gives the reason. Names follow the original where it has one.
-_ANY_RULES = (
+_RULES_OF_THE_FILE = (
     ("no_cap", _no_caption),
     ("unknown_type", _unknown_type),
     ("unreadable", _unreadable),
     ("no_resolution", _no_resolution),
     ("{kind}_aspect_mismatch", _aspect_mismatch),
     ("{kind}_res_too_small", _too_few_pixels),
+)
+_ANY_RULES = (
+    *_RULES_OF_THE_FILE,
     ("{kind}_res_mismatch_stride", _smaller_than_stride),
     ("{kind}_res_too_small", _sample_too_small),
     ("{kind}_res_too_large", _sample_too_large),
@@ -289,7 +308,9 @@ def sample_size(row: Row, config: PreprocessConfig) -> tuple[int, int]:
 
 
 def _budget_size(row: Row, config: PreprocessConfig) -> tuple[int, int]:
-    """Size after resizing to the pixel budget and cropping to multiples of the stride."""
+    """Size after resizing to the pixel budget and cropping to multiples of the stride; or the row's bucket."""
+    if row.bucket is not None:
+        return row.bucket
     # The original omits hw_stride in the first step, so its keys and its transforms could disagree.
     resized = fit_pixels(*_size(row), _known(config.max_hxw), config.force_5_ratio, config.hw_stride)
     return stride_crop(*resized, config.hw_stride, config.force_5_ratio)[2:]

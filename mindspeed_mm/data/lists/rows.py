@@ -27,6 +27,7 @@ class Row:
     seconds: tuple[float, float | None] | None = None  # start and end in the file, until its fps is known
     checksum: str | None = None  # SHA-256 of the file, 64 hexadecimal digits; `check_dataset --checksums` compares it
     trigger: str | None = None  # word put before captions; None: the run's, "": none
+    bucket: tuple[int, int] | None = None  # (height, width) of its samples, by auto_buckets
     bare: bool = False  # no row of its source has enough facts, so they always come from the files
 
     @property
