@@ -1,7 +1,7 @@
 """Requests to end a run, and the common end of its processes. Imports no torch, so that it can be set up first.
 
 These signals request a checkpoint and an orderly end: SIGTERM and SIGUSR1 (schedulers), SIGHUP (a closed terminal),
-SIGINT (Ctrl-C). `--exit-interval` and `--exit-duration-in-mins` request the same without a signal.
+SIGINT (Ctrl-C). `--exit-interval`, `--exit-duration-in-mins` and `--patience` request the same without a signal.
 """
 
 import contextlib
@@ -38,6 +38,7 @@ REASONS = (  # if several apply, the first one counts
     Reason("SIGUSR1"),
     Reason("--exit-duration-in-mins"),
     Reason("--exit-interval"),
+    Reason("--patience"),
 )
 _BY_SIGNAL = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP", signal.SIGUSR1: "SIGUSR1"}
 

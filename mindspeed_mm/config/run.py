@@ -74,6 +74,18 @@ class EvaluationConfig:
         help="held-out clips, as data_path of the data JSON: data.txt, an annotation file, a folder or a .tar; without it "
         "there is no evaluation",
     )
+    patience: int | None = flag(
+        None,
+        "--patience",
+        at_least=1,
+        metavar="N",
+        help="end after N evaluations in a row without a lower held-out loss (of averaged weights, if there are some)",
+    )
+    overfit_check: bool = flag(
+        False,
+        "--overfit-check",
+        help="evaluate as many training clips beside the held-out ones, and warn where only the held-out loss rises",
+    )
     sample_interval: int = flag(1000, "--sample-interval", at_least=1, unit="steps", help="interval between samples")
     sample_file: str | None = flag(
         None,
@@ -86,6 +98,9 @@ class EvaluationConfig:
     def problems(self):
         if self.data_path is not None and not os.path.exists(self.data_path):
             yield "data_path", f"{self.data_path}: no such file or folder"
+        for name, flag_name in (("patience", "--patience"), ("overfit_check", "--overfit-check")):
+            if getattr(self, name) and self.data_path is None:
+                yield name, f"{flag_name}: only with --eval-data, the held-out clips"
         if self.sample_file is not None and not os.path.isfile(self.sample_file):
             yield "sample_file", f"{self.sample_file}: no such file"
 

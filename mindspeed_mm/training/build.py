@@ -80,7 +80,8 @@ def build_trainer(
     evaluation = None
     if config.evaluation.data_path is not None:
         held_out, iterations = data.held_out(config.evaluation.data_path), config.evaluation.iterations
-        evaluation = Evaluation(engine, optimizer.ema, encoders, task, held_out, iterations)
+        training = data.held_out(None) if config.evaluation.overfit_check else None
+        evaluation = Evaluation(engine, optimizer.ema, encoders, task, held_out, iterations, training)
     sampler = build_sampler(engine, optimizer.ema, encoders) if build_sampler is not None else None
     state = TrainingState(engine, optimizer, loader, config.checkpoint, config.flags, adapter, distilled)
     read_weights = load_denoiser if adapter is None else load_trained_adapter

@@ -18,6 +18,7 @@ from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.engine import Engine
 from mindspeed_mm.parallel.seeds import generator
 from mindspeed_mm.training.encoders import Encoded, FrozenEncoders, per_sample_noise
+from mindspeed_mm.training.held_out import EMA_HELD_OUT, HELD_OUT, TRAINED_ON
 from mindspeed_mm.training.task import FlowMatchingTask
 
 BANDS = 5
@@ -34,27 +35,32 @@ class Evaluation:
         task: FlowMatchingTask,
         loader: Loader,
         iterations: int,
+        training: Loader | None = None,
     ):
+        """training: clips of the run, of which as many are evaluated."""
         self.engine = engine
         self.ema = ema
         self.encoders = encoders
         self.task = task
         self.loader = loader
         self.iterations = iterations
+        self.training = training
 
     def __call__(self) -> dict[str, float]:
         """{"eval loss": ..., "eval loss sigma 0.0-0.2": ..., "ema eval loss": ...}: means over the list's samples."""
-        samples = self._samples()
+        samples = self._samples(self.loader)
         self.engine.publish()
-        found = self._losses(samples, "eval loss")
+        found = self._losses(samples, HELD_OUT)
+        if self.training is not None:
+            found |= self._losses(self._samples(self.training), TRAINED_ON)
         if self.ema is not None:
             with self.engine.weights_of(self.ema.averages()):
-                found |= self._losses(samples, "ema eval loss")
+                found |= self._losses(samples, EMA_HELD_OUT)
         return found
 
-    def _samples(self) -> list[Encoded]:
-        """Encodes the list once for both sets of weights; it is short enough to keep."""
-        return encoded(self.loader, self.encoders, self.iterations, self.engine.parallel)
+    def _samples(self, loader: Loader) -> list[Encoded]:
+        """Encodes a list once for both sets of weights; it is short enough to keep."""
+        return encoded(loader, self.encoders, self.iterations, self.engine.parallel)
 
     def _losses(self, samples: list[Encoded], name: str) -> dict[str, float]:
         network = self.engine.network

@@ -25,6 +25,7 @@ from mindspeed_mm.optim.step import OptimizerStep
 from mindspeed_mm.parallel import schedule, shards
 from mindspeed_mm.parallel.engine import Engine
 from mindspeed_mm.parallel.partition import partition_dims
+from mindspeed_mm.training.held_out import HeldOutLosses
 
 _log = logs.get(__name__)
 _CHECKPOINT_VERSION = 3.0  # Megatron's version number for this layout
@@ -74,6 +75,7 @@ class TrainingState:
         self.iteration = 0
         self.consumed_samples = 0
         self.skipped_steps = 0
+        self.held_out = HeldOutLosses()
 
     # --------------------------------------------------------------------------------------------------------- collect
 
@@ -136,6 +138,7 @@ class TrainingState:
             "clip": self.optimizer.clip.state_dict(),
             "ema_updates": None if ema is None else ema.updates,
             "data": self.loader.state_dict(),
+            "held_out": self.held_out.state_dict(),
             "opt_param_scheduler": self.engine.scheduler.state_dict(),
             "rng_state": rng,
             "adapter": None if self.adapter is None else self.adapter.plain(),
@@ -172,6 +175,8 @@ class TrainingState:
         self.optimizer.clip.load_state_dict(common["clip"])
         self.engine.scheduler.restore(schedule.position_of(common))
         self.loader.load_state_dict(common["data"])
+        if "held_out" in common:
+            self.held_out.load_state_dict(common["held_out"])
         if with_optimizer:
             self._restore_optimizer(saved)
         else:

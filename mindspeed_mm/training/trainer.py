@@ -81,7 +81,8 @@ class Trainer:
             batches = iter(self.state.loader)
             self.step.engine.network.train()
             first = self.state.iteration
-            self.ending = signals.agreed(request.signal())
+            self._evaluate_again()
+            self.ending = signals.agreed(request.signal() or self._out_of_patience())
             while self.ending is None and self.state.iteration < self.config.train_iters:
                 self._one_step(batches)
                 self.ending = self._evaluate_unless_ending(request)
@@ -104,7 +105,13 @@ class Trainer:
         evaluated, settings, iteration = self._evaluate_if_due(), self.config.exit, self.state.iteration
         if iteration == self.config.train_iters or not (evaluated or settings.is_planned):
             return None
-        return signals.agreed(request.signal() or signals.planned(settings, request, iteration))
+        return signals.agreed(
+            request.signal() or signals.planned(settings, request, iteration) or self._out_of_patience()
+        )
+
+    def _out_of_patience(self) -> str | None:
+        """Name of the flag that ends the run because held-out losses no longer fall, or None."""
+        return "--patience" if self.state.held_out.is_exhausted(self.config.evaluation.patience) else None
 
     def _end_early(self, ending: Reason, request: StopRequest, trained: bool) -> None:
         saves = self.config.checkpoint.save is not None and trained
@@ -188,16 +195,32 @@ class Trainer:
         evaluation = self.evaluation if last or iteration % settings.interval == 0 else None
         sampler = self.sampler if last or iteration % settings.sample_interval == 0 else None
         if evaluation is not None:
-            found = evaluation()
-            _log.info(f"iteration {iteration} | " + " | ".join(f"{name}: {value:.6f}" for name, value in found.items()))
-            self.reports.values(iteration, found)
-            self.watchdog.beat("evaluation", iteration)
+            self._evaluate(evaluation)
         if sampler is not None:
             self.step.engine.publish()
             self.reports.samples(iteration, sampler(iteration))
             self.step.engine.network.train()
             self.watchdog.beat("sampling", iteration)
         return evaluation is not None or sampler is not None
+
+    def _evaluate(self, evaluation: Evaluation) -> None:
+        found, iteration = evaluation(), self.state.iteration
+        _log.info(f"iteration {iteration} | " + " | ".join(f"{name}: {value:.6f}" for name, value in found.items()))
+        self.reports.values(iteration, found)
+        for warning in self.state.held_out.add(iteration, found):
+            _log.warning(f"iteration {iteration}: {warning}")
+        self.watchdog.beat("evaluation", iteration)
+
+    def _evaluate_again(self) -> None:
+        """Repeats the evaluation of a resumed iteration if its checkpoint was saved before it, so that no evaluation is
+        missing from the patience and the warnings.
+        """
+        settings, iteration = self.config.evaluation, self.state.iteration
+        wanted = settings.patience is not None or settings.overfit_check
+        if self.evaluation is None or not wanted or iteration == 0 or iteration == self.state.held_out.iteration:
+            return
+        if iteration % settings.interval == 0:
+            self._evaluate(self.evaluation)
 
     # --------------------------------------------------------------------------------------------------------- reports
 
