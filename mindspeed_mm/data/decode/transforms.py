@@ -93,7 +93,7 @@ class Pipeline:
         return out.transpose(0, 1)
 
 
-def covering(steps: Sequence, size: Size) -> tuple:
+def with_cover(steps: Sequence, size: Size) -> tuple:
     """The steps with a first resize of their own, which covers `size` and cuts off the rest from the middle.
 
     It interpolates like the first resize among the steps.

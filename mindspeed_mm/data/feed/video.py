@@ -13,7 +13,7 @@ from mindspeed_mm.data.decode.images import read_image
 from mindspeed_mm.data.decode.readers import build_reader
 from mindspeed_mm.data.decode.rgb import split
 from mindspeed_mm.data.decode.shown import OTHER_SIZE, Tell, ignore
-from mindspeed_mm.data.decode.transforms import ClipPlan, Pipeline, build_pipeline, covering
+from mindspeed_mm.data.decode.transforms import ClipPlan, Pipeline, build_pipeline, with_cover
 from mindspeed_mm.data.lists.filters import Clip
 from mindspeed_mm.data.workers.buffers import Allocate
 from mindspeed_mm.errors import ConfigError, DataError
@@ -86,7 +86,7 @@ class VideoSource:
         if bucket is None:
             return self._pipelines[kind]
         if (kind, bucket) not in self._of_buckets:
-            self._of_buckets[kind, bucket] = build_pipeline(covering(self._pipelines[kind].steps, bucket))
+            self._of_buckets[kind, bucket] = build_pipeline(with_cover(self._pipelines[kind].steps, bucket))
         return self._of_buckets[kind, bucket]
 
     def _indices(self, clip: Clip, rng: random.Random) -> list[int]:
