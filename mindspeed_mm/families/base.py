@@ -248,6 +248,8 @@ class DenoiserFamily(Family[Config]):
     activation_bytes: ActivationBytes
     # config, a rank's share -> peak bytes of a training step beside weights and gradients; None: not known
     training_bytes: Callable[[Config, Share], int] | None = None
+    # config, a rank's share -> operations of a forward and backward pass: products, attention by sparsity; None: not known
+    training_flops: Callable[[Config, Share], tuple[int, dict[int, int]]] | None = None
     # config, a rank's share, the network's parameters -> its work for a micro-batch; None: not known
     training_work: Callable[[Config, Share, Mapping[str, Parameter]], Work] | None = None
 

@@ -395,6 +395,7 @@ FAMILY = DenoiserFamily(
     forward_flops=costs.forward_flops,
     activation_bytes=costs.activation_bytes,
     training_bytes=costs.peak_bytes,
+    training_flops=work.training_flops,
     training_work=work.training_work,
     unused=text_tail,
 )

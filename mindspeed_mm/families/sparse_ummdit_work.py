@@ -26,22 +26,16 @@ _MOVED_ENDS = {4: (32, 39), 2: (51, 71)}  # for a feature of all tokens, outside
 
 def training_work(config: "SparseUMMDiTConfig", share: Share, parameters: Mapping[str, Parameter]) -> Work:
     """Forward and backward pass of a micro-batch on one rank. parameters: the network's."""
-    sizes = Sizes.of(config, share)
-    products, attention, again = 0, collections.Counter(), 0
-    backward = 1 if share.frozen else 2  # a product's gradients: of its input and of its weight
+    sizes, again = Sizes.of(config, share), 0
+    products, attention = training_flops(config, share)
     for block in blocks(config, share):
-        forward, attended = _block_products(config, share, sizes, block), _attention(config, share, block)
-        products += (1 + backward) * forward
-        attention[block.sparsity] += 3 * attended
         if block.whole:
-            again += forward + attended
+            again += _block_products(config, share, sizes, block) + _attention(config, share, block)
         elif block.feed_forward:
             again += _feed_forward_products(config, share, sizes, block)
-    for _ in joins_of(config):
-        products += (1 + backward) * 2 * (sizes.video + sizes.text) * 2 * sizes.width**2
     return Work(
-        products=products + _end_products(config, share, sizes),
-        attention=dict(attention),
+        products=products,
+        attention=attention,
         again=again,
         moved_bytes=_moved(config, share, sizes, parameters),
         collectives=_collectives(config, share, sizes),
@@ -50,6 +44,24 @@ def training_work(config: "SparseUMMDiTConfig", share: Share, parameters: Mappin
 
 
 # ---------------------------------------------------------------------------------------------- floating-point operations
+
+
+def training_flops(config: "SparseUMMDiTConfig", share: Share) -> tuple[int, dict[int, int]]:
+    """Operations of a forward and backward pass: products, and attention by sparsity; without recomputation.
+
+    The backward pass of attention takes two passes. That of a product has one for the gradient of its input, and one for
+    the gradient of its weight, which a frozen weight has not.
+    """
+    sizes = Sizes.of(config, share)
+    attention: collections.Counter[int] = collections.Counter()
+    passes = 2 if share.frozen else 3
+    products = _end_products(config, share, sizes)
+    for block in blocks(config, share):
+        products += passes * _block_products(config, share, sizes, block)
+        attention[block.sparsity] += 3 * _attention(config, share, block)
+    for _ in joins_of(config):
+        products += passes * 2 * (sizes.video + sizes.text) * 2 * sizes.width**2
+    return products, dict(attention)
 
 
 def _block_products(config: "SparseUMMDiTConfig", share: Share, sizes: Sizes, block: Block) -> int:

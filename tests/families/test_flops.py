@@ -8,9 +8,14 @@ from tiny_denoiser import CONFIG
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mindspeed_mm.adapters.attach import attach_trained
+from mindspeed_mm.families.adapters import AdapterConfig
+from mindspeed_mm.families.base import Share
+from mindspeed_mm.families.sparse_ummdit import parameters
 from mindspeed_mm.families.sparse_ummdit_costs import attention_flops, forward_flops
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.training.denoising import TrainedShares
 from mindspeed_mm.types import TextFeatures
 
 EXTENT, TEXT = (3, 4, 5), 7
@@ -40,6 +45,30 @@ def test_the_formula_equals_torchs_counter(change):
     with FlopCounterMode(display=False) as counter:
         out.sum().backward()
     assert counter.get_total_flops() == pytest.approx(2 * forward, rel=5e-3)
+
+
+@pytest.mark.parametrize("part", ["all", "attention", "adapter"])
+def test_a_step_with_frozen_weights_equals_torchs_counter(part):
+    network = build_denoiser(CONFIG, ParallelContext.current(), seed=1).train()
+    kinds = parameters(CONFIG)
+    if part == "adapter":
+        adapter = AdapterConfig(kind="lora", rank=2, targets=("attention", "feed_forward"))
+        attach_trained(network, CONFIG, adapter, ParallelContext.current(), seed=2)
+    elif part == "attention":
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(kinds[name].kind == "attention")
+    text = TextFeatures(torch.randn(2, TEXT, 12), torch.ones(2, TEXT, dtype=torch.bool), torch.randn(2, 6))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        network(torch.randn(2, 4, 3, 8, 10), torch.rand(2), text).sum().backward()
+    share = Share(batch=2, video_tokens=60, text_tokens=TEXT, itemsize=4)
+    shares = TrainedShares.of(network)
+    assert shares.own == {"all": 1.0, "adapter": 0.0}.get(part, shares.own) and (shares.added > 0) == (
+        part == "adapter"
+    )
+    counted, formula = counter.get_total_flops(), shares.step_flops(CONFIG, share, 0)
+    assert formula == pytest.approx(counted, rel=0.01 if part == "all" else 0.06)
+    if part != "all":
+        assert formula < 0.95 * TrainedShares().step_flops(CONFIG, share, 0)
 
 
 def test_attention_at_v1_5_size_follows_its_sparsity():
