@@ -7,10 +7,11 @@ from mindspeed_mm import families
 from mindspeed_mm.config.launch import LaunchConfig
 from mindspeed_mm.config.model import TrainModelConfig
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.families.adapters import AdapterConfig, layers_of
+from mindspeed_mm.families.adapters import AdapterConfig, LayerAdapter, adapter_parameters, layers_of
 from mindspeed_mm.families.base import DenoiserConfig, Parameter
 from mindspeed_mm.families.patterns import matching
 from mindspeed_mm.schema import Node, flag
+from mindspeed_mm.schema.text import read_float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +26,13 @@ class TrainedConfig:
         "with *, separated by spaces or commas",
     )
     frozen: tuple[str, ...] = flag((), "--freeze", metavar="NAME", help="do not train these parameters, named as above")
+    lr_multipliers: tuple[str, ...] = flag(
+        (),
+        "--lr-multiplier",
+        metavar="NAME=FACTOR",
+        help="factor on --lr and --min-lr for the trained parameters of this name, named as above; of several that match, the "
+        "last counts",
+    )
 
 
 def check_adapter(
@@ -51,12 +59,13 @@ def check_adapter(
 
 def check_trained(trained: TrainedConfig, denoiser: DenoiserConfig, adapter: AdapterConfig) -> None:
     """Checks that --train-only and --freeze name parameters and leave some to train."""
-    if not trained.only and not trained.frozen:
-        return
+    parameters = families.of_denoiser(denoiser).parameters(denoiser)
     if adapter.kind is not None:
-        raise ConfigError("--adapter: freezes the whole network; leave out --train-only and --freeze")
-    if not trained_names(trained, families.of_denoiser(denoiser).parameters(denoiser)):
+        if trained.only or trained.frozen:
+            raise ConfigError("--adapter: freezes the whole network; leave out --train-only and --freeze")
+    elif not trained_names(trained, parameters):
         raise ConfigError("--freeze: leaves nothing to train")
+    lr_factors(trained, parameters, adapter)
 
 
 def trained_names(trained: TrainedConfig, parameters: Mapping[str, Parameter]) -> list[str]:
@@ -65,3 +74,32 @@ def trained_names(trained: TrainedConfig, parameters: Mapping[str, Parameter]) -
     chosen = matching(kinds, trained.only, "--train-only", "parameter") if trained.only else list(kinds)
     frozen = set(matching(kinds, trained.frozen, "--freeze", "parameter")) if trained.frozen else set()
     return [name for name in chosen if name not in frozen]
+
+
+def lr_factors(trained: TrainedConfig, parameters: Mapping[str, Parameter], adapter: AdapterConfig) -> dict[str, float]:
+    """Factors on the learning rate by name of a trained parameter, as files spell it; names without one are left out.
+
+    parameters: of the whole network. Raises ConfigError for a name that means no trained parameter, and for no factor.
+    """
+    if not trained.lr_multipliers:
+        return {}
+    if adapter.kind is None:
+        names = set(trained_names(trained, parameters))
+        kinds = {name: parameter.kind for name, parameter in parameters.items() if name in names}
+    else:
+        settings = LayerAdapter(adapter.rank, adapter.scale, adapter.dora)
+        layers = dict.fromkeys(layers_of(parameters, adapter.words), settings)
+        kinds = {name: one.kind for name, one in adapter_parameters(parameters, layers).items()}
+    found = {}
+    for text in trained.lr_multipliers:
+        word, equals, number = text.rpartition("=")
+        try:
+            factor = read_float(number)
+        except ValueError:
+            factor = -1.0
+        if not equals or not word or not 0 < factor <= 1e6:
+            raise ConfigError(
+                f"--lr-multiplier {text}: must be NAME=FACTOR with a factor above 0, such as attention=0.1"
+            )
+        found |= dict.fromkeys(matching(kinds, [word], "--lr-multiplier", "trained parameter"), factor)
+    return {name: factor for name, factor in found.items() if factor != 1}

@@ -32,8 +32,9 @@ with warnings.catch_warnings(), _without_compiler():
     warnings.simplefilter("ignore")
     from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer, get_standard_config_overrides
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+    from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
     from megatron.core.tensor_parallel.layers import (
         linear_with_frozen_weight,
@@ -94,7 +95,10 @@ __all__ = [
     "copy_to_tensor_model_parallel_region",
     "gather_from_sequence_parallel_region",
     "gather_from_tensor_model_parallel_region",
+    "ParamKey",
+    "ParamPredicate",
     "get_megatron_optimizer",
+    "get_standard_config_overrides",
     "linear_with_frozen_weight",
     "linear_with_grad_accumulation_and_async_allreduce",
     "parallel_state",

@@ -5,7 +5,8 @@ taken apart here, over lists of all shards (`main_weights.py`).
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +24,10 @@ from mindspeed_mm.parallel.megatron import (
     DistributedDataParallelConfig,
     DistributedOptimizer,
     OptimizerConfig,
+    ParamKey,
+    ParamPredicate,
     get_megatron_optimizer,
+    get_standard_config_overrides,
 )
 from mindspeed_mm.parallel.schedule import Schedule
 from mindspeed_mm.platforms.base import Platform
@@ -39,9 +43,11 @@ class MegatronEngine:
         platform: Platform,
         settings: OptimizerSettings,
         units: Sequence[nn.Module] = (),
+        lr_factors: Mapping[str, float] = types.MappingProxyType({}),
     ):
         """units: modules of the network whose weights are gathered one by one while it runs, in call order (see
-        `Gathering`). Without units --overlap-param-gather waits for all weights before the network runs.
+        `Gathering`). Without units --overlap-param-gather waits for all weights before the network runs. lr_factors: on
+        the learning rate, by name of a parameter of the network.
         """
         self.network = network
         self.parallel = parallel
@@ -64,7 +70,10 @@ class MegatronEngine:
             if settings.overlap_param_gather:
                 Gathering(self.ddp, units)
             options = _optimizer_config(settings, dtype)
-            chained: Any = get_megatron_optimizer(options, [self.ddp], use_gloo_process_groups=False)
+            overrides = _overrides(options, settings, network, lr_factors)
+            chained: Any = get_megatron_optimizer(
+                options, [self.ddp], config_overrides=overrides, use_gloo_process_groups=False
+            )
             self.optimizer = chained.chained_optimizers[0]
             if platform.fused_adamw:
                 self.replace_inner(_fused)
@@ -164,7 +173,9 @@ class MegatronEngine:
         self.scheduler.advance()
 
     def learning_rate(self) -> float:
-        return self.optimizer.param_groups[0]["lr"]
+        """Of the parameters without a factor, if there are some."""
+        groups = self.optimizer.param_groups
+        return next((group for group in groups if group.get("default_config", True)), groups[0])["lr"]
 
     # ---------------------------------------------------------------------------------------------------------- weights
 
@@ -276,6 +287,26 @@ def _partial_gradients(network: nn.Module) -> list[Tensor]:
     trained = (parameter for parameter in network.parameters() if parameter.requires_grad)
     marked = (parameter for parameter in trained if getattr(parameter, "sequence_parallel", False))
     return [parameter.main_grad for parameter in marked]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _overrides(
+    options: OptimizerConfig, settings: OptimizerSettings, network: nn.Module, factors: Mapping[str, float]
+) -> dict | None:
+    """Megatron's settings of its parameter groups, with a learning rate of its own for each factor; None: its default."""
+    if not factors:
+        return None
+    chosen: dict[float, set[int]] = {}
+    for name, parameter in network.named_parameters():
+        if name in factors:
+            chosen.setdefault(factors[name], set()).add(id(parameter))
+    overrides: dict = get_standard_config_overrides(options)
+    for factor, members in chosen.items():
+        predicate = ParamPredicate(f"lr x {factor}", lambda parameter, members=members: id(parameter) in members)
+        overrides[ParamKey(predicate=predicate)] = {
+            "max_lr": settings.lr * factor,
+            "min_lr": settings.min_lr * factor,
+        }
+    return overrides
 
 
 def _optimizer_config(settings: OptimizerSettings, dtype: torch.dtype) -> OptimizerConfig:

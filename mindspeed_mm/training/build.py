@@ -11,8 +11,9 @@ from mindspeed_mm.adapters.attach import attach_trained
 from mindspeed_mm.adapters.record import AdapterRecord
 from mindspeed_mm.config.optimizer import OptimizerSettings
 from mindspeed_mm.config.run import RunConfig, TrainingFlags
-from mindspeed_mm.config.trained import TrainedConfig, trained_names
+from mindspeed_mm.config.trained import TrainedConfig, lr_factors, trained_names
 from mindspeed_mm.data.feed.dataset import load_tokens
+from mindspeed_mm.families.adapters import is_adapter, plain_name
 from mindspeed_mm.families.base import DenoiserConfig
 from mindspeed_mm.models.build import build_autoencoder, build_denoiser
 from mindspeed_mm.models.denoiser import Denoiser
@@ -28,7 +29,7 @@ from mindspeed_mm.parallel.meeting import meet
 from mindspeed_mm.parallel.megatron_engine import MegatronEngine
 from mindspeed_mm.platforms.base import Platform
 from mindspeed_mm.training.denoiser_data import DenoiserData
-from mindspeed_mm.training.denoising import Denoising
+from mindspeed_mm.training.denoising import Denoising, TrainedShares
 from mindspeed_mm.training.encoder_sharing import SharedEncoders
 from mindspeed_mm.training.encoders import FrozenEncoders
 from mindspeed_mm.training.evaluation import Evaluation, encoded, losses
@@ -72,11 +73,14 @@ def build_trainer(
     task, distilled = build_task(config, network, encoders)
     # the engine's collectives have a time limit, and a rank with a slow disk may come late
     meet("loading weights", parallel)
-    engine = MegatronEngine(network, parallel, platform, config.optimizer, network.units())
+    engine = MegatronEngine(
+        network, parallel, platform, config.optimizer, network.units(), _lr_factors(network, config)
+    )
     engine.schedule(config.global_batch_size)
     optimizer = optimizer_step(config.optimizer, engine)
     shared = SharedEncoders(encoders, parallel, data.hosts) if data.shares_encoders else encoders
-    step = TrainStep(engine, Denoising(shared, task), optimizer, micro_batches(config, parallel))
+    objective = Denoising(shared, task, TrainedShares.of(network))
+    step = TrainStep(engine, objective, optimizer, micro_batches(config, parallel))
     evaluation = None
     if config.evaluation.data_path is not None:
         held_out, iterations = data.held_out(config.evaluation.data_path), config.evaluation.iterations
@@ -182,6 +186,18 @@ def _freeze(network: Denoiser, trained: TrainedConfig) -> None:
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in names)
     _log.info(f"{len(names)} of {len(parameters)} parameters are trained, the others are frozen")
+
+
+def _lr_factors(network: Denoiser, config: RunConfig) -> dict[str, float]:
+    """Factors of --lr-multiplier by the network's own names."""
+    parameters = families.of_denoiser(network.config).parameters(network.config)
+    found = lr_factors(config.trained, parameters, config.adapter)
+    names = [name for name, _ in network.named_parameters()]
+    return {name: found[plain] for name in names if (plain := _in_files(name)) in found}
+
+
+def _in_files(name: str) -> str:
+    return plain_name(name) if is_adapter(name) else name
 
 
 def _with_adapter(network: Denoiser, config: RunConfig, parallel: ParallelContext) -> AdapterRecord | None:

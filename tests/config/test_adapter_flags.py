@@ -6,8 +6,12 @@ from config_files import TRAIN_FLAGS, change, write_all
 from mindspeed_mm import families
 from mindspeed_mm.config import resolve
 from mindspeed_mm.config.adapter_choice import AdapterChoice
-from mindspeed_mm.config.trained import trained_names
+from mindspeed_mm.config.trained import TrainedConfig, lr_factors, trained_names
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.families.adapters import AdapterConfig
+from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
+
+DENOISER = SparseUMMDiTConfig(num_layers=(2, 2, 2), sparse_n=(1, 2, 1), in_channels=4, caption_channels=12)
 
 
 @pytest.fixture
@@ -127,3 +131,31 @@ def test_some_parameters_are_trained_by_groups_names_and_patterns(folder):
     }.items():
         with pytest.raises(ConfigError, match=message):
             run_config(folder, *flags)
+
+
+def factors(words, adapter=None, only=()):
+    parameters = families.of_denoiser(DENOISER).parameters(DENOISER)
+    return lr_factors(TrainedConfig(only=only, lr_multipliers=words), parameters, adapter or AdapterConfig())
+
+
+def test_factors_on_the_learning_rate_name_trained_parameters():
+    found = factors(("attention=0.1", "transformer_blocks.0=2"))
+    assert found["transformer_blocks.0.0.attn1.to_q.weight"] == 2 and set(found.values()) == {0.1, 2.0}
+    adapter = AdapterConfig(kind="lora", targets=("attn1.to_q",))
+    found = factors(("*.lora_B=16",), adapter)
+    assert found and all(name.endswith("attn1.to_q.lora_B") for name in found)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("attention",), "--lr-multiplier attention: must be NAME=FACTOR"),
+        (("attention=0",), "a factor above 0"),
+        (("attention=fast",), "a factor above 0"),
+        (("atention=2",), "--lr-multiplier atention: matches no trained parameter .*did you mean 'attention'"),
+        (("feed_forward=2",), "--lr-multiplier feed_forward: matches no trained parameter"),
+    ],
+)
+def test_a_factor_that_reaches_nothing_is_refused(words, message):
+    with pytest.raises(ConfigError, match=message):
+        factors(words, only=("attention",))

@@ -16,7 +16,7 @@ from mindspeed_mm.config.run import (
     ReportConfig,
     TrainingFlags,
 )
-from mindspeed_mm.config.trained import TrainedConfig, trained_names
+from mindspeed_mm.config.trained import TrainedConfig, lr_factors, trained_names
 from mindspeed_mm.data.feed.ledger import Ledger
 from mindspeed_mm.families.adapters import AdapterConfig
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig, parameters
@@ -81,6 +81,7 @@ class Layout:
     dropout: float = 0.0
     adapter: AdapterConfig | None = None
     train_only: tuple[str, ...] = ()
+    lr_multipliers: tuple[str, ...] = ()
     distill: DistillConfig = DistillConfig()
     teacher_seed: int = 11  # of the teacher's weights; also its fingerprint
 
@@ -230,7 +231,10 @@ class Run:
             # The loss scale is a little too high for this network, so that fp16 has to find it.
             **{"lr_decay_iters": 100, "initial_loss_scale": 2.0**20, **(optimizer or {})},
         )
-        self.engine = MegatronEngine(self.network, self.parallel, CpuPlatform(), settings, self.network.units())
+        trained = TrainedConfig(only=layout.train_only, lr_multipliers=layout.lr_multipliers)
+        factors = lr_factors(trained, parameters(denoiser), AdapterConfig())
+        units = self.network.units()
+        self.engine = MegatronEngine(self.network, self.parallel, CpuPlatform(), settings, units, factors)
         self.engine.schedule(batch)
         clip = AdaptiveClip(layout.clip_decay) if layout.clip_decay else FixedClip(1.0)
         self.ema = Ema(self.engine, 0.9999) if ema else None

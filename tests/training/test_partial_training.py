@@ -36,8 +36,29 @@ def test_only_the_named_parameters_move(ranks, options):
 
 @pytest.mark.parametrize("settings", [{}, {"format": "torch_dist"}], ids=str)
 def test_resuming_is_exact(tmp_path, settings):
-    layout = Layout(train_only=ONLY, micro_batch=4)
+    layout = Layout(train_only=ONLY, micro_batch=4, lr_multipliers=("attn1.to_q=0.1", "norm=3"))
     checkpoint = CheckpointConfig(save=str(tmp_path), **settings)
     for different, resumed, straight in run_ranks(stop_and_resume, 1, layout, checkpoint, True):
         assert not different
         assert resumed == straight
+
+
+def steps_of(layout: Layout) -> tuple[dict[str, float], float]:
+    """Largest change of each parameter in the first step, which AdamW makes about as large as the learning rate; and the
+    reported rate.
+    """
+    run = Run(layout, optimizer={"weight_decay": 0.0})
+    before = {name: value.detach().clone() for name, value in run.network.named_parameters()}
+    (result,) = run.steps(1)
+    run.engine.publish()
+    changes = {name: (value - before[name]).abs().max().item() for name, value in run.network.named_parameters()}
+    return changes, result.report.learning_rate
+
+
+def test_a_factor_multiplies_the_learning_rate_of_its_parameters():
+    words = ("attention=0.1", "transformer_blocks.0.0.attn1.to_q=0.5")
+    ((changes, rate),) = run_ranks(steps_of, 1, Layout(micro_batch=4, lr_multipliers=words))
+    assert rate == pytest.approx(1e-2)
+    assert changes["transformer_blocks.0.0.attn1.to_q.weight"] == pytest.approx(5e-3, rel=0.02)
+    assert changes["transformer_blocks.0.0.attn1.to_k.weight"] == pytest.approx(1e-3, rel=0.02)
+    assert changes["norm_out.linear.weight"] == pytest.approx(1e-2, rel=0.02)
