@@ -1,7 +1,4 @@
-"""SparseUMMDiT, the denoiser of Open-Sora Plan v1.5, without tensors.
-
-Names are Open-Sora Plan's own ("OSP"). The network is in `models/sparse_ummdit/`; a test holds `parameters` equal to it.
-"""
+"""SparseUMMDiT of Open-Sora Plan v1.5 without tensors, by its own names ("OSP"); a test holds it equal to `models/sparse_ummdit/`."""
 
 import dataclasses
 import re
