@@ -4,15 +4,17 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mindspeed_mm import families, logs
 from mindspeed_mm.cli import parts
 from mindspeed_mm.cli.publishing import PublishingFlags, publish
 from mindspeed_mm.config import hub
-from mindspeed_mm.config.model_dialects import sample_node
-from mindspeed_mm.config.sample import SampleModelConfig
 from mindspeed_mm.errors import said_in_one_line
 from mindspeed_mm.schema import Program, build, flag, group, read_json
+
+if TYPE_CHECKING:
+    from mindspeed_mm.config.sample import SampleModelConfig
 
 _ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 _DRY_RUN = "print what would be written, and write nothing"
@@ -271,6 +273,9 @@ def export(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
 
 def _written(flags: ExportFlags, mm_model: str) -> Path:
     """Writes the folder of `export`."""
+    from mindspeed_mm.config.model_dialects import sample_node  # with the configs, which --help does not need
+    from mindspeed_mm.config.sample import SampleModelConfig
+
     load = flags.load and hub.local(flags.load)
     with_encoders = flags.copy_encoders or flags.format == "diffusers"
     node = sample_node(read_json(mm_model))
@@ -293,7 +298,7 @@ def _written(flags: ExportFlags, mm_model: str) -> Path:
     return path
 
 
-def _sources(config: SampleModelConfig, load: str | None, with_encoders: bool) -> dict[str, str | None]:
+def _sources(config: "SampleModelConfig", load: str | None, with_encoders: bool) -> dict[str, str | None]:
     """The weights that an exported folder holds -> their paths."""
     found = {"predictor": load or config.predictor.from_pretrained, "ae": config.ae.from_pretrained}
     blocks = {name: getattr(config, name) for name in _ENCODERS if with_encoders}
