@@ -30,7 +30,9 @@ def video_settings(config: RunConfig) -> dict:
     autoencoder["weights"] = file_fingerprint(Path(config.autoencoder_weights))
     images = config.data.dataset_param.image_conditions
     # the ratio of "text" is drawn while a run trains
-    kinds = {} if images is None else {"image_conditions": {**dataclasses.asdict(images), "text": None}}
+    kinds: dict[str, object] = (
+        {} if images is None else {"image_conditions": {**dataclasses.asdict(images), "text": None}}
+    )
     if preprocess.auto_buckets:  # which bucket is part of the clip's identity
         kinds["auto_buckets"] = True
     return {
