@@ -171,3 +171,21 @@ def test_each_rank_writes_its_part_alone_and_torch_reads_the_whole(tmp_path, in_
         local = torch.arange(math.prod(shape), dtype=torch.float32).view(shape)
         wanted = local if dim is None else torch.cat((local, local + 1000), dim)
         assert torch.equal(found[f"model.{name}"], wanted)
+    assert all(run_ranks(read_by_megatron, 2, tmp_path / "iter_0000001"))
+
+
+def read_by_megatron(directory) -> bool:
+    """True if megatron-core's own loading gives this rank of TP 2 its half."""
+    from megatron.core import dist_checkpointing  # which the network itself does not use
+
+    parallel = ParallelContext.start(tensor_size=2)
+    split = {
+        f"model.{name}": dist_checkpointing.ShardedTensor.from_rank_offsets(
+            f"model.{name}", torch.empty(shape), (dim, parallel.tensor_rank, 2)
+        )
+        for name, (shape, dim) in NETWORK.items()
+        if dim is not None
+    }
+    found = dist_checkpointing.load(split, str(directory))
+    first = 1000.0 * parallel.tensor_rank
+    return all(torch.equal(tensor.flatten(), torch.arange(first, first + tensor.numel())) for tensor in found.values())
