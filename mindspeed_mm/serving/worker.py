@@ -13,7 +13,6 @@ from mindspeed_mm.serving.previews import Previews
 from mindspeed_mm.serving.queue import RUNNING, Job, Queue
 
 _log = logs.get(__name__)
-_LONGEST_PAUSE_S = 30.0
 # The disk has no room or does not answer: the job is not at fault, and waiting may help.
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 _Result = TypeVar("_Result")
@@ -32,17 +31,18 @@ class Worker:
         maker: Maker,
         ended: Callable[[str, float], None] = lambda outcome, s: None,
         pause_s: float = 1.0,
+        longest_pause_s: float = 30.0,
         keep_s: float | None = None,
     ):
         """ended: told how each job ended and its seconds. pause_s: before a write to a full disk is tried again; then
-        twice as long, and so on. keep_s: time after which an ended job is removed; None: never.
+        twice as long, and so on up to longest_pause_s. keep_s: time after which an ended job is removed; None: never.
         """
         self.queue = queue
         self.maker = maker
         self.previews = Previews()
         self.disk_fault: str | None = None  # why the disk cannot be written now
         self._ended = ended
-        self._pause_s = pause_s
+        self._pause_s, self._longest_pause_s = pause_s, longest_pause_s
         self.keep_s = keep_s
         self._lock = threading.Lock()  # for the fields below
         self._current: str | None = None
@@ -195,5 +195,5 @@ class Worker:
                 self.disk_fault = str(error)
             check()
             self._ending.wait(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            pause_s = min(2 * pause_s, self._longest_pause_s)
             check()

@@ -41,7 +41,8 @@ def server(world: World) -> None:
 
     maker = StandIn(world.sample_json, world.folder, world.step_s)
     queue = Queue(world.folder, world.max_waiting, observe)
-    worker = Worker(queue, maker, metrics.job, pause_s=0.05)
+    # No longer pauses: a disk that is full half of the time may be full at ten tries in a row, with the tenth after a minute.
+    worker = Worker(queue, maker, metrics.job, pause_s=0.05, longest_pause_s=0.1)
     desk = Desk(queue, worker, maker, metrics, "stand-in")
     if world.full_every_s is not None:
         threading.Thread(target=_fill, args=(world.full_every_s, queue, maker), daemon=True).start()
