@@ -4,7 +4,6 @@ Nothing is exchanged: every rank finds its part by itself, and all parts togethe
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
@@ -66,7 +65,7 @@ class Shares:
             shift = 0 if dim is None else held.shape[dim] * self.parallel.tensor_rank
             offsets = tuple(at + shift * (axis == dim) for axis, at in enumerate(box.offsets))
             begin = box.start - held.start
-            values = flat[begin : begin + math.prod(box.sizes)].view(box.sizes)
+            values = flat[begin : begin + box.numel].view(box.sizes)
             whole = full_shape(held.shape, dim, self.parallel.tensor_size)
             yield Part(f"{prefix}.{held.name}", whole, offsets, values)
 

@@ -7,7 +7,7 @@ takes its defaults from it.
 import dataclasses
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from mindspeed_mm.config import hub
 from mindspeed_mm.config.model import DiffusionConfig, TrainModelConfig
@@ -165,18 +165,10 @@ class Distilled:
         return f"{steps}{'without guidance' if self.guidance <= 1 else f'with guidance {self.guidance:g}'}"
 
 
-_KINDS: dict[str, tuple[type, ...]] = {
-    "method": (str,),
-    "guidance": (float, int),
-    "steps": (int, type(None)),
-    "schedule": (str, type(None)),
-    "shift": (float, int, type(None)),
-    "teacher_guidance": (float, int, type(None)),
-    "teacher_rescale": (float, int, type(None)),
-    "teacher_steps": (int, type(None)),
-    "teacher": (str, type(None)),
-    "teacher_path": (str, type(None)),
-}
+def _kinds() -> dict[str, tuple[type, ...]]:
+    """Types of each value of the record; a whole number stands for a float, too."""
+    hints = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(Distilled).items()}
+    return {name: (*kinds, int) if float in kinds else kinds for name, kinds in hints.items()}
 
 
 def read_record(plain: object, origin: str) -> Distilled | None:
@@ -185,12 +177,12 @@ def read_record(plain: object, origin: str) -> Distilled | None:
     """
     if plain is None:
         return None
-    held = plain if isinstance(plain, Mapping) else {}
-    for key, kinds in _KINDS.items():
+    held, known = plain if isinstance(plain, Mapping) else {}, _kinds()
+    for key, kinds in known.items():
         value = held.get(key)
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise CheckpointError(f"{origin}: what it says of its distillation is damaged: {key} is {value!r}")
-    values: dict[str, Any] = {key: held.get(key) for key in _KINDS}
+    values: dict[str, Any] = {key: held.get(key) for key in known}
     found = Distilled(**values)
     numbers = (found.steps is None or found.steps >= 1) and (found.shift is None or 0 < found.shift <= 1e6)
     if not numbers or found.schedule not in (None, *SCHEDULES):

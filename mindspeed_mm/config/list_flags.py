@@ -35,7 +35,6 @@ class ListFlags:
         at_most=1000,
         help="first parts that --shuffle-tags leaves in front; default: 0",
     )
-
     auto_buckets: int | None = flag(
         None,
         "--auto-buckets",

@@ -18,8 +18,6 @@ from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.families.base import DTYPES, AutoencoderConfig, DenoiserConfig
 from mindspeed_mm.schema import check, flag, group, option, switches
 
-TEMPLATES = ("v1.2", "v1.3", "v1.5")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class PipelineConfig:
