@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mindspeed_mm import families
 from mindspeed_mm.adapters.branches import KINDS, Branch, Branches, PlainLinear
-from mindspeed_mm.families.adapters import DOWN, HOME, AdapterConfig, LayerAdapter, is_adapter, layers_of
+from mindspeed_mm.families.adapters import DOWN, HOME, AdapterConfig, LayerAdapter, is_adapter, settings_of
 from mindspeed_mm.families.base import DenoiserConfig, DenoiserFamily
 from mindspeed_mm.parallel import partition
 from mindspeed_mm.parallel.context import ParallelContext
@@ -43,10 +43,9 @@ def attach_trained(
 ) -> dict[str, Branch]:
     """Adds a fresh adapter to the targets' linears and freezes everything else. seed: of A, by each parameter's name."""
     family: DenoiserFamily = families.of_denoiser(config)
-    layers = layers_of(family.parameters(config), adapter.words)
-    settings = LayerAdapter(adapter.rank, adapter.scale, adapter.dora)
+    layers = settings_of(adapter, family.parameters(config))
     network.requires_grad_(False)
-    branches = attach(network, parallel, dict.fromkeys(layers, settings))
+    branches = attach(network, parallel, layers)
     fresh = {f"{layer}.{HOME}.{len(_linear(network, layer).adapters) - 1}.{DOWN}" for layer in layers}
     partition.fill(network, _draw, seed, parallel, only=fresh)
     return branches

@@ -7,7 +7,7 @@ from mindspeed_mm import families
 from mindspeed_mm.config.launch import LaunchConfig
 from mindspeed_mm.config.model import TrainModelConfig
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.families.adapters import AdapterConfig, LayerAdapter, adapter_parameters, layers_of
+from mindspeed_mm.families.adapters import AdapterConfig, adapter_parameters, layers_of, settings_of
 from mindspeed_mm.families.base import DenoiserConfig, Parameter
 from mindspeed_mm.families.patterns import matching
 from mindspeed_mm.schema import Node, flag
@@ -87,9 +87,8 @@ def lr_factors(trained: TrainedConfig, parameters: Mapping[str, Parameter], adap
         names = set(trained_names(trained, parameters))
         kinds = {name: parameter.kind for name, parameter in parameters.items() if name in names}
     else:
-        settings = LayerAdapter(adapter.rank, adapter.scale, adapter.dora)
-        layers = dict.fromkeys(layers_of(parameters, adapter.words), settings)
-        kinds = {name: one.kind for name, one in adapter_parameters(parameters, layers).items()}
+        added = adapter_parameters(parameters, settings_of(adapter, parameters))
+        kinds = {name: one.kind for name, one in added.items()}
     found = {}
     for text in trained.lr_multipliers:
         word, equals, number = text.rpartition("=")

@@ -69,6 +69,12 @@ class LayerAdapter:
     dora: bool = False
 
 
+def settings_of(adapter: AdapterConfig, parameters: Mapping[str, Parameter]) -> dict[str, LayerAdapter]:
+    """The adapter of each linear that the config's targets mean; see `layers_of`."""
+    settings = LayerAdapter(adapter.rank, adapter.scale, adapter.dora)
+    return dict.fromkeys(layers_of(parameters, adapter.words), settings)
+
+
 def scale_of(rank: int, alpha: float, rank_stable: bool) -> float:
     """Factor of B A: alpha / rank, or alpha / sqrt(rank) with rsLoRA."""
     return alpha / (math.sqrt(rank) if rank_stable else rank)

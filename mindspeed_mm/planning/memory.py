@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from mindspeed_mm import families
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.families.adapters import DOWN, MAGNITUDE, LayerAdapter, adapter_parameters, layers_of
+from mindspeed_mm.families.adapters import DOWN, MAGNITUDE, adapter_parameters, settings_of
 from mindspeed_mm.families.base import DenoiserConfig, Parameter, Share
 from mindspeed_mm.planning.job import ITEMSIZE, Job
 
@@ -82,8 +82,7 @@ def adapters_of(job: Job) -> dict[str, Parameter]:
     if job.adapter.kind is None:
         return {}
     parameters = parameters_of(job.denoiser)
-    settings = LayerAdapter(job.adapter.rank, job.adapter.scale, job.adapter.dora)
-    return adapter_parameters(parameters, dict.fromkeys(layers_of(parameters, job.adapter.words), settings))
+    return adapter_parameters(parameters, settings_of(job.adapter, parameters))
 
 
 def _rank_numbers(parameters: Mapping[str, Parameter], tensor: int) -> int:
