@@ -21,6 +21,8 @@ PATIENCE_S = 120.0  # on a machine that does much else; each wait ends as soon a
 PROGRAM = f"""
 import os, signal, sys, time
 sys.path.insert(0, {str(ROOT)!r})
+def say(line):  # in one write: torchrun starts Python without buffers, and lines of two ranks would mix
+    os.write(1, (line + "\\n").encode())
 first = os.environ["RANK"] == "0"
 action = sys.argv[1]
 if action == "early":  # the signal comes while Python starts
@@ -29,24 +31,24 @@ if action == "early":  # the signal comes while Python starts
 if action == "killed" and not first:
     os.kill(os.getpid(), signal.SIGKILL)
 if action == "fails":
-    print("port", os.environ["MASTER_PORT"])
     sys.exit(0 if first else 75)
 from mindspeed_mm import stopping, torchrun
 if action == "says":
     if not first:
         assert torchrun.leave_word("error: a.json: no such file\\n", os.environ)
         sys.exit(1)
-    print("a line of another rank", flush=True)
+    say("a line of another rank")
     time.sleep(1000)
 stopping.die_with_parent()
 if action == "deaf":
     stopping.ignore()
 with stopping.StopRequest(says=first) if action != "deaf" else open(os.devnull) as request:
-    print("pid", os.getpid(), flush=True)
+    say("port " + os.environ["MASTER_PORT"])
+    say(f"pid {{os.getpid()}}")
     while action == "deaf" or request.signal() is None:
         time.sleep(0.05)
     time.sleep(1)  # it takes longer than anybody waits
-    print("saved for", request.signal(), flush=True)
+    say(f"saved for {{request.signal()}}")
 sys.exit(130 if request.signal() == "Ctrl-C" else 0)
 """
 
@@ -64,6 +66,7 @@ class Launched:
     """Two ranks of the stand-in program under the launcher."""
 
     def __init__(self, folder: Path, action: str, flags: tuple[str, ...] = ()):
+        folder.mkdir()
         (folder / "program.py").write_text(PROGRAM)
         self.log, self.output = folder / "run.log", folder / "output"
         words = ["--log-file", self.log, "--nproc_per_node", 2, "--local-addr", "localhost", *flags]
@@ -111,7 +114,7 @@ def launched(tmp_path):
     running: list[Launched] = []
 
     def launch(action: str, *flags: str) -> Launched:
-        running.append(Launched(tmp_path, action, flags))
+        running.append(Launched(tmp_path / f"run{len(running)}", action, flags))
         return running[-1]
 
     yield launch
@@ -160,14 +163,21 @@ def test_ranks_die_with_a_launcher_that_is_killed(launched):
     assert left_of(ranks) == []
 
 
-def test_the_exit_code_is_that_of_the_rank_that_failed_and_two_runs_have_ports_of_their_own(launched, tmp_path):
-    one = launched("fails")
-    assert one.exit_code() == 75
-    assert "error: rank 1 ended with exit code 75; its own output says why" in one.lines()
-    assert "Traceback" not in one.log.read_text()
-    other = launched("fails")
-    assert other.exit_code() == 75
-    assert len({line for line in one.lines() if line.startswith("port ")}) == 2
+def test_the_exit_code_is_that_of_the_rank_that_failed(launched):
+    run = launched("fails")
+    assert run.exit_code() == 75
+    assert "error: rank 1 ended with exit code 75; its own output says why" in run.lines()
+    assert "Traceback" not in run.log.read_text()
+
+
+def test_two_runs_at_once_have_ports_of_their_own(launched):
+    """One after the other may well have the same: the system hands a port out again that nobody holds."""
+    runs = [launched("deaf"), launched("deaf")]
+    ports = []
+    for run in runs:
+        run.ranks()
+        ports += {line for line in run.lines() if line.startswith("port ")}
+    assert len(ports) == len(set(ports)) == 2
 
 
 def test_a_rank_that_dies_of_a_signal_gives_the_code_of_a_shell(launched):
