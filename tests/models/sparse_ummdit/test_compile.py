@@ -5,6 +5,8 @@ import torch
 import torch._inductor.config
 from tiny_denoiser import CONFIG
 
+from mindspeed_mm.adapters.attach import attach_trained
+from mindspeed_mm.families.adapters import AdapterConfig
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.ops import rope3d
 from mindspeed_mm.parallel.context import ParallelContext
@@ -66,3 +68,29 @@ def test_every_block_is_one_graph_at_changing_lengths():
     for length, numbers in zip(lengths, wanted, strict=True):
         assert_close(step(network, *length), numbers)
     assert list(network.state_dict()) == names
+
+
+def test_a_block_with_adapters_is_one_graph_that_recomputes_its_feed_forward():
+    """All of inductor but its code, as above. DoRA holds all that LoRA has."""
+    parallel = ParallelContext.current()
+    network = build_denoiser(CONFIG, parallel, seed=1).train()
+    adapter = AdapterConfig(kind="dora", rank=2, targets=("attention", "feed_forward", "modulation"))
+    for branch in attach_trained(network, CONFIG, adapter, parallel, seed=2).values():
+        torch.nn.init.normal_(branch.lora_B, generator=torch.Generator().manual_seed(3))  # or A has no gradient
+    block = network.transformer_blocks[1][1]
+    trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
+    streams = [torch.randn(tokens, 1, 32, generator=torch.Generator().manual_seed(tokens)) for tokens in (30, 5)]
+    others = torch.ones(1, 16), rope3d.tables((2, 3, 5), CONFIG.head_dim), None, True
+    kept = []
+
+    def results() -> list[torch.Tensor]:
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(tuple(x.shape)) or x, lambda x: x):
+            video, text = block(*streams, *others)
+        return [video.detach(), *torch.autograd.grad(video.square().sum() + text.sum(), trained)]
+
+    wanted = results()
+    kept.clear()
+    block.forward = torch.compile(block.forward, fullgraph=True, backend="aot_eager_decomp_partition")
+    assert_close(results(), wanted)
+    wide = [shape for shape in kept if shape[0] in (30, 5) and shape[-1] == 4 * 32]
+    assert (30, 1, 32) in kept and not wide
