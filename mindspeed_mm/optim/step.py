@@ -1,6 +1,10 @@
 """Turns accumulated gradients into updated weights: average, measure, clip or skip, update, EMA, learning rate."""
 
 import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 from mindspeed_mm.errors import TrainingDiverged
 from mindspeed_mm.optim.adaptive_clip import AdaptiveClip, FixedClip
@@ -29,15 +33,20 @@ class OptimizerStep:
         self.max_skipped_steps = max_skipped_steps
         self.skipped_in_a_row = 0
 
-    def __call__(self) -> StepReport:
+    def __call__(self, beside: Sequence[Tensor] = ()) -> tuple[StepReport, list[float]]:
         """Updates the weights from the gradients of a step.
+
+        beside: numbers [n] on the device; they are read together with the gradient norm, in the step's only wait of the
+        host for the device, and returned in one list. Clipping and skipping decide on the host, so the update begins
+        behind this read.
 
         An fp16 overflow does not count as a skipped step while the loss scale can be lowered, since this finds the
         scale. The learning rate advances with updates only, as in Megatron.
         """
         loss_scale, learning_rate = self.engine.loss_scale(), self.engine.learning_rate()
-        overflow = self.engine.finish_gradients()
-        norm = float("inf") if overflow else self.engine.gradient_norm()
+        squared, overflow, *others = torch.cat([self.engine.finish_gradients(), *beside]).tolist()
+        self.engine.note_overflow(overflow > 0)
+        norm = float("inf") if overflow else squared**0.5
         if overflow:
             report = StepReport(norm, None, learning_rate, loss_scale, self._overflow(loss_scale))
         else:
@@ -51,7 +60,7 @@ class OptimizerStep:
                 self.engine.advance_schedule()
                 if self.ema is not None:
                     self.ema.update()
-        return report
+        return report, others
 
     def _overflow(self, loss_scale: float) -> str:
         if loss_scale > self.engine.lowest_loss_scale:

@@ -74,14 +74,20 @@ class Engine(Protocol):
         """Accumulates the gradients of a scalar loss, with fp16's loss scale."""
         ...
 
-    def loss_scale(self) -> float: ...
-
-    def finish_gradients(self) -> bool:
-        """Averages the gradients over the data ranks and passes them to the main weights. True if fp16 overflowed."""
+    def loss_scale(self) -> float:
+        """fp16's loss scale, which the host knows without asking the device; 1 in other precisions."""
         ...
 
-    def gradient_norm(self) -> float:
-        """L2 norm of the whole network's gradient; the same on every rank."""
+    def finish_gradients(self) -> Tensor:
+        """Averages the gradients over the data ranks and passes them to the main weights.
+
+        Returns fp32 [2] on the device, the same on every rank: the square of the L2 norm of the whole network's gradient,
+        and more than 0 if fp16 overflowed. The host reads nothing here; `note_overflow` must follow.
+        """
+        ...
+
+    def note_overflow(self, overflow: bool) -> None:
+        """Adjusts fp16's loss scale after a step's gradients; does nothing in other precisions."""
         ...
 
     def scale_gradients(self, factor: float) -> None:

@@ -78,6 +78,8 @@ class MegatronEngine:
             if platform.fused_adamw:
                 self.replace_inner(_fused)
             self._create_optimizer_state()
+        self._scaler = getattr(self.optimizer, "grad_scaler", None)  # None except in fp16
+        self._keep_scale_on_host()
         self._main = MainWeights(self.optimizer, network, counts_whole=parallel.tensor_rank == 0)
         self._partial = _partial_gradients(network) if parallel.tensor_size > 1 else []
         self._alone = parallel.data_and_context.size() == 1  # nothing to exchange with other data ranks
@@ -114,7 +116,8 @@ class MegatronEngine:
         (loss * self.loss_scale()).backward()
 
     def loss_scale(self) -> float:
-        return float(self.optimizer.get_loss_scale())
+        """fp16's loss scale, which the host knows without asking the device; 1 in other precisions."""
+        return 1.0 if self._scaler is None else self._scaler.scale.item()
 
     @property
     def shares_weights(self) -> bool:
@@ -126,16 +129,38 @@ class MegatronEngine:
         """Lower limit of fp16's loss scale; the scale itself if it is constant."""
         return self.settings.min_loss_scale if self.settings.loss_scale is None else self.settings.loss_scale
 
-    def finish_gradients(self) -> bool:
-        """Averages the gradients over the data ranks and passes them to the main weights. True if fp16 overflowed."""
+    def finish_gradients(self) -> Tensor:
+        """Averages the gradients over the data ranks and passes them to the main weights.
+
+        Returns fp32 [2] on the device, the same on every rank: the square of the L2 norm of the whole network's gradient,
+        and more than 0 if fp16 overflowed. The host reads nothing here; `note_overflow` must follow.
+        """
         with self.platform.engine_scope():
             if not self._alone or self.settings.overlap_grad_reduce:
                 self.ddp.finish_grad_sync()
-            self._sum_partial_gradients()
-            if getattr(self.optimizer, "grad_scaler", None) is not None:
-                return bool(self.optimizer.prepare_grads())  # also divides by fp16's loss scale
-            self._main.take_gradients()
-            return False
+        self._sum_partial_gradients()
+        self._main.take_gradients()
+        group = self.optimizer.get_grad_stats_parallel_group()
+        overflow = self._unscale(group)
+        total = self._main.squared_norm()
+        dist.all_reduce(total, group=group)
+        return torch.cat([total, overflow])
+
+    def _unscale(self, group: dist.ProcessGroup) -> Tensor:
+        """Divides the gradients by fp16's loss scale. Returns [1], more than 0 if one of any rank is not finite."""
+        overflow = torch.zeros(1, device=next(self.network.parameters()).device)
+        if self._scaler is not None:
+            gradients = self._main.gradients()
+            if gradients:
+                factor = torch.full_like(overflow, self._scaler.inv_scale.item())
+                torch._amp_foreach_non_finite_check_and_unscale_(gradients, overflow, factor)
+            dist.all_reduce(overflow, op=dist.ReduceOp.MAX, group=group)
+        return overflow
+
+    def note_overflow(self, overflow: bool) -> None:
+        """Adjusts fp16's loss scale after a step's gradients; does nothing in other precisions."""
+        if self._scaler is not None:
+            self._scaler.update(overflow)
 
     def _sum_partial_gradients(self) -> None:
         """Sums over TP the gradients that `partition.mark` flagged as partial, in one exchange."""
@@ -143,12 +168,6 @@ class MegatronEngine:
             together = _flatten_dense_tensors(self._partial)
             dist.all_reduce(together, group=self.parallel.tensor)
             torch._foreach_copy_(self._partial, _unflatten_dense_tensors(together, self._partial))
-
-    def gradient_norm(self) -> float:
-        """L2 norm of the whole network's gradient; the same on every rank."""
-        total = self._main.squared_norm()
-        dist.all_reduce(total, group=self.optimizer.get_grad_stats_parallel_group())
-        return total.item() ** 0.5
 
     def scale_gradients(self, factor: float) -> None:
         """Multiplies all gradients."""
@@ -191,20 +210,20 @@ class MegatronEngine:
 
     def counters(self) -> dict:
         """The rest of the optimizer's state: step count and fp16's loss scale."""
-        scaler = getattr(self.optimizer, "grad_scaler", None)
         steps = {int(state["step"]) for state in self.optimizer.optimizer.state.values()}
         return {
             "step": max(steps, default=0),
-            "grad_scaler": None if scaler is None else scaler.state_dict(),
+            "grad_scaler": None if self._scaler is None else self._scaler.state_dict(),
         }
 
     def load_counters(self, state: dict) -> None:
         """Restores a result of `counters`."""
         for parameter_state in self.optimizer.optimizer.state.values():
             parameter_state["step"].fill_(state["step"])
-        if state["grad_scaler"] is not None and getattr(self.optimizer, "grad_scaler", None) is not None:
+        if state["grad_scaler"] is not None and self._scaler is not None:
             with self.platform.engine_scope():
-                self.optimizer.grad_scaler.load_state_dict(state["grad_scaler"])
+                self._scaler.load_state_dict(state["grad_scaler"])
+            self._keep_scale_on_host()
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -252,6 +271,13 @@ class MegatronEngine:
         """Copies the network's weights into the main weights, after loading a file."""
         with self.platform.engine_scope():
             self.optimizer.reload_model_params()
+
+    def _keep_scale_on_host(self) -> None:
+        """Moves fp16's loss scale to the host, since each micro-batch asks for it; Megatron makes it on the device."""
+        if self._scaler is not None:
+            for name, value in vars(self._scaler).items():
+                if isinstance(value, Tensor):
+                    setattr(self._scaler, name, value.cpu())
 
     def _create_optimizer_state(self) -> None:
         """Creates zero moments at the start, so that a checkpoint before the first step looks like any other."""

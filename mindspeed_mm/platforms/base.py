@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,14 @@ class Platform:
 
     def synchronize(self) -> None:
         """Waits for the device's queue; for timing."""
+
+    def moment(self) -> Any:
+        """The moment at which the device has done all that was queued so far; for `seconds`. Does not wait."""
+        return time.perf_counter()
+
+    def seconds(self, begin: Any, end: Any) -> float:
+        """Seconds between two moments, both of which have passed: the host has read a result that was queued later."""
+        return end - begin
 
     def peak_memory(self) -> int:
         """Largest number of bytes that this process has held on the device."""

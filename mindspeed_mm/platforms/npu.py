@@ -108,6 +108,14 @@ class NpuPlatform(Platform):
     def synchronize(self) -> None:
         self._api.synchronize()
 
+    def moment(self):
+        event = self._api.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, begin, end) -> float:
+        return begin.elapsed_time(end) / 1000
+
     def peak_memory(self) -> int:
         return self._api.max_memory_allocated()
 

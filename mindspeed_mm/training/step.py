@@ -71,7 +71,8 @@ class TrainStep:
         self.micro_batches = micro_batches
 
     def __call__(self, batches: Iterator[Batch]) -> StepResult:
-        began = time.perf_counter()
+        platform = self.engine.platform
+        began = platform.moment()
         self.engine.start_step()
         losses: list[Loss] = []
         work, data_seconds = Work(), 0.0
@@ -82,12 +83,13 @@ class TrainStep:
             with self.engine.micro_batch(last=index == self.micro_batches - 1):
                 losses.append(self._forward_backward(batch))
             work.add(losses[-1].work)
-        self.engine.platform.synchronize()  # free: the gradient norm is read next
-        own_seconds = time.perf_counter() - began
-        report = self.optimizer()
-        suspects = self._suspects(losses) if report.skipped else ()
-        loss, parts = self._mean_over_data(losses)
-        return StepResult(loss, report, own_seconds, data_seconds, work, suspects, parts)
+        ready = platform.moment()
+        sums, mine = self._sums_over_data(losses), torch.stack([loss.value for loss in losses])
+        report, read = self.optimizer([sums, mine])
+        loss, *values = (value / self.engine.parallel.data.size() for value in read[: len(sums)])
+        suspects = self._suspects(losses, read[len(sums) :]) if report.skipped else ()
+        parts = dict(zip(losses[0].parts, values, strict=True))
+        return StepResult(loss, report, platform.seconds(began, ready), data_seconds, work, suspects, parts)
 
     def _forward_backward(self, batch: Batch) -> Loss:
         """The loss without its graph, as this micro-batch's share of the step."""
@@ -97,19 +99,21 @@ class TrainStep:
         parts = {name: part / self.micro_batches for name, part in loss.parts.items()}
         return dataclasses.replace(loss, value=value.detach(), parts=parts)
 
-    def _mean_over_data(self, losses: list[Loss]) -> tuple[float, dict[str, float]]:
+    def _sums_over_data(self, losses: list[Loss]) -> Tensor:
+        """Sums over the data ranks [1 + number of parts], on the device: of the loss, then of its parts."""
         group, names = self.engine.parallel.data, list(losses[0].parts)
         sums = [torch.stack([loss.value for loss in losses]).sum()]
         sums += [torch.stack([loss.parts[name] for loss in losses]).sum() for name in names]
         total = torch.stack(sums)
         if group.size() > 1:
             dist.all_reduce(total, group=group)
-        loss, *parts = (value / group.size() for value in total.tolist())
-        return loss, dict(zip(names, parts, strict=True))
+        return total
 
-    def _suspects(self, losses: list[Loss]) -> tuple[str, ...]:
-        """Files of the step on all data ranks. If some micro-batches have a loss that is not finite, only their files."""
-        mine = [(math.isfinite(loss.value.item()), loss.paths) for loss in losses]
+    def _suspects(self, losses: list[Loss], values: list[float]) -> tuple[str, ...]:
+        """Files of a skipped step on all data ranks; collective. If some micro-batches have a loss that is not finite, only
+        their files. values: of this rank's losses.
+        """
+        mine = [(math.isfinite(value), loss.paths) for value, loss in zip(values, losses, strict=True)]
         everyone: list = [None] * self.engine.parallel.data_size
         dist.all_gather_object(everyone, mine, group=self.engine.parallel.data)
         both = [item for rank in everyone for item in rank]
