@@ -10,6 +10,7 @@ from ranks import run_ranks
 from mindspeed_mm.config.run import CheckpointConfig
 
 STOP, STEPS = 2, 4
+SPOIL = {2: 100.0}  # the first step is skipped or clipped hard
 
 
 def everything(run: Run) -> dict:
@@ -40,25 +41,26 @@ def equal(mine, theirs) -> bool:
 
 
 def stop_and_resume(layout: Layout, checkpoint: CheckpointConfig, ema: bool) -> tuple[list[str], list, list]:
-    """What differs at the end on this rank (nothing, one hopes), and the two curves after the stop."""
-    options = {"ema": ema, "spoil": {2: 100.0}}  # the first step is skipped or clipped hard
-    torch.manual_seed(7)
-    straight = Run(layout, **options)
-    curve = [result.loss for result in straight.steps(STEPS)]
-    wanted = everything(straight)
+    """What differs at the end on this rank (nothing, one hopes), and the two curves after the stop.
 
+    The run that saves goes on to the end: `test_a_save_leaves_the_run_as_it_is` says that it is one that never saved.
+    """
+    options = {"ema": ema, "spoil": SPOIL}
     torch.manual_seed(7)
     first = Run(layout, checkpoint, **options)
     first.steps(STOP)
     first.saver.save()
+    straight = [result.loss for result in first.steps(STEPS - STOP)]
     first.saver.complete()
+    wanted = everything(first)
+
     torch.manual_seed(8)  # whatever the process that resumes has drawn
     second = Run(layout, checkpoint, **options, lr=1e-2)
     second.saver.resume(first.saver.store.root)
     assert second.state.iteration == STOP
     resumed = [result.loss for result in second.steps(STEPS - STOP)]
     found = everything(second)
-    return [key for key in wanted if not equal(found[key], wanted[key])], resumed, curve[STOP:]
+    return [key for key in wanted if not equal(found[key], wanted[key])], resumed, straight
 
 
 @pytest.mark.parametrize(
@@ -80,6 +82,31 @@ def test_resuming_is_exact(tmp_path, ranks, layout, settings, ema):
     for different, resumed, straight in run_ranks(stop_and_resume, ranks, layout, checkpoint, ema):
         assert resumed == straight
         assert different == []
+
+
+def saved_and_never_saved(layout: Layout, checkpoint: CheckpointConfig) -> list[str]:
+    """What differs after the same steps between a run that saved on its way and one that did not."""
+    found = []
+    for settings in (checkpoint, CheckpointConfig()):
+        torch.manual_seed(7)
+        run = Run(layout, settings, spoil=SPOIL)
+        losses = [result.loss for result in run.steps(STOP)]
+        if settings.save:
+            run.saver.save()
+        losses += [result.loss for result in run.steps(1)]
+        run.saver.complete()
+        found.append({"losses": losses, **everything(run)})
+    mine, theirs = found
+    return [key for key in mine if not equal(mine[key], theirs[key])]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"in_background": True}, {"format": "torch_dist"}, {"format": "torch_dist", "in_background": True}]
+)
+def test_a_save_leaves_the_run_as_it_is(tmp_path, settings):
+    layout = Layout(micro_batch=2, dtype="bf16", overlap=True, clip_decay=0.9, dropout=0.1)
+    checkpoint = CheckpointConfig(save=str(tmp_path), **settings)
+    assert run_ranks(saved_and_never_saved, 2, layout, checkpoint) == [[], []]
 
 
 def test_the_comparison_can_fail(tmp_path):

@@ -19,47 +19,64 @@ ADAPTIVE = Layout(clip_decay=0.9)
 PLAIN = Layout(clip_decay=None)
 
 
-def with_and_without(layout: Layout, factor: float):
-    """Train with a spoilt sample, and without the step that it is in; results of both and what differs at the end."""
+def spoilt_and_clean(layout: Layout, factors: tuple[float, ...]):
+    """Train with a spoilt sample, for each factor, and without the step that it is in.
+
+    Returns for each factor the results of both, what differs at the end, and whether the clip and the average's count agree.
+    """
+    clean = trained(layout, skip=WHOLE_STEP, steps=STEPS - 1)
+    found = []
+    for factor in factors:
+        spoilt = trained(layout, spoil={BAD_SAMPLE: factor}, steps=STEPS)
+        different = [name for name in clean.state if not torch.equal(spoilt.state[name], clean.state[name])]
+        found.append((spoilt.results, clean.results, different, spoilt.counts == clean.counts))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    results: list
+    state: dict[str, torch.Tensor]
+    counts: tuple
+
+
+def trained(layout: Layout, steps: int, **data) -> Trained:
     torch.manual_seed(0)
-    spoilt = Run(layout, spoil={BAD_SAMPLE: factor})
-    results = spoilt.steps(STEPS)
-    clean = Run(layout, skip=WHOLE_STEP)
-    wanted = clean.steps(STEPS - 1)
-
-    def state(run: Run) -> dict:
-        parts = {name: value.detach() for name, value in run.network.named_parameters()}
-        parts |= {f"main {index}": shard.main for index, shard in enumerate(run.engine.main_shards())}
-        return parts | {f"ema {name}": value for name, value in run.ema.shards.items()}
-
-    mine, theirs = state(spoilt), state(clean)
-    different = [name for name in theirs if not torch.equal(mine[name], theirs[name])]
-    same_clip = spoilt.optimizer.clip.state_dict() == clean.optimizer.clip.state_dict()
-    return results, wanted, different, same_clip and spoilt.ema.updates == clean.ema.updates
+    run = Run(layout, **data)
+    results = run.steps(steps)
+    state = {name: value.detach() for name, value in run.network.named_parameters()}
+    state |= {f"main {index}": shard.main for index, shard in enumerate(run.engine.main_shards())}
+    state |= {f"ema {name}": value for name, value in run.ema.shards.items()}
+    return Trained(results, state, (run.optimizer.clip.state_dict(), run.ema.updates))
 
 
-@pytest.mark.parametrize("factor", [math.nan, math.inf, 100.0])
 @pytest.mark.parametrize(("ranks", "layout"), [(1, ADAPTIVE), (2, ADAPTIVE)], ids=["1 rank", "2 ranks"])
-def test_a_bad_sample_costs_its_step_and_nothing_else(ranks, layout, factor):
-    for results, wanted, different, same_state in run_ranks(with_and_without, ranks, layout, factor):
-        skipped = [index for index, result in enumerate(results) if result.report.skipped]
-        assert skipped == [BAD_STEP]
-        assert f"sample{BAD_SAMPLE}" in results[BAD_STEP].suspects
-        if not math.isfinite(factor):  # its loss gives it away
-            assert results[BAD_STEP].suspects == (f"sample{BAD_SAMPLE}",)
-        losses = [result.loss for index, result in enumerate(results) if index != BAD_STEP]
-        assert losses == [result.loss for result in wanted]
-        assert math.isfinite(losses[-1])
-        assert different == []
-        assert same_state
+def test_a_bad_sample_costs_its_step_and_nothing_else(ranks, layout):
+    factors = (math.nan, math.inf, 100.0)
+    for rank in run_ranks(spoilt_and_clean, ranks, layout, factors):
+        for factor, (results, wanted, different, same_state) in zip(factors, rank, strict=True):
+            skipped = [index for index, result in enumerate(results) if result.report.skipped]
+            assert skipped == [BAD_STEP], factor
+            assert f"sample{BAD_SAMPLE}" in results[BAD_STEP].suspects
+            if not math.isfinite(factor):  # its loss gives it away
+                assert results[BAD_STEP].suspects == (f"sample{BAD_SAMPLE}",)
+            losses = [result.loss for index, result in enumerate(results) if index != BAD_STEP]
+            assert losses == [result.loss for result in wanted]
+            assert math.isfinite(losses[-1])
+            assert different == [], factor
+            assert same_state
+
+
+def two_spoilt(layout: Layout) -> list[list]:
+    """Results of the steps up to the bad one, and of that: of NaN, and of a large factor."""
+    return [trained(layout, spoil={BAD_SAMPLE: factor}, steps=BAD_STEP + 1).results for factor in (math.nan, 100.0)]
 
 
 def test_fixed_clipping_skips_only_what_is_not_finite():
-    ((results, *_),) = run_ranks(with_and_without, 1, PLAIN, math.nan)
-    assert [bool(result.report.skipped) for result in results].index(True) == BAD_STEP
-    ((results, *_),) = run_ranks(with_and_without, 1, PLAIN, 100.0)
-    assert not any(result.report.skipped for result in results)
-    assert results[BAD_STEP].report.gradient_norm > 10 * results[BAD_STEP].report.threshold
+    ((nan, large),) = run_ranks(two_spoilt, 1, PLAIN)
+    assert [bool(result.report.skipped) for result in nan].index(True) == BAD_STEP
+    assert not any(result.report.skipped for result in large)
+    assert large[BAD_STEP].report.gradient_norm > 10 * large[BAD_STEP].report.threshold
 
 
 def diverge(checkpoint: CheckpointConfig, bad_steps: int):

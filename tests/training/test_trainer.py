@@ -1,16 +1,17 @@
 """The loop around the steps: signals, saves that fail, reports, and what happens when nothing moves."""
 
 import json
+import os
 import resource
 import signal
 import subprocess
-import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import pytest
 from rank_runs import At, Layout, Run
-from ranks import log_lines, run_ranks
+from ranks import forked_from_server, log_lines, run_ranks
 
 from mindspeed_mm.config.run import CheckpointConfig, ExitConfig, ReportConfig
 from mindspeed_mm.errors import CheckpointError
@@ -151,13 +152,27 @@ def test_numbers_go_to_the_log_and_the_file(tmp_path):
     assert rows[0]["clip_threshold"] is None and rows[-1]["clip_threshold"] > 0
 
 
-def alone(program: str, timeout_s: float = 120) -> subprocess.CompletedProcess:
-    """A program in a process of its own, which may end as it likes."""
-    code = "import sys, time\nimport torch.distributed as dist\n" + textwrap.dedent(program)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s)
+def run_alone(code: str, printed: Path) -> None:
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(printed / name, os.O_WRONLY | os.O_CREAT), descriptor)
+    exec(compile(code, "alone", "exec"), {})
 
 
-def test_a_hang_prints_stacks_and_who_is_behind():
+@pytest.fixture
+def alone(tmp_path):
+    """Runs a program in a process of its own, which may end as it likes."""
+
+    def run(program: str, timeout_s: float = 120) -> subprocess.CompletedProcess:
+        code = "import sys, time\nimport torch.distributed as dist\n" + textwrap.dedent(program)
+        process = forked_from_server(run_alone, code, tmp_path)
+        process.join(timeout_s)
+        texts = ((tmp_path / name).read_text() for name in ("stdout", "stderr"))
+        return subprocess.CompletedProcess(code, process.exitcode, *texts)
+
+    return run
+
+
+def test_a_hang_prints_stacks_and_who_is_behind(alone):
     result = alone(
         """
         from mindspeed_mm.parallel.pulse import Pulse
@@ -186,7 +201,7 @@ def test_a_hang_prints_stacks_and_who_is_behind():
     )
 
 
-def test_beats_keep_the_watchdog_quiet():
+def test_beats_keep_the_watchdog_quiet(alone):
     result = alone(
         """
         from mindspeed_mm.parallel.pulse import Pulse
@@ -201,7 +216,7 @@ def test_beats_keep_the_watchdog_quiet():
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_a_rank_without_a_sign_of_life_is_named():
+def test_a_rank_without_a_sign_of_life_is_named(alone):
     result = alone(
         """
         from mindspeed_mm.parallel.pulse import Pulse
@@ -215,7 +230,7 @@ def test_a_rank_without_a_sign_of_life_is_named():
     assert "[rank 0] rank 1 is gone: no sign of life for 3 s; ending" in result.stderr
 
 
-def test_what_one_rank_has_found_ends_the_others():
+def test_what_one_rank_has_found_ends_the_others(alone):
     result = alone(
         """
         from mindspeed_mm.parallel.pulse import Pulse
@@ -231,7 +246,7 @@ def test_what_one_rank_has_found_ends_the_others():
     assert "[rank 0] rank 5 is gone; ending" in result.stderr
 
 
-def test_a_failed_collective_becomes_the_name_of_the_lost_rank():
+def test_a_failed_collective_becomes_the_name_of_the_lost_rank(alone):
     result = alone(
         """
         from mindspeed_mm.errors import RankLost
