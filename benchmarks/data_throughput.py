@@ -9,6 +9,7 @@ fastest turn of each counts. Without --source it makes a clip: a moving textured
 """
 
 import argparse
+import importlib.util
 import json
 import resource
 import statistics
@@ -47,6 +48,8 @@ def main() -> None:
     parser.add_argument("--memory-clips", type=int, default=1000)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    if importlib.util.find_spec("decord") is None:
+        sys.exit("error: decord is not installed; its rate is what the others are compared with: pip install decord")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)

@@ -16,6 +16,8 @@ from original_way import OriginalWay
 
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.families.sparse_ummdit_costs import forward_flops
+from mindspeed_mm.platforms.select import select
+from mindspeed_mm.types import TORCH_DTYPES
 
 ORIGINAL = "SUV in the original's way"
 
@@ -37,7 +39,7 @@ def main() -> None:
         f"blocks {list(options.stages)} at sparsity {list(options.sparsities)}, {options.dtype} on {options.device}, "
         f"{torch.get_num_threads()} threads, medians of {options.repeats}\n"
     )
-    print(report(seconds, peaks, flops))
+    print(report(seconds, peaks, flops, select(options.device).peak_tflops(TORCH_DTYPES[options.dtype])))
     if "dense" in rows:
         print(
             f"\nSUV against dense: {seconds['dense'][0] / seconds['SUV'][0]:.2f}x as fast, "
@@ -93,12 +95,20 @@ def step(network: torch.nn.Module, inputs: tuple, device: str) -> Callable[[], f
     return run
 
 
-def report(seconds: dict[str, tuple[float, float]], peaks: dict[str, int], flops: dict[str, int]) -> str:
+def report(
+    seconds: dict[str, tuple[float, float]], peaks: dict[str, int], flops: dict[str, int], card_tflops: float | None
+) -> str:
+    """The table. card_tflops: what the card's maker states for its products; None if unknown."""
     header = ["", "forward s", "step s", "times as fast", "peak MiB", "memory ratio", "GFLOP/s of useful arithmetic"]
     lines = []
     for name, (total, forward) in seconds.items():
         faster, leaner = seconds[ORIGINAL][0] / total, peaks[name] / peaks[ORIGINAL]
-        lines.append([name, forward, total, faster, peaks[name] / 2**20, leaner, 3 * flops[name] / total / 1e9])
+        rate = 3 * flops[name] / total / 1e9
+        lines.append([name, forward, total, faster, peaks[name] / 2**20, leaner, rate])
+        if card_tflops is not None:
+            lines[-1].append(rate / 1000 / card_tflops)
+    if card_tflops is not None:
+        header.append("of the card's peak")
     return table(header, lines)
 
 

@@ -93,7 +93,7 @@ def parse() -> argparse.Namespace:
         "--mm-model", metavar="JSON", required=True, help="an inference JSON with the teacher's weights"
     )
     parser.add_argument("--rows", nargs="+", metavar="ROW", required=True)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "npu"))
     parser.add_argument("--prompts", type=int, default=24, help="prompts of the JSON's file that are sampled")
     parser.add_argument("--samples", type=int, default=4, help="videos of each prompt")
     parser.add_argument("--batch", type=int, default=12, help="samples together")

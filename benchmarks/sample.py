@@ -56,7 +56,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mm-model", metavar="JSON", help="an inference JSON with trained weights")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "npu"))
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--width", type=int, default=256, help="width of the denoiser, a multiple of 128 (v1.5: 3072)")
     parser.add_argument("--channels", type=int, default=32, help="base channels of the autoencoder (v1.5: 160)")

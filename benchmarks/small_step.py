@@ -21,7 +21,7 @@ from table import table
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, CLIPS = 16, 96
-FLAGS = """--mm-tool configs/tool/tools.json --model_custom_precision --device cpu --use-distributed-optimizer
+FLAGS = """--mm-tool configs/tool/tools.json --model_custom_precision --use-distributed-optimizer
 --optimizer-selection fused_ema_adamw --use-ema --ema-decay 0.99 --lr 3e-3 --lr-warmup-init 3e-3 --lr-decay-style cosine
 --min-lr 0 --adam-eps 1e-15 --weight-decay 1e-4 --clip-grad 1.0 --clip_grad_ema_decay 0.99 --seed 1234 --log-interval 50
 --accumulate-allreduce-grads-in-fp32"""
@@ -31,6 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.partition("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or npu")
     parser.add_argument("--tree", type=Path, default=ROOT, help="repository whose program is measured")
     parser.add_argument("--data", type=Path, default=ROOT / "benchmarks/out/small_step", help="folder of encoded clips")
     parser.add_argument("--ranks", type=int, default=1, help="number of processes")
@@ -84,7 +85,12 @@ def command(options: argparse.Namespace, out: str) -> list[str]:
     share = BATCH * options.tp // options.ranks
     sizes = {"micro-batch-size": share, "global-batch-size": BATCH, "tensor-model-parallel-size": options.tp}
     sizes |= dict.fromkeys(("train-iters", "lr-decay-iters", "save-interval"), options.iters)
-    flags = [*FLAGS.split(), *(word for name, value in sizes.items() for word in (f"--{name}", value))]
+    flags = [
+        "--device",
+        options.device,
+        *FLAGS.split(),
+        *(word for name, value in sizes.items() for word in (f"--{name}", value)),
+    ]
     flags += ["--sequence-parallel"] if options.tp > 1 else []
     launcher = ["-m", "mindspeed_mm.torchrun", "--nproc_per_node", options.ranks, "--local-addr", "localhost"]
     return [sys.executable, *map(str, [*launcher, "pretrain_opensoraplan.py", *files, *flags])]

@@ -82,7 +82,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mm-model", metavar="JSON", required=True, help="an inference JSON with trained weights")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "npu"))
     parser.add_argument("--prompts", type=int, default=24, help="prompts of the JSON's file that are sampled")
     parser.add_argument("--batch", type=int, default=1, help="samples together; a rule decides for the whole batch")
     parser.add_argument("--cfg-mode", default="sequential", choices=("sequential", "batched"))
