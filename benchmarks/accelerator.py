@@ -139,7 +139,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", help="cuda or npu; default: the one that is here")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: benchmarks/out/accelerator_DEVICE.md")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: one of the device, in benchmarks/out")
     parser.add_argument("--only", metavar="WORDS", help="only the parts with these words in their title")
     parser.add_argument("--dry-run", action="store_true", help="the same programs at small sizes on a CPU")
     return parser.parse_args()

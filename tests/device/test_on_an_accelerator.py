@@ -76,10 +76,9 @@ def test_attention_and_its_gradients_equal_a_cpus(device, dtype, padded):
         keep[1, :40] = False
 
     def attended(where: torch.device, floats: torch.dtype) -> list[torch.Tensor]:
-        inputs = [value.to(where, floats).requires_grad_() for value in drawn]
-        out = attend(*inputs, None if keep is None else keep.to(where))
-        out.float().square().sum().backward()
-        return [out.detach(), *(value.grad for value in inputs)]
+        q, k, v = (value.to(where, floats).requires_grad_() for value in drawn)
+        out = attend(q, k, v, None if keep is None else keep.to(where))
+        return [out.detach(), *torch.autograd.grad(out.float().square().sum(), (q, k, v))]
 
     wanted = attended(torch.device("cpu"), torch.float32)
     for found, plain in zip(attended(device, dtype), wanted, strict=True):

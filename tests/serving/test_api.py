@@ -147,7 +147,8 @@ def test_whatever_is_sent_is_accepted_or_refused_in_openais_form(quick):
     for path in ("videos/x/y", "videos/..%2f..%2fetc", "nothing", "models/%ff", "videos?limit=x", "videos?order=x"):
         assert _sent(base + path, None, "") in (404, 422), path
     assert _sent(base + "models", b"{}", "application/json") == 405
-    assert set(answers) == {200, 400, 404, 422, 429} and answers[422] > 60
+    # 429 where the worker is slower than the requests: the queue is full then (test_queue.py).
+    assert {200, 400, 404, 422} <= set(answers) <= {200, 400, 404, 422, 429} and answers[422] > 60
 
 
 def test_a_client_that_leaves_in_its_request_is_no_fault(server, caplog):
