@@ -33,7 +33,14 @@ SIZES = (
     (65, 576, 1024),
     (121, 576, 1024),
 )
-GOALS = {"full": AdapterConfig(), "LoRA": AdapterConfig(kind="lora")}
+GOALS = {
+    "full": AdapterConfig(),
+    "LoRA": AdapterConfig(kind="lora"),
+    "LoRA, int8": AdapterConfig(kind="lora", base_weights="int8"),
+    "LoRA, nf4": AdapterConfig(kind="lora", base_weights="nf4"),
+    "LoRA, 2 blocks": AdapterConfig(kind="lora", stream_blocks=2),
+    "LoRA, nf4, 2 blocks": AdapterConfig(kind="lora", base_weights="nf4", stream_blocks=2),
+}
 HEAD = """# Plans of v1.5
 
 Made by `python benchmarks/plans.py`, which needs no card; a test makes one row again. GiB come from formulas that are tested against
@@ -88,7 +95,10 @@ def main() -> None:
     print(
         "least memory; full is the whole network with EMA, LoRA has rank 16 on attention and feed-forwards. The base of a LoRA"
     )
-    print("is bf16. `-`: not even one image of 256x256.\n")
+    print(
+        "is bf16; int8 and nf4 hold its linears in fewer bits (`--base-weights`), 2 blocks keeps the others on the host\n"
+        "(`--stream-blocks 2`). `-`: not even one image of 256x256.\n"
+    )
     rows = [size_row(memory, number, goal) for memory in MEMORIES for number in (1, 2, 8) for goal in GOALS]
     print(table(["GiB", "cards", "goal", "largest clip", "GiB used", "recompute"], rows))
 

@@ -14,26 +14,29 @@ from mindspeed_mm.families.adapters import DOWN, HOME, AdapterConfig, LayerAdapt
 from mindspeed_mm.families.base import DenoiserConfig, DenoiserFamily
 from mindspeed_mm.parallel import partition
 from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.parallel.linear import weight_of
 
 
 def attach(network: nn.Module, parallel: ParallelContext, layers: Mapping[str, LayerAdapter]) -> dict[str, Branch]:
     """Adds an adapter to each of these linears; returns them by layer. Their values change nothing yet (B is 0, m is
     the length of W's rows), but A is not set.
 
-    Call this when the network has its weights, and before an engine or a compiler sees it.
+    Call this when the network has its weights, in the form in which they are held (`adapters/base.py`), and before an
+    engine or a compiler sees it.
     """
     found = {}
     for name, settings in layers.items():
         linear = _linear(network, name)
         if linear.adapters is None:
             linear.adapters = Branches()
-        branch = KINDS[type(linear)](linear.weight, settings.rank, settings.scale, settings.dora, parallel)
+        weight = weight_of(linear, torch.float32)
+        branch = KINDS[type(linear)](weight, settings.rank, settings.scale, settings.dora, parallel)
         with torch.no_grad():
             branch.lora_A.zero_()
             if branch.lora_magnitude_vector is not None:
-                branch.lora_magnitude_vector.copy_(branch.lengths(linear.weight))
+                branch.lora_magnitude_vector.copy_(branch.lengths(weight))
         linear.adapters.append(branch)
-        partition.mark(branch, branch.partial(linear.weight))
+        partition.mark(branch, branch.partial(weight))
         found[name] = branch
     return found
 

@@ -67,7 +67,7 @@ class Branch(nn.Module):
         total = torch.linalg.vector_norm(weight, dim=1).square() + 2 * self.scale * crossed + self.scale**2 * squared
         return self._summed(total).clamp_min(torch.finfo(torch.float32).tiny).sqrt()
 
-    def partial(self, weight: nn.Parameter) -> list[nn.Parameter]:
+    def partial(self, weight: Tensor) -> list[nn.Parameter]:
         """Parameters whose gradients must be summed over TP. weight: the linear's."""
         return list(self.parameters()) if getattr(weight, "sequence_parallel", False) else []
 
@@ -88,7 +88,7 @@ class ColumnBranch(Branch):
 
     partition = {DOWN: None, UP: 0, MAGNITUDE: 0}
 
-    def partial(self, weight: nn.Parameter) -> list[nn.Parameter]:
+    def partial(self, weight: Tensor) -> list[nn.Parameter]:
         """Under sequence parallel A has seen only this rank's tokens."""
         return self._named(DOWN) if self.parallel.sequence_parallel else []
 
@@ -104,7 +104,7 @@ class ColumnBranch(Branch):
 class ConditionBranch(ColumnBranch):
     """An adapter of a `ConditionLinear`, whose input every rank holds whole."""
 
-    def partial(self, weight: nn.Parameter) -> list[nn.Parameter]:
+    def partial(self, weight: Tensor) -> list[nn.Parameter]:
         return []
 
     def _joined(self, inner: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class RowBranch(Branch):
 
     partition = {DOWN: 1, UP: None, MAGNITUDE: None}
 
-    def partial(self, weight: nn.Parameter) -> list[nn.Parameter]:
+    def partial(self, weight: Tensor) -> list[nn.Parameter]:
         """Under sequence parallel B has seen only this rank's tokens."""
         return self._named(UP, MAGNITUDE) if self.parallel.sequence_parallel else []
 

@@ -25,6 +25,7 @@ class AdapterRecord:
     def plain(self) -> dict[str, Any]:
         """As plain values, for a file."""
         config = dataclasses.asdict(self.config)
+        del config["stream_blocks"]  # changes no number
         config |= {"alpha": float(self.config.alpha or self.config.rank), "targets": list(self.config.words)}
         said = {} if self.distilled is None else {DISTILLED: self.distilled}
         return {**config, "model_id": self.model_id, "base": self.base, "base_path": self.base_path, **said}

@@ -68,7 +68,7 @@ def _run_config(given: Given, world_size: int | None, encodes: bool = False) -> 
     trained.check_trained(flags.trained, model.predictor, adapter)
     if adapter.kind is not None:
         weights = find(model_node, "predictor.from_pretrained")
-        trained.check_adapter(adapter, model, weights, launch, precision.denoiser)
+        trained.check_adapter(adapter, model, weights, launch, precision.denoiser, flags.compile)
     autoencoder_weights = checks.check_train_files(model, model_node, data, data_node)
     stored = checks.stored_features(model, data, data_node)
     optimizer = _optimizer(values["optimizer"], flags, model, given.flags["accumulate_allreduce_grads_in_fp32"])

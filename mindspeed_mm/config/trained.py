@@ -9,6 +9,7 @@ from mindspeed_mm.config.model import TrainModelConfig
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.families.adapters import AdapterConfig, adapter_parameters, layers_of, settings_of
 from mindspeed_mm.families.base import DenoiserConfig, Parameter
+from mindspeed_mm.families.frozen_base import check_packings, check_streaming
 from mindspeed_mm.families.patterns import matching
 from mindspeed_mm.schema import Node, flag
 from mindspeed_mm.schema.text import read_float
@@ -36,17 +37,24 @@ class TrainedConfig:
 
 
 def check_adapter(
-    adapter: AdapterConfig, model: TrainModelConfig, weights: Node, launch: LaunchConfig, precision: str
+    adapter: AdapterConfig, model: TrainModelConfig, weights: Node, launch: LaunchConfig, precision: str, compiled: bool
 ) -> None:
     """Checks that an adapter can be trained: it has a base, its targets exist, and TP divides its layers.
 
-    weights: place of predictor.from_pretrained. precision: of the network.
+    weights: place of predictor.from_pretrained. precision: of the network. compiled: its blocks are.
     """
     if model.predictor.from_pretrained is None:
         raise weights.error("is missing; an adapter needs the weights of its base")
     if precision == "fp16":
         raise ConfigError("--adapter: the network would be in fp16, in which an adapter's gradients overflow; use bf16")
-    parameters = families.of_denoiser(model.predictor).parameters(model.predictor)
+    if adapter.stream_blocks is not None and compiled:
+        raise ConfigError(
+            f"--stream-blocks {adapter.stream_blocks}: a compiled block cannot wait for its weights; leave out --compile"
+        )
+    family = families.of_denoiser(model.predictor)
+    parameters = family.parameters(model.predictor)
+    check_packings(parameters, adapter.base_weights, launch.tensor_size)
+    check_streaming(parameters, family.block_of, adapter.stream_blocks)
     for layer in layers_of(parameters, adapter.words):
         weight = parameters[f"{layer}.weight"]
         size = None if weight.dim is None else weight.shape[weight.dim]

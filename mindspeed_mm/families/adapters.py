@@ -45,6 +45,20 @@ class AdapterConfig:
         "of names, such as '*.attn1.to_q'; separated by spaces or commas (default attention feed_forward)",
     )
 
+    base_weights: str | None = flag(
+        None,
+        "--base-weights",
+        choices=("int8", "nf4"),
+        help="hold the linears of the frozen network's blocks in 8 or 4 bits (nf4, as QLoRA); default: in the run's precision",
+    )
+    stream_blocks: int | None = flag(
+        None,
+        "--stream-blocks",
+        at_least=1,
+        metavar="N",
+        help="keep the frozen network's blocks on the host, and N of them on the device at a time; default: all on the device",
+    )
+
     @property
     def dora(self) -> bool:
         return self.kind == "dora"

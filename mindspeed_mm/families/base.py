@@ -190,6 +190,8 @@ class Family(Generic[Config]):
     may_be_missing: Callable[[str], bool] = lambda name: False  # names that some files leave out
     begins_at_zero: Callable[[str], bool] = lambda name: False  # parameters that may be added to weights, as zeros
     part_of: Callable[[str], str] = lambda name: name.partition(".")[0]  # name -> part of the network, for reports
+    # name -> the block of a denoiser that a parameter is in; None: outside of all
+    block_of: Callable[[str], str | None] = lambda name: None
     # of an autoencoder: config, (frames, height, width) in pixels, bytes of a number -> peak bytes of encoding one video
     encode_bytes: Callable[[Config, Grid, int], int] | None = None
 

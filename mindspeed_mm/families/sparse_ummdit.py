@@ -384,6 +384,7 @@ FAMILY = DenoiserFamily(
     ),
     describe=describe,
     part_of=part_of,
+    block_of=lambda name: (match := _BLOCK.match(name)) and match[0],
     channel_problems=channel_problems,
     begins_at_zero=lambda name: name == "image_embed.proj.weight",
     image_mask_channels=lambda config: config.image_mask_channels,

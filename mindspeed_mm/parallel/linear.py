@@ -2,11 +2,15 @@
 
 They return a plain tensor and keep Megatron's parameter names (`weight`, `bias` and an empty `_extra_state`). They
 state how their parameters are split (`partition.py` reads it). With one TP rank they run as ordinary linears, which
-torch.compile can trace. Each may carry adapters (`adapters/`), which add to its output.
+torch.compile can trace. Each may carry adapters (`adapters/`), which add to its output. The weight of a frozen one may be
+held in another form (`Held`); then `weight` is None, and each use makes the weight for itself.
 """
 
 import contextlib
+import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +25,22 @@ from mindspeed_mm.parallel.megatron import (
     gather_from_tensor_model_parallel_region,
     linear_with_frozen_weight,
     linear_with_grad_accumulation_and_async_allreduce,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
 )
+
+
+class Held(Protocol):
+    """A frozen weight in fewer bits, or on the host."""
+
+    @property
+    def numbers(self) -> int:
+        """Count of the weight's numbers on this rank."""
+        ...
+
+    def __call__(self, dtype: torch.dtype) -> Tensor:
+        """This rank's part of the weight, on the device."""
+        ...
 
 
 def _no_initialization(weight: Tensor) -> None:
@@ -44,11 +63,18 @@ class ColumnLinear(ColumnParallelLinear):
             tp_group=parallel.tensor,
         )
         self.split = parallel.tensor_size > 1
+        self.held: Held | None = None
         self.adapters: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)[0] if self.split else F.linear(x, self.weight, self.bias)
-        return y if self.adapters is None else self.adapters(x, y, self.weight, self.bias)
+        if self.held is None:
+            weight = self.weight
+            y = super().forward(x)[0] if self.split else F.linear(x, weight, self.bias)
+        else:
+            weight, again = made_again(functools.partial(self.held, x.dtype))
+            with again:
+                y = super().forward(x, weight=weight)[0] if self.split else F.linear(x, weight, self.bias)
+        return y if self.adapters is None else self.adapters(x, y, weight, self.bias)
 
 
 class RowLinear(RowParallelLinear):
@@ -69,11 +95,35 @@ class RowLinear(RowParallelLinear):
             tp_group=parallel.tensor,
         )
         self.split = parallel.tensor_size > 1
+        self.held: Held | None = None
         self.adapters: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)[0] if self.split else F.linear(x, self.weight, self.bias)
-        return y if self.adapters is None else self.adapters(x, y, self.weight, self.bias)
+        if self.held is None:
+            weight = self.weight
+            y = super().forward(x)[0] if self.split else F.linear(x, weight, self.bias)
+        else:
+            weight, again = made_again(functools.partial(self.held, x.dtype))
+            with again:
+                y = self._summed(x, weight) if self.split else F.linear(x, weight, self.bias)
+        return y if self.adapters is None else self.adapters(x, y, weight, self.bias)
+
+    def _summed(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Megatron's row linear of a frozen weight; its own takes none as argument."""
+        y = linear_with_frozen_weight(
+            x,
+            weight,
+            None,
+            gradient_accumulation_fusion=False,
+            allreduce_dgrad=False,
+            sequence_parallel=False,
+            tp_group=self.tp_group,
+        )
+        if self.sequence_parallel:
+            y = reduce_scatter_to_sequence_parallel_region(y, group=self.tp_group)
+        else:
+            y = reduce_from_tensor_model_parallel_region(y, group=self.tp_group)
+        return y if self.bias is None else y + self.bias
 
 
 def together(x: Tensor, *layers: ColumnLinear) -> tuple[Tensor, ...]:
@@ -86,21 +136,28 @@ def together(x: Tensor, *layers: ColumnLinear) -> tuple[Tensor, ...]:
     if not first.split:
         return tuple(layer(x) for layer in layers)
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-    trained = any(layer.weight.requires_grad for layer in layers)
+
+    def joined() -> Tensor:
+        return torch.cat([weight_of(layer, x.dtype) for layer in layers])
+
+    held = any(layer.held is not None for layer in layers)
+    weight, again = made_again(joined) if held else (joined(), contextlib.nullcontext())
+    trained = any(layer.held is None and layer.weight.requires_grad for layer in layers)
     linear = linear_with_grad_accumulation_and_async_allreduce if trained else linear_with_frozen_weight
-    y = linear(
-        x,
-        torch.cat([layer.weight for layer in layers]),
-        torch.cat(biases) if biases else None,
-        gradient_accumulation_fusion=False,
-        allreduce_dgrad=first.allreduce_dgrad,
-        sequence_parallel=first.sequence_parallel,
-        tp_group=first.tp_group,
-    )
-    parts = y.split([layer.weight.shape[0] for layer in layers], dim=-1)
+    with again:
+        y = linear(
+            x,
+            weight,
+            torch.cat(biases) if biases else None,
+            gradient_accumulation_fusion=False,
+            allreduce_dgrad=first.allreduce_dgrad,
+            sequence_parallel=first.sequence_parallel,
+            tp_group=first.tp_group,
+        )
+    rows = [layer.output_size_per_partition for layer in layers]
     return tuple(
-        part if layer.adapters is None else layer.adapters(x, part, layer.weight, layer.bias)
-        for layer, part in zip(layers, parts, strict=True)
+        part if layer.adapters is None else layer.adapters(x, part, own, layer.bias)
+        for layer, part, own in zip(layers, y.split(rows, dim=-1), weight.split(rows), strict=True)
     )
 
 
@@ -126,11 +183,15 @@ class ConditionLinear(ColumnParallelLinear):
         )
         self.split = parallel.tensor_size > 1
         self._tokens_are_split = parallel.sequence_parallel
+        self.held: Held | None = None
         self.adapters: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.bias is not None  # see the constructor
-        weight, again = _cast_again(self.weight, x.dtype)
+        if self.held is not None:
+            weight, again = made_again(functools.partial(self.held, x.dtype))
+        else:
+            weight, again = _cast(self.weight, x.dtype)
         with again:
             if self.split:
                 y, bias = super().forward(x, weight=weight)
@@ -138,7 +199,7 @@ class ConditionLinear(ColumnParallelLinear):
             else:
                 y = F.linear(x, weight, self.bias.to(x.dtype))
         if self.adapters is not None:
-            y = self.adapters(x, y, self.weight, self.bias)
+            y = self.adapters(x, y, weight, self.bias)
         if not self.split:
             return y
         if self._tokens_are_split:
@@ -146,14 +207,33 @@ class ConditionLinear(ColumnParallelLinear):
         return gather_from_tensor_model_parallel_region(y, group=self.tp_group)
 
 
-def _cast_again(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, AbstractContextManager]:
-    """Returns the weight in `dtype` and a context. Inside the context, an operator that would keep the cast weight for
-    its backward pass keeps none and casts again: at v1.5 the fp32 copies of the modulation are 4.8 GB / TP.
+LINEARS = (ColumnLinear, RowLinear, ConditionLinear)
+
+
+def weight_of(layer: Any, dtype: torch.dtype) -> Tensor:
+    """This rank's part of a linear's weight: as it is, or in `dtype` where it is held in another form."""
+    return layer.held(dtype) if layer.weight is None else layer.weight
+
+
+def _cast(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, AbstractContextManager]:
+    """The weight in `dtype`, and the context for its product.
+
+    A cast weight is made again in the backward pass: at v1.5 the fp32 copies of the modulation are 4.8 GB / TP.
     """
-    cast = weight.to(dtype)
-    if cast is weight or torch.compiler.is_compiling():
-        return cast, contextlib.nullcontext()
-    address, size = cast.data_ptr(), cast.numel()
+    if weight.dtype == dtype:
+        return weight, contextlib.nullcontext()
+    return made_again(lambda: weight.to(dtype))
+
+
+def made_again(make: Callable[[], Tensor]) -> tuple[Tensor, AbstractContextManager]:
+    """Returns make() and a context. Inside the context, an operator that would keep this tensor for its backward pass
+    keeps none and makes it again. Only products belong into the context: what else they keep is kept as it is, also in
+    a function that is recomputed.
+    """
+    made = make()
+    if torch.compiler.is_compiling():
+        return made, contextlib.nullcontext()
+    address, size = made.data_ptr(), made.numel()
 
     def pack(tensor: Tensor):
         if tensor.data_ptr() == address and tensor.numel() == size:
@@ -161,6 +241,6 @@ def _cast_again(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, AbstractCon
         return tensor
 
     def unpack(kept):
-        return weight.detach().to(dtype).as_strided(*kept) if isinstance(kept, tuple) else kept
+        return make().detach().as_strided(*kept) if isinstance(kept, tuple) else kept
 
-    return cast, saved_tensors_hooks(pack, unpack)
+    return made, saved_tensors_hooks(pack, unpack)

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
         tp_group: dist.ProcessGroup
         sequence_parallel: bool
         allreduce_dgrad: bool
+        output_size_per_partition: int
 
         def __init__(self, in_features: int, out_features: int, **options: Any): ...
         def forward(self, *arguments: Any, **options: Any) -> Any: ...
@@ -73,6 +74,8 @@ if TYPE_CHECKING:
     class RowParallelLinear(nn.Module):
         weight: nn.Parameter
         bias: nn.Parameter | None
+        tp_group: dist.ProcessGroup
+        sequence_parallel: bool
 
         def __init__(self, in_features: int, out_features: int, **options: Any): ...
         def forward(self, *arguments: Any, **options: Any) -> Any: ...

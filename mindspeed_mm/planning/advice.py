@@ -55,6 +55,12 @@ def _changes(job: Job) -> Iterator[Change]:
         yield Change(
             "--adapter lora, which trains little of it", dataclasses.replace(job, adapter=AdapterConfig(kind="lora"))
         )
+    elif job.adapter.base_weights is None:
+        adapter = dataclasses.replace(job.adapter, base_weights="nf4")
+        yield Change("--base-weights nf4, which rounds the frozen network", dataclasses.replace(job, adapter=adapter))
+    if job.adapter.kind is not None and job.adapter.stream_blocks is None:
+        adapter = dataclasses.replace(job.adapter, stream_blocks=2)
+        yield Change("--stream-blocks 2, which copies blocks in every pass", dataclasses.replace(job, adapter=adapter))
     for share, words in ((2, "half"), (4, "a quarter of")):
         t, h, w = job.grid
         frames, height, width = job.size

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from mindspeed_mm import families
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.families.base import Collective, Parameter, Work
+from mindspeed_mm.planning.base_weights import parameters_of
 from mindspeed_mm.planning.job import ITEMSIZE, Job
-from mindspeed_mm.planning.memory import Layout, adapters_of, parameters_of, share_of
+from mindspeed_mm.planning.memory import Layout, adapters_of, share_of
 
 _FP32 = 4
 

@@ -4,7 +4,7 @@ from mindspeed_mm.planning import exchanges
 from mindspeed_mm.planning.cards import NODE, Card
 from mindspeed_mm.planning.job import ITEMSIZE, Job
 from mindspeed_mm.planning.memory import GIB, Layout, parts, trained_numbers
-from mindspeed_mm.planning.times import EFFICIENCY, START_S, exchange_seconds, times
+from mindspeed_mm.planning.times import EFFICIENCY, HOST_LINK, START_S, exchange_seconds, streamed_bytes, times
 
 
 def explain(job: Job, layout: Layout, card: Card) -> str:
@@ -20,7 +20,7 @@ def _memory(job: Job, layout: Layout) -> list[str]:
     found, item = parts(job, layout), ITEMSIZE[job.dtype]
     trained, ranks = trained_numbers(job, layout.tensor), layout.data * layout.context
     formulas = {
-        "weights": f"the TP share of the denoiser in {item} bytes a number, an adapter in 4",
+        "weights": f"the TP share of the denoiser in {item} bytes a number, an adapter in 4{_held(job)}",
         "gradients": f"{trained:,} trained numbers x 4 bytes",
         "main weights": f"{trained:,} x 4 / (DP x CP = {ranks}); none in fp32",
         "moments": f"{trained:,} x 8 / {ranks}",
@@ -35,6 +35,12 @@ def _memory(job: Job, layout: Layout) -> list[str]:
     ]
 
 
+def _held(job: Job) -> str:
+    form, places = job.adapter.base_weights, job.adapter.stream_blocks
+    packed = "" if form is None else f"; linears of the blocks in {form}"
+    return packed if places is None else f"{packed}; {places} blocks at a time"
+
+
 def _seconds(job: Job, layout: Layout, card: Card) -> list[str]:
     work, found, number = exchanges.work_of(job, layout), times(job, layout, card), job.micro_batches(layout.data)
     assert found is not None and card.tflops is not None
@@ -46,6 +52,7 @@ def _seconds(job: Job, layout: Layout, card: Card) -> list[str]:
         "optimizer": f"bytes of the update / ({card.bandwidth:g} GB/s x {EFFICIENCY['bytes']})",
         "exchanges": f"all of the list below, less {found.hidden:.3f} s beside products of the backward pass",
         "data": "pixels of a micro-batch from the host",
+        "streaming": f"{number} x {streamed_bytes(job, layout):,} bytes of blocks / {HOST_LINK:g} GB/s, less what runs beside",
     }
     for sparsity, operations in work.attention.items():
         formulas[f"attention k={sparsity}"] = (

@@ -12,6 +12,7 @@ from mindspeed_mm.config.model import TrainModelConfig
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.families.adapters import AdapterConfig, layers_of
 from mindspeed_mm.families.base import DenoiserConfig
+from mindspeed_mm.families.frozen_base import check_streaming
 from mindspeed_mm.schema import build, read_json
 
 ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -83,7 +84,9 @@ def made_of(
     family = families.of_denoiser(model.predictor)
     adapter = adapter or model.adapter or AdapterConfig()
     if adapter.kind is not None:
-        layers_of(family.parameters(model.predictor), adapter.words)
+        parameters = family.parameters(model.predictor)
+        layers_of(parameters, adapter.words)
+        check_streaming(parameters, family.block_of, adapter.stream_blocks)
     return Job(
         model_json="",
         data_json="",

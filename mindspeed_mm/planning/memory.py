@@ -1,14 +1,14 @@
 """Memory of one rank, by part."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping
 
 from mindspeed_mm import families
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.families.adapters import DOWN, MAGNITUDE, adapter_parameters, settings_of
-from mindspeed_mm.families.base import DenoiserConfig, Parameter, Share
+from mindspeed_mm.families.base import Parameter, Share
+from mindspeed_mm.planning.base_weights import parameters_of, weights_of
 from mindspeed_mm.planning.job import ITEMSIZE, Job
 
 GIB = 2**30
@@ -44,7 +44,7 @@ def parts(job: Job, layout: Layout) -> dict[str, int]:
     the main weights are the weights themselves. With an adapter only its fp32 parameters have the other parts.
     """
     trained, dtype = trained_numbers(job, layout.tensor), job.dtype
-    weights = rank_parameters(job, layout.tensor) * ITEMSIZE[job.dtype]
+    weights = weights_of(job, layout.tensor).on_device(job.adapter.stream_blocks)
     if job.adapter.kind is not None:
         weights, dtype = weights + trained * _FP32, "fp32"
     kept = activations(job, layout)
@@ -64,12 +64,6 @@ def parts(job: Job, layout: Layout) -> dict[str, int]:
 def rank_parameters(job: Job, tensor: int) -> int:
     """Numbers in the denoiser's weights on one TP rank."""
     return _rank_numbers(parameters_of(job.denoiser), tensor)
-
-
-@functools.lru_cache(maxsize=4)  # a plan asks some hundred times, and v1.5 takes 10 ms each time
-def parameters_of(denoiser: DenoiserConfig) -> dict[str, Parameter]:
-    """Every parameter of a denoiser; not to be changed."""
-    return families.of_denoiser(denoiser).parameters(denoiser)
 
 
 def trained_numbers(job: Job, tensor: int) -> int:

@@ -104,6 +104,8 @@ def command(job: Job, layout: Layout) -> str:
         alpha = [] if job.adapter.alpha is None else [f"--adapter-alpha {job.adapter.alpha:g}"]
         words += [f"--adapter {job.adapter.kind} --adapter-rank {job.adapter.rank}", *alpha]
         words += [f"--adapter-targets {shlex.join(job.adapter.words)}"]
+        words += [f"--base-weights {job.adapter.base_weights}"] if job.adapter.base_weights else []
+        words += [f"--stream-blocks {job.adapter.stream_blocks}"] if job.adapter.stream_blocks else []
     return " ".join(words)
 
 

@@ -6,6 +6,7 @@ import math
 
 from mindspeed_mm.families.base import Collective
 from mindspeed_mm.planning import exchanges
+from mindspeed_mm.planning.base_weights import weights_of
 from mindspeed_mm.planning.cards import NODE, Card
 from mindspeed_mm.planning.job import ITEMSIZE, Job
 from mindspeed_mm.planning.memory import Layout, trained_numbers
@@ -52,6 +53,10 @@ def times(job: Job, layout: Layout, card: Card) -> Times | None:
     parts["recomputation"] = micro_batches * work.again / (peak * EFFICIENCY["products"])
     rate = card.bandwidth * 1e9 * EFFICIENCY["bytes"]
     parts["elementwise"] = micro_batches * work.moved_bytes / rate
+    streamed = micro_batches * streamed_bytes(job, layout) / (HOST_LINK * 1e9)
+    if streamed:
+        beside = sum(parts.values()) if (job.adapter.stream_blocks or 0) > 1 else 0.0
+        parts["streaming"] = max(0.0, streamed - beside)
     parts["optimizer"] = _optimizer_bytes(job, layout) / rate
     found: dict[str, float] = collections.defaultdict(float)
     hideable = exposed = 0.0
@@ -77,6 +82,11 @@ def times(job: Job, layout: Layout, card: Card) -> Times | None:
         checkpoint_bytes=size,
         checkpoint_seconds=size / (DISK * 1e9 * EFFICIENCY["disk"] * math.ceil(layout.cards / NODE)),
     )
+
+
+def streamed_bytes(job: Job, layout: Layout) -> int:
+    """Bytes of blocks that a micro-batch copies from the host."""
+    return weights_of(job, layout.tensor).moved(job.adapter.stream_blocks)
 
 
 def exchange_seconds(one: Collective, layout: Layout, card: Card) -> float:

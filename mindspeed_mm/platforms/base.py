@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.platforms.copies import Copies
 
 
 class Platform:
@@ -54,6 +55,10 @@ class Platform:
     def total_memory(self) -> int:
         """Memory in bytes that this process may use on its device."""
         raise NotImplementedError
+
+    def copies(self) -> Copies:
+        """How frozen weights come from the host."""
+        return Copies()
 
     def release_memory(self) -> None:
         """Returns torch's cached memory to the device."""

@@ -4,6 +4,7 @@ import torch
 
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.platforms.base import Platform, connections_on_demand, ordered_launches
+from mindspeed_mm.platforms.copies import Copies, CopiesBeside
 
 # Dense bf16 and fp16 peaks from NVIDIA's data sheets, TFLOP/s, by a part of the device's name. More specific names
 # first.
@@ -62,6 +63,9 @@ class CudaPlatform(Platform):
 
     def total_memory(self) -> int:
         return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+
+    def copies(self) -> Copies:
+        return CopiesBeside(torch.cuda)
 
     def release_memory(self) -> None:
         torch.cuda.empty_cache()

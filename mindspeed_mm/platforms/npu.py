@@ -22,6 +22,7 @@ from mindspeed_mm.platforms.base import (
     ordered_launches,
     profile_window,
 )
+from mindspeed_mm.platforms.copies import Copies, CopiesBeside
 
 _log = logs.get(__name__)
 _MINDSPEED_PATCHES = "0.16."  # megatron-core of MindSpeed's branch core_r0.16.0, the one that was compared by name
@@ -124,6 +125,9 @@ class NpuPlatform(Platform):
 
     def total_memory(self) -> int:
         return self._api.get_device_properties(self._api.current_device()).total_memory
+
+    def copies(self) -> Copies:
+        return CopiesBeside(self._api)
 
     def release_memory(self) -> None:
         self._api.empty_cache()

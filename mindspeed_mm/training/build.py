@@ -8,6 +8,7 @@ import torch
 
 from mindspeed_mm import families, logs
 from mindspeed_mm.adapters.attach import attach_trained
+from mindspeed_mm.adapters.base import hold_base, loads_on_host
 from mindspeed_mm.adapters.record import AdapterRecord
 from mindspeed_mm.config.optimizer import OptimizerSettings
 from mindspeed_mm.config.run import RunConfig, TrainingFlags
@@ -69,7 +70,7 @@ def build_trainer(
     loader = data.train()
     encoders = _encoders(config, device)
     parallel.pulse.beat("loading the encoders")
-    network, adapter = _denoiser(config, parallel, device)
+    network, adapter = _denoiser(config, parallel, platform, device)
     task, distilled = build_task(config, network, encoders)
     # the engine's collectives have a time limit, and a rank with a slow disk may come late
     meet("loading weights", parallel)
@@ -152,14 +153,15 @@ def frozen_autoencoder(config: RunConfig, device: torch.device) -> WFVAE:
 
 
 def _denoiser(
-    config: RunConfig, parallel: ParallelContext, device: torch.device
+    config: RunConfig, parallel: ParallelContext, platform: Platform, device: torch.device
 ) -> tuple[Denoiser, AdapterRecord | None]:
     """The network, and what a checkpoint says of its adapter if the run trains one."""
     predictor: DenoiserConfig = config.model.predictor
+    on_host = loads_on_host(config.adapter)
     network = build_denoiser(
         predictor,
         parallel,
-        device=device,
+        device="cpu" if on_host else device,
         dtype=config.precision.denoiser,
         seed=None if predictor.from_pretrained else config.seed,
         recompute_blocks=config.recompute.num_layers,
@@ -167,6 +169,8 @@ def _denoiser(
     )
     if predictor.from_pretrained:
         load_denoiser(network, predictor.from_pretrained)
+    if on_host:
+        hold_base(network, predictor, config.adapter, device, platform.copies())
     adapter = _with_adapter(network, config, parallel)
     if adapter is None:
         _freeze(network, config.trained)

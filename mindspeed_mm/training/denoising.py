@@ -10,6 +10,7 @@ from torch import nn
 from mindspeed_mm import families
 from mindspeed_mm.families.adapters import is_adapter
 from mindspeed_mm.families.base import DenoiserConfig, Share
+from mindspeed_mm.parallel.linear import LINEARS
 from mindspeed_mm.training.encoder_sharing import SharedEncoders
 from mindspeed_mm.training.encoders import Encoded, FrozenEncoders
 from mindspeed_mm.training.metrics import Work
@@ -40,6 +41,9 @@ class TrainedShares:
                 continue
             counts["all"] += parameter.numel()
             counts["own"] += parameter.numel() if parameter.requires_grad else 0
+        for module in network.modules():
+            if isinstance(module, LINEARS) and module.held is not None:
+                counts["all"] += module.held.numbers
         return cls(counts["own"] / max(1, counts["all"]), counts["added"] / max(1, counts["all"]))
 
     def step_flops(self, denoiser: DenoiserConfig, share: Share, forward: int) -> int:

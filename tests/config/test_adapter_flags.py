@@ -87,6 +87,33 @@ def test_tp_must_divide_the_layers_and_fp16_is_refused(folder):
         train(folder, "--adapter", "lora", "--tensor-model-parallel-size", "2", world_size=2)
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--base-weights", "int4"], "--base-weights int4: must be one of int8, nf4"),
+        (["--stream-blocks", "6"], "--stream-blocks 6: the network has 6 blocks; give a smaller number"),
+        (["--stream-blocks", "0"], "--stream-blocks 0: must be at least 1"),
+        (["--stream-blocks", "2", "--compile"], "--stream-blocks 2: .* leave out --compile"),
+    ],
+)
+def test_a_base_that_cannot_be_held_so_is_refused(folder, flags, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        train(folder, "--adapter", "lora", *flags)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=f"{flags[0]}: only with --adapter|{message}"):
+        train(folder, *flags)
+
+
+def test_tp_cuts_no_block_of_a_packed_row(folder):
+    change(folder / "model.json", "predictor.num_heads", 16)
+    flags = ["--adapter", "lora", "--base-weights", "nf4"]
+    assert train(folder, *flags, "--tensor-model-parallel-size", "8", world_size=8).base_weights == "nf4"
+    with pytest.raises(
+        ConfigError, match="--base-weights nf4: .* which blocks of .* use a --tensor-model-parallel-size of at"
+    ):
+        train(folder, *flags, "--tensor-model-parallel-size", "16", world_size=16)
+
+
 def test_adapters_to_sample_with(tmp_path):
     (tmp_path / "a=1").mkdir()
     assert AdapterChoice.read(f"{tmp_path}=0.8") == AdapterChoice(str(tmp_path), 0.8)

@@ -18,6 +18,7 @@ from ranks import run_ranks
 import mindspeed_mm as mm
 from mindspeed_mm import families
 from mindspeed_mm.adapters.attach import attach_trained
+from mindspeed_mm.adapters.base import StreamedWeight, hold_base, loads_on_host
 from mindspeed_mm.cli import planning
 from mindspeed_mm.config import arguments
 from mindspeed_mm.config.optimizer import OptimizerSettings
@@ -26,10 +27,12 @@ from mindspeed_mm.families.adapters import AdapterConfig
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.ops import lean
+from mindspeed_mm.ops.packed import Packed
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.megatron_engine import MegatronEngine
 from mindspeed_mm.planning import job, layouts, memory, report
 from mindspeed_mm.planning.cards import card_of
+from mindspeed_mm.platforms.copies import Copies
 from mindspeed_mm.platforms.cpu import CpuPlatform
 from mindspeed_mm.schema import check
 from mindspeed_mm.types import TextFeatures
@@ -115,10 +118,12 @@ def step_memory(adapter: AdapterConfig) -> tuple[dict[str, int], int]:
 
     parallel = ParallelContext.start()
     network = build_denoiser(SMALL, parallel, seed=0).train()
+    if loads_on_host(adapter):
+        hold_base(network, SMALL, adapter, torch.device("cpu"), Copies())
     attach_trained(network, SMALL, adapter, parallel, 0)
     engine = MegatronEngine(network, parallel, CpuPlatform(), OptimizerSettings(use_distributed_optimizer=True))
     held = {
-        "weights": sum(parameter.nbytes for parameter in network.parameters()),
+        "weights": sum(parameter.nbytes for parameter in network.parameters()) + held_bytes(network),
         "gradients": sum(buffer.grad_data.nbytes for buffer in engine.ddp.buffers),
         "moments": sum(value.nbytes for values in engine.moments().values() for value in values),
     }
@@ -129,9 +134,28 @@ def step_memory(adapter: AdapterConfig) -> tuple[dict[str, int], int]:
     return held, counted.peak
 
 
-@pytest.mark.parametrize(("kind", "rank"), [("lora", 16), ("dora", 4)])
-def test_the_memory_of_an_adapters_step_is_as_planned(kind, rank):
-    adapter = AdapterConfig(kind=kind, rank=rank)
+def held_bytes(network) -> int:
+    """Of weights that linears have given away: all of those that are packed, and the places of streamed blocks."""
+    held = [module.held for module in network.modules() if getattr(module, "held", None) is not None]
+    streams = {id(one.stream): one.stream for one in held if isinstance(one, StreamedWeight)}
+    packed = [one for one in held if isinstance(one, Packed)]
+    return sum(place.nbytes for stream in streams.values() for place in stream._places) + sum(
+        one.codes.nbytes + one.scales.nbytes for one in packed
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank", "held"),
+    [
+        ("lora", 16, {}),
+        ("dora", 4, {}),
+        ("lora", 16, {"base_weights": "int8"}),
+        ("lora", 16, {"base_weights": "nf4", "stream_blocks": 2}),
+        ("lora", 16, {"stream_blocks": 1}),
+    ],
+)
+def test_the_memory_of_an_adapters_step_is_as_planned(kind, rank, held):
+    adapter = AdapterConfig(kind=kind, rank=rank, **held)
     run = job.Job("", "", SMALL, (9, 256, 256), (2, 16, 16), 64, "fp32", 0, adapter=adapter)
     planned = memory.parts(run, memory.Layout(1, 1, 1, "none"))
     ((held, peak),) = run_ranks(step_memory, 1, adapter)

@@ -6,6 +6,7 @@ import functools
 import torch
 
 from mindspeed_mm.adapters.attach import attach_trained, set_aside
+from mindspeed_mm.adapters.base import hold_base, loads_on_host
 from mindspeed_mm.adapters.record import AdapterRecord
 from mindspeed_mm.config.distillation import DistillConfig, Distilled
 from mindspeed_mm.config.model import DiffusionConfig
@@ -29,6 +30,7 @@ from mindspeed_mm.parallel import shards
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.megatron_engine import MegatronEngine
 from mindspeed_mm.parallel.seeds import generator
+from mindspeed_mm.platforms.copies import Copies
 from mindspeed_mm.platforms.cpu import CpuPlatform
 from mindspeed_mm.training.denoising import Denoising
 from mindspeed_mm.training.distillation import Teacher
@@ -217,6 +219,8 @@ class Run:
             for name, parameter in self.network.named_parameters():
                 parameter.requires_grad_(name in names)
         if layout.adapter is not None:
+            if loads_on_host(layout.adapter):
+                self.blocks = hold_base(self.network, denoiser, layout.adapter, torch.device("cpu"), Copies())
             attach_trained(self.network, denoiser, layout.adapter, self.parallel, seed=7)
             record = AdapterRecord(layout.adapter, denoiser.model_id, base="3")
         if layout.compile is not None:
