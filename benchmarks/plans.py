@@ -99,7 +99,8 @@ def main() -> None:
         "is bf16; int8 and nf4 hold its linears in fewer bits (`--base-weights`), 2 blocks keeps the others on the host\n"
         "(`--stream-blocks 2`). `-`: not even one image of 256x256.\n"
     )
-    rows = [size_row(memory, number, goal) for memory in MEMORIES for number in (1, 2, 8) for goal in GOALS]
+    few = [(number, goal) for number in (1, 2) for goal in GOALS] + [(8, goal) for goal in ("full", "LoRA")]
+    rows = [size_row(memory, number, goal) for memory in MEMORIES for number, goal in few]
     print(table(["GiB", "cards", "goal", "largest clip", "GiB used", "recompute"], rows))
 
 

@@ -90,7 +90,7 @@ def test_tp_must_divide_the_layers_and_fp16_is_refused(folder):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--base-weights", "int4"], "--base-weights int4: must be one of int8, nf4"),
+        (["--base-weights", "int4"], "--base-weights int4: must be one of 'int8', 'nf4'"),
         (["--stream-blocks", "6"], "--stream-blocks 6: the network has 6 blocks; give a smaller number"),
         (["--stream-blocks", "0"], "--stream-blocks 0: must be at least 1"),
         (["--stream-blocks", "2", "--compile"], "--stream-blocks 2: .* leave out --compile"),
@@ -100,7 +100,7 @@ def test_a_base_that_cannot_be_held_so_is_refused(folder, flags, message):
     with pytest.raises(ConfigError, match=message) as caught:
         train(folder, "--adapter", "lora", *flags)
     assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match=f"{flags[0]}: only with --adapter|{message}"):
+    with pytest.raises(ConfigError, match=f"--[a-z-]+: only with --adapter|{message}"):
         train(folder, *flags)
 
 
