@@ -1,16 +1,11 @@
 """The original's numbers on a simulated NPU: the goldens of the denoiser, the autoencoder and the optimizer."""
 
-import dataclasses
 import json
 
-import cases_adapters
 import cases_models
 import pytest
-import torch
 from denoiser_cases import CASES, GRADIENT, OUTPUT
 from test_ema_adamw import TRACES, compare
-
-from mindspeed_mm.families.adapters import AdapterConfig
 
 LATENT, VIDEO = 1e-5, 5e-5
 
@@ -47,14 +42,3 @@ def test_ema_adamw(npu, golden, trace, fused):
     wanted = json.loads(path.read_text())[trace]["trace"]
     compare(found, wanted)
     assert kernels.get("aclnnApplyAdamWV2", 0) == (0 if fused else len(wanted))
-
-
-@pytest.mark.parametrize("form", [None, "nf4"])
-def test_streamed_blocks_move_from_the_host_and_change_no_gradient(npu, form):
-    """Each pass moves the blocks that are not there: in the backward pass those that the forward pass began with."""
-    adapter = AdapterConfig(kind="lora", rank=2, base_weights=form)
-    wanted, _, nothing = npu.one(cases_adapters.steps, adapter)
-    found, sizes, moved = npu.one(cases_adapters.steps, dataclasses.replace(adapter, stream_blocks=2))
-    assert len(found) > 40 and all(map(torch.equal, found, wanted))
-    assert len(sizes) == 4 and nothing == [0, 0]
-    assert moved == [sum(sizes) + sum(sizes[:2]), sum(sizes[2:]) + sum(sizes[:2])]
