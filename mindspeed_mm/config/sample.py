@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from mindspeed_mm import families
 from mindspeed_mm.config.adapter_choice import AdapterChoice
+from mindspeed_mm.config.api import ApiConfig
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.config.guidance_rules import RULES
 from mindspeed_mm.config.image_inputs import ImageInputs
@@ -178,7 +179,28 @@ class SamplingOptions:
         choices=GUIDANCE_MODES,
         help="compute both halves of guidance in one batch, or one after the other; default: by the device's memory",
     )
-    offload: bool = flag(False, "--offload", help="keep inactive components in host memory")
+    # None: by the device's memory
+    offload: bool | None = switches(
+        None,
+        {
+            "--offload": (True, "keep inactive components in host memory; default: by the device's memory"),
+            "--no-offload": (False, "keep all components on the device"),
+        },
+    )
+    spatial_tiles: str = flag(
+        "auto",
+        "--spatial-tiles",
+        choices=("auto", "on", "off"),
+        help="decode large frames in overlapping tiles, which is not exact (ae.use_spatial_tiling); default: as the JSON says, "
+        "or on where whole frames do not fit the device's memory",
+    )
+    memory_gib: float | None = flag(
+        None,
+        "--memory-gib",
+        above=0,
+        unit="GiB",
+        help="memory of the device that the choices of this section count on; default: what is free at the start",
+    )
     compile: bool = flag(False, "--compile", help="torch.compile the denoiser's blocks (CUDA, CPU)")
     step_cache: str = flag(
         "1",
@@ -195,6 +217,11 @@ class SamplingOptions:
         at_most=2**62,
         help="largest frames x height x width of a sample; larger ones are refused at the start",
     )
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Bytes of `memory_gib`."""
+        return None if self.memory_gib is None else int(self.memory_gib * 2**30)
 
     @property
     def cache_rule(self) -> CacheRule:
@@ -310,39 +337,6 @@ class JobFlags(SampleFlags):
         help="put the known pixels of images and clips into the finished sample; default: as the autoencoder decodes them",
     )
     ranks: RanksConfig = group(RanksConfig, "starting processes")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ApiConfig:
-    """OpenAI's videos API over HTTP."""
-
-    is_alone: bool = flag(False, "--api", help="serve the API alone, without the page")
-    keys: str | None = flag(
-        None,
-        "--api-keys",
-        metavar="FILE",
-        help="file of bearer tokens, a line each: NAME TOKEN [LIMIT]; default: the lines of $MINDSPEED_MM_API_KEYS, or no "
-        "token is asked for",
-    )
-    max_per_key: int | None = flag(
-        None,
-        "--max-per-key",
-        at_least=1,
-        at_most=10**6,
-        help="unfinished videos that a key without a LIMIT may have; default: as many as the queue takes",
-    )
-    model_name: str = flag("open-sora-plan-v1.5", "--model-name", help="name of the model in the API")
-    keep_days: float | None = flag(
-        None,
-        "--keep-days",
-        above=0,
-        at_most=36500,
-        unit="days",
-        help="remove ended videos with their files after so long; default: never",
-    )
-    max_upload_mb: float = flag(
-        10.0, "--max-upload-mb", at_least=0.01, at_most=1000, unit="MB", help="largest request, with its images"
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -194,6 +194,13 @@ class Family(Generic[Config]):
     block_of: Callable[[str], str | None] = lambda name: None
     # of an autoencoder: config, (frames, height, width) in pixels, bytes of a number -> peak bytes of encoding one video
     encode_bytes: Callable[[Config, Grid, int], int] | None = None
+    # the same -> peak bytes of decoding one video
+    decode_bytes: Callable[[Config, Grid, int], int] | None = None
+    # of an autoencoder: whether it decodes large frames in tiles; None: it cannot
+    in_tiles: Callable[[Config], bool | None] = lambda config: None
+    with_tiles: Callable[[Config, bool], Config] = lambda config, tiles: (
+        config
+    )  # a config that decodes in tiles or whole
 
     def speaks(self, names: Iterable[str]) -> Dialect | None:
         """The dialect of these names, or None if they belong to another network."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import ClassVar
 
 from mindspeed_mm.families.base import DTYPES, Dialect, Family, Parameter, Renaming, Shape, with_values
-from mindspeed_mm.families.wfvae_costs import encode_bytes
+from mindspeed_mm.families.wfvae_costs import decode_bytes, encode_bytes
 from mindspeed_mm.schema import Node, option, read_json
 
 _WAVELETS = ("HaarWaveletTransform2D", "HaarWaveletTransform3D")
@@ -264,6 +264,14 @@ def _split(name: str) -> None:
     return None
 
 
+def _in_tiles(config: WFVAEConfig) -> bool | None:
+    return None if config.norm_type == "groupnorm" else config.use_spatial_tiling
+
+
+def _with_tiles(config: WFVAEConfig, tiles: bool) -> WFVAEConfig:
+    return dataclasses.replace(config, use_spatial_tiling=tiles)
+
+
 def published(node: Node) -> Node:
     """Rewrites an `ae` block of either published dialect in ours; reads `statistics` from the file that it names."""
     return _with_statistics(with_values(node, {"norm_type": {"aelayernorm": "layernorm"}}))
@@ -312,4 +320,7 @@ FAMILY = Family(
     part_of=_part_of,
     may_be_missing=is_constant,
     encode_bytes=encode_bytes,
+    decode_bytes=decode_bytes,
+    in_tiles=_in_tiles,
+    with_tiles=_with_tiles,
 )

@@ -17,7 +17,7 @@ from mindspeed_mm.schema import build, read_json
 
 ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
 # Parameters of the published text encoders: T5 v1.1 XL's encoder, and CLIP bigG's text tower.
-_TEXT_ENCODERS = 1_223_527_424 + 694_659_840
+TEXT_ENCODERS = 1_223_527_424 + 694_659_840
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -128,4 +128,4 @@ def _frozen_bytes(model: TrainModelConfig) -> int:
     family = families.of_config(model.ae)
     autoencoder = sum(math.prod(parameter.shape) for parameter in family.parameters(model.ae).values())
     total = 0 if model.load_video_features else autoencoder * ITEMSIZE[model.ae.dtype]
-    return total + (0 if model.load_text_features else _TEXT_ENCODERS * ITEMSIZE[model.weight_dtype])
+    return total + (0 if model.load_text_features else TEXT_ENCODERS * ITEMSIZE[model.weight_dtype])

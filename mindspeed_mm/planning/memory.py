@@ -63,12 +63,12 @@ def parts(job: Job, layout: Layout) -> dict[str, int]:
 
 def rank_parameters(job: Job, tensor: int) -> int:
     """Numbers in the denoiser's weights on one TP rank."""
-    return _rank_numbers(parameters_of(job.denoiser), tensor)
+    return numbers_of(parameters_of(job.denoiser), tensor)
 
 
 def trained_numbers(job: Job, tensor: int) -> int:
     """Numbers on one TP rank that are trained: an adapter's alone, or all."""
-    return rank_parameters(job, tensor) if job.adapter.kind is None else _rank_numbers(adapters_of(job), tensor)
+    return rank_parameters(job, tensor) if job.adapter.kind is None else numbers_of(adapters_of(job), tensor)
 
 
 def adapters_of(job: Job) -> dict[str, Parameter]:
@@ -79,7 +79,8 @@ def adapters_of(job: Job) -> dict[str, Parameter]:
     return adapter_parameters(parameters, settings_of(job.adapter, parameters))
 
 
-def _rank_numbers(parameters: Mapping[str, Parameter], tensor: int) -> int:
+def numbers_of(parameters: Mapping[str, Parameter], tensor: int) -> int:
+    """Numbers in these parameters on one TP rank."""
     return sum(
         math.prod(parameter.shape) // (1 if parameter.dim is None else tensor) for parameter in parameters.values()
     )

@@ -60,6 +60,10 @@ class Platform:
         """How frozen weights come from the host."""
         return Copies()
 
+    def available_memory(self) -> int:
+        """Bytes that this process may hold on its device now: those that are free, and those that it holds."""
+        return self.total_memory()
+
     def release_memory(self) -> None:
         """Returns torch's cached memory to the device."""
 

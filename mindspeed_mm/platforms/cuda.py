@@ -67,6 +67,9 @@ class CudaPlatform(Platform):
     def copies(self) -> Copies:
         return CopiesBeside(torch.cuda)
 
+    def available_memory(self) -> int:
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+
     def release_memory(self) -> None:
         torch.cuda.empty_cache()
 

@@ -129,6 +129,9 @@ class NpuPlatform(Platform):
     def copies(self) -> Copies:
         return CopiesBeside(self._api)
 
+    def available_memory(self) -> int:
+        return self._api.mem_get_info()[0] + self._api.memory_reserved()
+
     def release_memory(self) -> None:
         self._api.empty_cache()
 

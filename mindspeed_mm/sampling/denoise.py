@@ -18,8 +18,7 @@ from mindspeed_mm.models.denoiser import Conditions, Denoiser
 from mindspeed_mm.models.image_conditions import on_straight_path
 from mindspeed_mm.models.step_cache import StepCache
 from mindspeed_mm.parallel.collectives import exchange_halves, of_first_half, sum_of_sample
-
-_MEMORY_SHARE = 0.85  # share of the device's memory; the estimate omits workspaces, fragmentation and NCCL
+from mindspeed_mm.planning.sampling import USABLE
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -164,9 +163,9 @@ def _check_finite(velocity: Tensor, number: int, total: int, sigma: float, dtype
 def decide_mode(mode: str, resident_bytes: int, activations: int, batch: int, memory_bytes: int) -> str:
     """Resolves "auto" to "batched" if the activations of both halves fit beside the weights, else "sequential".
 
-    Decides from sizes alone, not from the memory that is free now, so that a repeated job decides the same.
+    memory_bytes: that the device has for this process. Both modes give the same video up to rounding.
     """
     if mode != "auto":
         return mode
-    fits = resident_bytes + 2 * batch * activations <= _MEMORY_SHARE * memory_bytes
+    fits = resident_bytes + 2 * batch * activations <= USABLE * memory_bytes
     return "batched" if fits else "sequential"

@@ -28,7 +28,7 @@ from mindspeed_mm.parallel.collectives import token_parts
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.seeds import generator
 from mindspeed_mm.platforms.select import select
-from mindspeed_mm.sampling import images
+from mindspeed_mm.sampling import images, memory
 from mindspeed_mm.sampling.denoise import Step, decide_mode, steps
 from mindspeed_mm.sampling.requests import Request
 from mindspeed_mm.sampling.residence import Residence
@@ -56,13 +56,9 @@ class T2VPipeline:
         text: PromptEncoder,
         residence: Residence,
         options: SamplingOptions | None = None,
-        memory_bytes: int | None = None,
         source: tuple[str, bool] | None = None,
     ):
-        """memory_bytes: memory of the device, which resolves options.guidance_mode "auto"; default: all of it.
-
-        source: file of the denoiser's weights, and whether they are its EMA weights; adapters are compared with them.
-        """
+        """source: file of the denoiser's weights, and whether they are its EMA weights; adapters are compared with them."""
         self.config = config
         self.denoiser = denoiser.eval()
         self.autoencoder = autoencoder.eval()
@@ -72,7 +68,8 @@ class T2VPipeline:
         self.source = source
         self.adapters: dict[str, dict[str, Branch]] = {}
         self.distilled: Distilled | None = None  # what the weights say of themselves
-        self.memory_bytes = memory_bytes or select(residence.device.type).total_memory()
+        # resolves options.guidance_mode "auto"; without a limit the same on all ranks
+        self.memory_bytes = self.options.memory_bytes or select(residence.device.type).total_memory()
         check(self.options)
         if self.options.cache_rule.is_on and not denoiser.has_step_cache:
             raise ConfigError(
@@ -106,8 +103,9 @@ class T2VPipeline:
             config = build(SampleModelConfig, hub.with_local_weights(model_dialects.sample_node(read_json(config))))
         elif isinstance(config, dict):
             config = build(SampleModelConfig, model_dialects.sample_node(node_from_python(config, "")))
-        options = options or SamplingOptions()
-        residence = Residence(torch.device(device), options.offload)
+        parallel = parallel or ParallelContext.current()
+        model, options = memory.for_pipeline(config, options or SamplingOptions(), torch.device(device), parallel)
+        residence = Residence(torch.device(device), bool(options.offload))
         weights = load or config.predictor.from_pretrained
         if weights is None or config.ae.from_pretrained is None:
             raise ConfigError("predictor.from_pretrained and ae.from_pretrained: both are needed to sample")
@@ -117,7 +115,7 @@ class T2VPipeline:
         text = text or PromptEncoder.load(config, residence, _TEXTS_KEPT)
         denoiser = build_denoiser(
             config.predictor,
-            parallel or ParallelContext.current(),
+            parallel,
             device=residence.home,
             dtype=config.weight_dtype,
             seed=None,
@@ -128,7 +126,7 @@ class T2VPipeline:
         branches = {
             choice.path: load_adapter(denoiser, choice.path, choice.scale, ema=ema, base=base) for choice in adapters
         }
-        autoencoder = build_autoencoder(config.ae, device=residence.home)
+        autoencoder = build_autoencoder(model.ae, device=residence.home)
         load_autoencoder(autoencoder, config.ae.from_pretrained)
         pipeline = cls(config, denoiser, autoencoder, text, residence, options, source=source)
         pipeline.adapters |= branches

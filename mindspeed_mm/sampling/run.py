@@ -20,7 +20,7 @@ from mindspeed_mm.parallel.collectives import from_first_rank
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.meeting import meet
 from mindspeed_mm.platforms.base import Platform
-from mindspeed_mm.sampling import gallery
+from mindspeed_mm.sampling import gallery, memory
 from mindspeed_mm.sampling.archive import Archive
 from mindspeed_mm.sampling.pipeline import T2VPipeline, suited_to_weights
 from mindspeed_mm.sampling.prompt_files import is_prompt_file, read_prompts
@@ -43,6 +43,10 @@ def run(config: SampleConfig, platform: Platform, parallel: ParallelContext) -> 
     file = model.prompt if is_prompt_file(model.prompt) else ""
     lines = read_prompts(model.prompt, model.max_prompts)
     requests = requests_of(model, lines, config.seed, config.launch, file, config.options.max_pixels)
+    sizes = [request.model.pipeline_config.input_size for request in requests]
+    config = memory.fitted(config, sizes, platform, parallel, texts_stay=False)
+    model = config.model
+    requests = [dataclasses.replace(one, model=dataclasses.replace(one.model, ae=model.ae)) for one in requests]
     plan = _plan(config, platform, requests) if parallel.is_first else None
     meet("the plan of sampling", parallel, for_ever=True)  # hashing weights may take minutes
     weights, done, load = from_first_rank(plan)
@@ -107,7 +111,7 @@ class _Job:
     def make_all(self, mine: list[list[Request]], done: set[str]) -> list[Path]:
         """Encodes all texts first; then drops the text encoders and loads the other components."""
         device = self.platform.device(int(os.environ.get("LOCAL_RANK", "0")))
-        residence = Residence(device, self.config.options.offload)
+        residence = Residence(device, bool(self.config.options.offload))
         text = PromptEncoder.load(self.config.model, residence)
         assert text.encoders is not None, "they are loaded"
         with residence.using(text.encoders):

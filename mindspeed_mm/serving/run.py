@@ -10,6 +10,7 @@ from mindspeed_mm.config.sample import ServeConfig
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.platforms.base import Platform
+from mindspeed_mm.sampling import memory
 from mindspeed_mm.sampling.pipeline import T2VPipeline, suited_to_weights
 from mindspeed_mm.sampling.provenance import weights_of
 from mindspeed_mm.serving import listening
@@ -31,7 +32,8 @@ def serve(config: ServeConfig, platform: Platform, parallel: ParallelContext) ->
     """
     door = _door(config) if parallel.is_first else None
     config = dataclasses.replace(config, sample=suited_to_weights(config.sample))
-    sample = config.sample
+    sizes = [config.sample.model.pipeline_config.input_size]
+    sample = memory.fitted(config.sample, sizes, platform, parallel, texts_stay=True)
     pipeline = T2VPipeline.from_config(
         sample.model,
         device=platform.device(int(os.environ.get("LOCAL_RANK", "0"))),

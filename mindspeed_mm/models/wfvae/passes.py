@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from mindspeed_mm.config.geometry import LatentGrid
 from mindspeed_mm.families.wfvae import WFVAEConfig
+from mindspeed_mm.families.wfvae_spans import Span, encode_spans, spans_of, streamed_spans
 from mindspeed_mm.models.wfvae import tiles
-from mindspeed_mm.models.wfvae.chunks import Chunk, Span, encode_spans, streamed_spans, without_a_single_frame
+from mindspeed_mm.models.wfvae.chunks import Chunk
 from mindspeed_mm.models.wfvae.decoder import Decoder
 from mindspeed_mm.models.wfvae.encoder import Encoder
 
@@ -41,15 +42,6 @@ def video_of(decoder: Decoder, config: WFVAEConfig, z: Tensor, draws: Draws = No
         return in_chunks(decoder.rise, tile, spans, frames, draws)
 
     return tiles.decode(rise, features, size, overlap, stride)
-
-
-def spans_of(config: WFVAEConfig, cut: Callable[[int, int], list[Span]], frames: int) -> list[Span]:
-    """The chunks of a clip; a single one without `use_tiling`."""
-    if not config.use_tiling:
-        return [Span(0, frames)]
-    spans = cut(frames, config.strides[0])
-    # the statistics of group norm depend on where the original cuts
-    return without_a_single_frame(spans) if config.norm_type == "layernorm" else spans
 
 
 def in_chunks(

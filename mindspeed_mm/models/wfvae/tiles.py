@@ -11,13 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-
-def starts(length: int, size: int, overlap: int) -> list[int]:
-    """First positions of the fewest tiles of `size` that cover `length` and overlap by at least `overlap`, evenly spread."""
-    if size >= length:
-        return [0]
-    steps = -(-(length - size) // (size - overlap))
-    return [round(step * (length - size) / steps) for step in range(steps + 1)]
+from mindspeed_mm.families.wfvae_spans import tile_starts
 
 
 def weights(begins: list[int], size: int, length: int) -> Tensor:
@@ -45,7 +39,7 @@ def decode(rise: Callable[[Tensor], Tensor], features: Tensor, size: int, overla
     overlap: least overlap of neighbours in latent pixels, at most half of `size`; stride: pixels per latent pixel.
     """
     height, width = features.shape[3:]
-    rows, columns = starts(height, size, overlap), starts(width, size, overlap)
+    rows, columns = tile_starts(height, size, overlap), tile_starts(width, size, overlap)
     if len(rows) == len(columns) == 1:
         return rise(features)
     high, wide = min(size, height), min(size, width)

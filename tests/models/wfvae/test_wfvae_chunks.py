@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mindspeed_mm.models.wfvae.chunks import Chunk, Span, chunk_sizes, decode_spans, encode_spans
+from mindspeed_mm.families.wfvae_spans import Span, chunk_sizes, decode_spans, encode_spans
+from mindspeed_mm.models.wfvae.chunks import Chunk
 
 
 def test_sizes_equal_the_originals_table_for_every_length(golden):

@@ -7,6 +7,7 @@ import torch
 from small_vae import TINY_8
 
 from mindspeed_mm.errors import ConfigError
+from mindspeed_mm.families.wfvae_spans import tile_starts
 from mindspeed_mm.models.build import build_autoencoder
 from mindspeed_mm.models.wfvae import tiles
 from mindspeed_mm.schema import check
@@ -31,7 +32,7 @@ def latents(frames: int, height: int, width: int):
 @pytest.mark.parametrize(("size", "overlap"), [(48, 12), (40, 20), (6, 3), (2, 1)])
 def test_tiles_cover_every_length_and_their_weights_add_up_to_one(size, overlap):
     for length in range(1, 4 * size):
-        begins = tiles.starts(length, size, overlap)
+        begins = tile_starts(length, size, overlap)
         assert begins[0] == 0 and begins[-1] == max(length - size, 0)
         assert all(b - a <= size - overlap for a, b in zip(begins, begins[1:], strict=False))
         found = tiles.weights(begins, min(size, length), length)
@@ -45,7 +46,7 @@ def test_with_enough_overlap_tiles_equal_the_whole(frames):
     """These convolutions behind the attention see about 52 pixels around a pixel; 64 at each edge are dropped."""
     whole, tiled = pair(448, 224, decoder_num_resblocks=1)
     z = latents(frames, 4, 80)
-    assert tiles.starts(80, 56, 28) == [0, 24]
+    assert tile_starts(80, 56, 28) == [0, 24]
     assert (tiled.decode(z) - whole.decode(z)).abs().max() < 1e-5
 
 
