@@ -36,6 +36,8 @@ class SourceConfig:
     data_storage_mode: str = option("combine", choices=("combine",))
     # folder written by tools/extract_features.py, for load_video_features and load_text_features
     feature_folder: str | None = None
+    # folder of the indexes of long lists; "none": no indexes; None: ~/.cache/mindspeed_mm/lists
+    list_index_folder: str | None = None
 
     ACCEPTED: ClassVar[dict[str, str]] = {
         "data_folder": "folders are given in data.txt",

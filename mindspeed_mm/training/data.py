@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,7 @@ from mindspeed_mm.data.feed.ledger import Ledger
 from mindspeed_mm.data.feed.loader import Loader, Sharing
 from mindspeed_mm.data.feed.sampler import Split
 from mindspeed_mm.data.feed.video import VideoSource
-from mindspeed_mm.data.lists import probe
-from mindspeed_mm.data.lists.filters import Clip
-from mindspeed_mm.data.lists.rows import Row
+from mindspeed_mm.data.lists.filters import Clip, FilterResult
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.families.base import Grid
 from mindspeed_mm.parallel.context import ParallelContext
@@ -100,7 +99,7 @@ class RunData:
 
     def _dataset(self, data: DataConfig, global_batch_size: int | None, report: str | None) -> ClipDataset:
         config = data.dataset_param
-        result = filtered_list(config, global_batch_size=global_batch_size, rows=self.rows(data))
+        result = self.listed(data, global_batch_size)
         found = self._findings(config, result.clips)
         if report is not None and self.config.data_ledger is not None and self.parallel.is_first:
             file = Path(self.config.data_ledger) / report
@@ -110,19 +109,24 @@ class RunData:
         videos, texts = self._sources(config, result.clips)
         return ClipDataset(result.usable, config, videos, texts, seed=self.config.seed)
 
-    def _findings(self, config: DatasetConfig, clips: tuple[Clip, ...]) -> dict[str, object]:
+    def _findings(self, config: DatasetConfig, clips: Sequence[Clip]) -> dict[str, object]:
         """What else is found about a list, for the report of dropped rows. Raises DataError on all ranks if the run
         cannot use the list.
         """
         return {}
 
-    def _sources(self, config: DatasetConfig, clips: tuple[Clip, ...]) -> tuple[Any, Any]:
+    def _sources(self, config: DatasetConfig, clips: Sequence[Clip]) -> tuple[Any, Any]:
         """Sources of videos and texts."""
         return VideoSource(config.preprocess_parameters), load_tokens(config)
 
-    def rows(self, data: DataConfig) -> tuple[Row, ...]:
-        """Rows of a config's list; the first rank opens files whose rows lack facts."""
-        return probe.listed(data.dataset_param.basic_parameters.data_path, self.config.probe, self.hosts.from_first)
+    def listed(self, data: DataConfig, global_batch_size: int | None) -> FilterResult:
+        """The clips of a config's list; the first rank opens files whose rows lack facts."""
+        return filtered_list(
+            data.dataset_param,
+            global_batch_size=global_batch_size,
+            everything=self.config.probe,
+            share=self.hosts.from_first,
+        )
 
 
 def _write_json(file: Path, value: dict) -> None:

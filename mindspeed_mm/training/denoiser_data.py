@@ -1,5 +1,6 @@
 """Data of a denoiser's run: clips with captions, decoded from their files or stored as features."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,11 @@ from mindspeed_mm import logs
 from mindspeed_mm.config.data import DatasetConfig
 from mindspeed_mm.config.model import StoredFeatures
 from mindspeed_mm.config.run import RunConfig
-from mindspeed_mm.data.feed.dataset import load_tokens
+from mindspeed_mm.data.feed.dataset import emptied_captions, load_tokens
 from mindspeed_mm.data.feed.video import VideoSource
 from mindspeed_mm.data.lists.filters import Clip
 from mindspeed_mm.data.stored.features import TEXT, VIDEO, check_settings, summary
 from mindspeed_mm.data.stored.sources import StoredTexts, StoredVideos, check_texts, check_videos
-from mindspeed_mm.data.text.emptied import emptied
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.training.data import RunData
@@ -33,9 +33,9 @@ class DenoiserData(RunData):
         """True if the ranks of one sample share the encoding (`enable_encoder_dp`)."""
         return self.run.model.enable_encoder_dp and len(self.hosts.sharers) > 1
 
-    def _findings(self, config: DatasetConfig, clips: tuple[Clip, ...]) -> dict[str, object]:
+    def _findings(self, config: DatasetConfig, clips: Sequence[Clip]) -> dict[str, object]:
         """Captions that cleaning empties, as the first rank finds them; too many end the run."""
-        found = self.hosts.from_first(lambda: emptied((clip.row for clip in clips), config))
+        found = self.hosts.from_first(lambda: emptied_captions(clips, config))
         for line in found.lines():
             _log.warning(line)
         if config.support_chinese:
@@ -44,7 +44,7 @@ class DenoiserData(RunData):
             raise DataError(f"{config.basic_parameters.data_path}: {fault}")
         return {"empty_captions": found.report()}
 
-    def _sources(self, config: DatasetConfig, clips: tuple[Clip, ...]) -> tuple[Any, Any]:
+    def _sources(self, config: DatasetConfig, clips: Sequence[Clip]) -> tuple[Any, Any]:
         """Stored features where the model JSON asks for them, else the files."""
         videos = texts = None
         if (stored := self.run.stored) is not None:
@@ -60,7 +60,7 @@ class DenoiserData(RunData):
                 texts = StoredTexts(folder, config.model_max_length, self.run.model.text_encoder_2 is not None)
         return videos or VideoSource(config.preprocess_parameters), texts or load_tokens(config)
 
-    def _stored_fault(self, stored: StoredFeatures, config: DatasetConfig, clips: tuple[Clip, ...]) -> str | None:
+    def _stored_fault(self, stored: StoredFeatures, config: DatasetConfig, clips: Sequence[Clip]) -> str | None:
         """Reason why stored features cannot be used, or None. Reads weights and checks every file, so one rank calls
         it.
         """

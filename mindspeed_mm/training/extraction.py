@@ -14,11 +14,10 @@ import torch
 from tqdm import tqdm
 
 from mindspeed_mm import logs, stopping
-from mindspeed_mm.config.data import DataConfig
 from mindspeed_mm.config.run import RunConfig
 from mindspeed_mm.data.decode.shown import treatment
 from mindspeed_mm.data.feed.build import joiner
-from mindspeed_mm.data.feed.dataset import Tokens, filtered_list, fixed_draws, load_tokens
+from mindspeed_mm.data.feed.dataset import Tokens, fixed_draws, load_tokens
 from mindspeed_mm.data.feed.samples import Sample
 from mindspeed_mm.data.feed.video import VideoSource
 from mindspeed_mm.data.lists.filters import Clip
@@ -70,10 +69,7 @@ class Extraction:
         lists = [data.data]
         if config.evaluation.data_path is not None:
             lists.append(data.data.held_out(config.evaluation.data_path))
-        self.clips = [clip for one in lists for clip in self._clips(one)]
-
-    def _clips(self, data: DataConfig) -> tuple[Clip, ...]:
-        return filtered_list(data.dataset_param, global_batch_size=None, rows=self.data.rows(data)).clips
+        self.clips = [clip for one in lists for clip in data.listed(one, None).clips]
 
     # --------------------------------------------------------------------------------------------------------------- clips
 

@@ -15,14 +15,14 @@ from tqdm import tqdm
 from mindspeed_mm.config.data import DataConfig, DatasetConfig
 from mindspeed_mm.data.check.samples import Look, draw_samples, look
 from mindspeed_mm.data.decode.shown import VARIABLE, treatment
-from mindspeed_mm.data.feed.dataset import fixed_draws
+from mindspeed_mm.data.feed.dataset import emptied_captions, filtered_list, fixed_draws
+from mindspeed_mm.data.feed.list_index import kinds_of, shapes_of
 from mindspeed_mm.data.feed.sampler import GroupedSampler, Order, Split
 from mindspeed_mm.data.feed.video import VideoSource
-from mindspeed_mm.data.lists import probe
-from mindspeed_mm.data.lists.filters import Clip, FilterResult, filter_rows
+from mindspeed_mm.data.lists.filters import Clip, FilterResult
 from mindspeed_mm.data.text.captions import with_trigger
 from mindspeed_mm.data.text.cleaning import preprocess
-from mindspeed_mm.data.text.emptied import Emptied, emptied
+from mindspeed_mm.data.text.emptied import Emptied
 from mindspeed_mm.data.workers.faults import unforeseen
 from mindspeed_mm.data.workers.pool import Announce, WorkerPool
 from mindspeed_mm.errors import DataError
@@ -130,20 +130,18 @@ def check_list(
     DataError if no row is left, ConfigError if the transforms cannot produce the sizes that the filter promises.
     """
     dataset = config.dataset_param
-    source = dataset.basic_parameters.data_path
-    rows = probe.listed(source, probe_files)
-    result = filter_rows(rows, dataset.preprocess_parameters, global_batch_size, source)
+    result = filtered_list(dataset, global_batch_size=global_batch_size, everything=probe_files)
     options = config.dataloader_param
     sampler = GroupedSampler(
-        [clip.key for clip in result.clips],
+        shapes_of(result.clips),
         Split(global_batch_size),
         Order(seed=0, grouped=options.group_data, drop_last=options.drop_last),
     )
     videos = VideoSource(dataset.preprocess_parameters)
-    videos.check(result.clips)
+    videos.check(kinds_of(result.usable))
     chosen = random.Random(seed).sample(range(len(result.clips)), min(samples, len(result.clips)))
     decoded = _decode(videos, [result.clips[place] for place in sorted(chosen)], processes)
-    found = emptied((clip.row for clip in result.clips), dataset)
+    found = emptied_captions(result.clips, dataset)
     return Check(result, found, dataset, decoded, global_batch_size, sampler.epoch_size)
 
 

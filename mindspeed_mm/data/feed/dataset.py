@@ -13,13 +13,15 @@ from torch import Tensor
 from mindspeed_mm import logs
 from mindspeed_mm.config.data import DatasetConfig
 from mindspeed_mm.data.decode.shown import Tell
+from mindspeed_mm.data.feed.list_cache import indexed
+from mindspeed_mm.data.feed.list_index import IndexedClips, kinds_of, paths_of, shapes_of, triggers_of
 from mindspeed_mm.data.feed.samples import Sample
 from mindspeed_mm.data.feed.video import VideoSource
 from mindspeed_mm.data.lists import probe
 from mindspeed_mm.data.lists.filters import Clip, FilterResult, filter_rows
-from mindspeed_mm.data.lists.rows import Row
 from mindspeed_mm.data.text import captions
 from mindspeed_mm.data.text.cleaning import preprocess
+from mindspeed_mm.data.text.emptied import Emptied, emptied, emptied_of
 from mindspeed_mm.data.text.tokens import Tokenizer, load_tokenizer
 from mindspeed_mm.data.workers.buffers import Allocate
 from mindspeed_mm.types import Posterior, TextFeatures, TokenIds
@@ -60,16 +62,15 @@ class Texts(Protocol):
 class ClipDataset:
     """The clips of a list, by index: a `Dataset`. `build_dataset` makes one from a config."""
 
-    def __init__(self, clips: tuple[Clip, ...], config: DatasetConfig, videos: Videos, texts: Texts, *, seed: int):
+    def __init__(self, clips: Sequence[Clip], config: DatasetConfig, videos: Videos, texts: Texts, *, seed: int):
         """videos, texts: read the files, or stored features."""
         self.clips = clips
-        self.keys = tuple(clip.key for clip in clips)
-        self.paths = tuple(clip.row.path for clip in clips)
+        self.keys, self.paths = shapes_of(clips), paths_of(clips)
         self.config = config
         self._seed = seed
         self._videos, self._texts = videos, texts
-        videos.check(clips)
-        triggers = {config.preprocess_parameters.trigger_of(clip.row.trigger) for clip in clips}
+        videos.check(kinds_of(clips))
+        triggers = {config.preprocess_parameters.trigger_of(word) for word in triggers_of(clips)}
         captions.check_triggers(triggers, config)
 
     def sample(self, index: int, epoch: int, allocate: Allocate = torch.empty) -> Sample:
@@ -114,30 +115,42 @@ def fixed_draws(clip: Clip, crop: int) -> random.Random:
 
 
 def filtered_list(
-    config: DatasetConfig, *, global_batch_size: int | None, rows: Sequence[Row] | None = None
+    config: DatasetConfig,
+    *,
+    global_batch_size: int | None,
+    everything: bool = False,
+    share: probe.Share = probe.alone,
 ) -> FilterResult:
-    """Reads and filters the list; logs the dropped rows and their reasons.
+    """Reads and filters the list, or takes it from its index; logs the dropped rows and their reasons.
 
-    global_batch_size: for the rule rare_shape (see `filter_rows`). rows: the list's rows, if they are read already.
+    global_batch_size: for the rule rare_shape (see `filter_rows`). everything, share: see `probe.listed`.
     """
-    source = config.basic_parameters.data_path
-    result = filter_rows(rows or probe.listed(source), config.preprocess_parameters, global_batch_size, source)
+    result = indexed(config, global_batch_size, everything)
+    if result is None:
+        source = config.basic_parameters.data_path
+        rows = probe.listed(source, everything, share)
+        result = filter_rows(rows, config.preprocess_parameters, global_batch_size, source)
     for line in result.lines():
         log.info(line)
     return result
 
 
-def build_dataset(
-    config: DatasetConfig, *, global_batch_size: int | None, seed: int, rows: Sequence[Row] | None = None
-) -> ClipDataset:
+def build_dataset(config: DatasetConfig, *, global_batch_size: int | None, seed: int) -> ClipDataset:
     """Reads and filters the list, and loads the tokenizers.
 
-    seed: the run's; other arguments: see `filtered_list`. Raises DataError or ConfigError for faults that affect every
+    seed: the run's; global_batch_size: see `filtered_list`. Raises DataError or ConfigError for faults that affect every
     sample.
     """
-    clips = filtered_list(config, global_batch_size=global_batch_size, rows=rows).usable
+    clips = filtered_list(config, global_batch_size=global_batch_size).usable
     videos = VideoSource(config.preprocess_parameters)
     return ClipDataset(clips, config, videos, load_tokens(config), seed=seed)
+
+
+def emptied_captions(clips: Sequence[Clip], config: DatasetConfig) -> Emptied:
+    """Captions of clips that the config's cleaning empties."""
+    if isinstance(clips, IndexedClips):
+        return emptied_of(*clips.captions, config)
+    return emptied((clip.row for clip in clips), config)
 
 
 def load_tokens(config: DatasetConfig) -> Tokens:

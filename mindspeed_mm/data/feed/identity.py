@@ -3,6 +3,9 @@
 import zlib
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
+from mindspeed_mm.data.feed.list_index import IndexPaths
 from mindspeed_mm.data.feed.sampler import GroupedSampler
 from mindspeed_mm.data.feed.samples import Dataset
 
@@ -13,7 +16,8 @@ class Identity:
     def __init__(self, dataset: Dataset, sampler: GroupedSampler):
         self._dataset = dataset
         self._sampler = sampler
-        self._paths = _checksum(dataset.paths)
+        paths = dataset.paths
+        self._paths = paths.checksum if isinstance(paths, IndexPaths) else _checksum(paths)
 
     def state_dict(self) -> dict:
         """Plain values. The fingerprint covers the clips that the global batch takes, as in the first checkpoints."""
@@ -46,8 +50,13 @@ class Identity:
 
     def _fingerprint(self, group_size: int) -> int:
         keys, paths = self._dataset.keys, self._dataset.paths
+        members = self._sampler.members(group_size)
         seed = zlib.crc32(str(self._sampler.order.seed).encode())
-        return _checksum((f"{paths[index]} {keys[index]}" for index in self._sampler.members(group_size)), seed)
+        if isinstance(paths, IndexPaths):
+            chosen = np.zeros(len(paths), dtype=bool)
+            chosen[members] = True
+            return paths.lines.checksum(chosen, seed)
+        return _checksum((f"{paths[index]} {keys[index]}" for index in members.tolist()), seed)
 
 
 def _checksum(lines: Iterable[str], checksum: int = 0) -> int:

@@ -20,12 +20,13 @@ sizes.
 
 import collections
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 
 from mindspeed_mm.data.lists.filters import common_shapes
+from mindspeed_mm.data.lists.shapes import Shapes
 from mindspeed_mm.errors import ConfigError, DataError
 
 
@@ -95,34 +96,36 @@ class Order:
 
 def epoch_order(
     keys: Sequence[str] | None,
-    members: Sequence[int],
+    members: Sequence[int] | np.ndarray,
     group_size: int,
     generator: torch.Generator | None = None,
     drop_last: bool = True,
-) -> list[int]:
+) -> np.ndarray:
     """The clips `members` in the order of one epoch; each `group_size` in a row share one key.
 
-    keys: shape of every clip, or None for one bucket of all. generator: None keeps the order of the list.
+    keys: shape of every clip, or None for one bucket of all. generator: None keeps the order of the list. Arrays of
+    numbers, since a list of ten million Python numbers takes 360 MB.
     """
-    buckets: dict[str, list[int]] = collections.defaultdict(list)
-    for index in members:
-        buckets["" if keys is None else keys[index]].append(index)
-    groups: list[list[int]] = []
-    for bucket in sorted(buckets.values(), key=len, reverse=True):
+    members = np.asarray(members)
+    groups = []
+    for bucket in sorted([members] if keys is None else Shapes.of(keys).split(members), key=len, reverse=True):
         if generator is not None:
-            bucket = [bucket[place] for place in torch.randperm(len(bucket), generator=generator).tolist()]
-        groups += _cut(bucket, group_size, drop_last)
+            bucket = bucket[torch.randperm(len(bucket), generator=generator).numpy()]
+        groups.append(_cut(bucket, group_size, drop_last))
+    cut = np.concatenate(groups) if groups else members.reshape(0, group_size)
     if generator is not None and keys is not None:
-        groups = [groups[place] for place in torch.randperm(len(groups), generator=generator).tolist()]
-    return list(itertools.chain.from_iterable(groups))
+        cut = cut[torch.randperm(len(cut), generator=generator).numpy()]
+    return cut.reshape(-1)
 
 
-def _cut(bucket: list[int], size: int, drop_last: bool) -> list[list[int]]:
+def _cut(bucket: np.ndarray, size: int, drop_last: bool) -> np.ndarray:
+    """[groups, size]; without drop_last the last group is filled with the bucket's first clips."""
     whole = len(bucket) // size * size
-    groups = [bucket[begin : begin + size] for begin in range(0, whole, size)]
-    if not drop_last and whole < len(bucket):
-        groups.append(list(itertools.islice(itertools.cycle(bucket[whole:] + bucket[:whole]), size)))
-    return groups
+    groups = bucket[:whole].reshape(-1, size)
+    if drop_last or whole == len(bucket):
+        return groups
+    filled = np.resize(np.concatenate([bucket[whole:], bucket[: min(whole, size)]]), size)
+    return np.concatenate([groups, filled[None]])
 
 
 class GroupedSampler:
@@ -132,8 +135,8 @@ class GroupedSampler:
         """keys: shape of each sample. Raises DataError if no shape fills a group."""
         self.split, self.order = split, order
         self.group_size, self.step_size = split.group_size, split.step_size
-        self._shapes = tuple(keys)
-        self._counts = collections.Counter(keys)
+        self._shapes = Shapes.of(keys)
+        self._counts = self._shapes.counts
         self._keys = self._shapes if order.grouped else None
         if not self.epoch_size:
             counts = self._buckets().most_common(1)
@@ -155,10 +158,10 @@ class GroupedSampler:
         """Shapes that a group size uses, with their counts."""
         return common_shapes(self._counts, group_size) if self.order.drop_rare else dict(self._counts)
 
-    def members(self, group_size: int) -> list[int]:
-        """Clips that a group size uses."""
-        shapes = self.shapes(group_size)
-        return [index for index, key in enumerate(self._shapes) if key in shapes]
+    def members(self, group_size: int) -> np.ndarray:
+        """Clips that a group size uses, ascending."""
+        used = self._shapes.among(self.shapes(group_size))
+        return np.flatnonzero(used).astype(np.int32 if len(used) < 2**31 else np.int64)
 
     @property
     def rules(self) -> dict[str, bool]:
@@ -180,17 +183,18 @@ class GroupedSampler:
             for begin in range(position.consumed, len(order), self.step_size):
                 taken = order[begin : begin + self.step_size]
                 after = dataclasses.replace(position, consumed=begin + self.step_size)
-                yield Step(position.epoch, tuple(taken[self.split.rank :: self.split.world_size]), after)
+                yield Step(position.epoch, tuple(taken[self.split.rank :: self.split.world_size].tolist()), after)
             position = Position(0 if self.order.repeat else position.epoch + 1)
 
-    def _order(self, position: Position) -> list[int]:
-        seen: set[int] = set()
+    def _order(self, position: Position) -> np.ndarray:
+        seen = np.zeros(len(self._shapes), dtype=bool)
         for group_size, consumed in position.earlier:
-            seen.update(self._ordered(seen, group_size, position.epoch)[:consumed])
+            seen[self._ordered(seen, group_size, position.epoch)[:consumed]] = True
         return self._ordered(seen, self.group_size, position.epoch)
 
-    def _ordered(self, seen: set[int], group_size: int, epoch: int) -> list[int]:
-        members = [index for index in self.members(group_size) if index not in seen]
+    def _ordered(self, seen: np.ndarray, group_size: int, epoch: int) -> np.ndarray:
+        members = self.members(group_size)
+        members = members[~seen[members]]
         # seed + epoch, as in torch's DistributedSampler; epoch 0 with seed 42 is the original's order
         generator = torch.Generator().manual_seed(self.order.seed + epoch) if self.order.shuffle else None
         return epoch_order(self._keys, members, group_size, generator, self.order.drop_last)

@@ -2,13 +2,13 @@
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
-import numpy as np
 import torch
 
 from mindspeed_mm.data.feed.ledger import Substitution
 from mindspeed_mm.data.feed.samples import Dataset, Sample
+from mindspeed_mm.data.lists.shapes import Shapes
 from mindspeed_mm.data.workers.buffers import Allocate
 from mindspeed_mm.data.workers.faults import Unforeseen
 from mindspeed_mm.errors import DataError, MMError
@@ -37,7 +37,7 @@ class Substitutes:
     def __init__(self, dataset: Dataset, seed: int, max_tries: int = 10):
         """max_tries: number of unusable files in a row after which `take` fails."""
         self._dataset, self._seed, self._max_tries = dataset, seed, max_tries
-        self._peers = _members(dataset.keys)
+        self._shapes = Shapes.of(dataset.keys)
 
     def take(
         self,
@@ -80,17 +80,9 @@ class Substitutes:
     def candidates(self, index: int, epoch: int) -> Iterator[int]:
         """`index`, then other samples of its shape in an order seeded by it; `max_tries` in all."""
         yield index
-        peers = self._peers[self._dataset.keys[index]]
+        peers = self._shapes.peers(index)
         # A text seed is hashed with SHA-512, which is the same in every process.
         rng = random.Random(f"{self._seed}:{epoch}:{index}:substitutes")
         places = rng.sample(range(len(peers)), min(self._max_tries, len(peers)))
         others = [int(peers[place]) for place in places if peers[place] != index]
         yield from others[: self._max_tries - 1]
-
-
-def _members(keys: Sequence[str]) -> dict[str, np.ndarray]:
-    """Indices by shape, ascending."""
-    names, numbers = np.unique(np.array(keys, dtype=object).astype(str), return_inverse=True)
-    order = np.argsort(numbers, kind="stable")
-    ends = np.cumsum(np.bincount(numbers, minlength=len(names)))
-    return {str(name): part for name, part in zip(names, np.split(order, ends[:-1]), strict=True)}

@@ -7,7 +7,7 @@ list shrinks. A list without usable rows raises an error with the same report in
 import collections
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -65,7 +65,7 @@ class Dropped:
     """Rows dropped by one rule: its name and the paths, each followed by a reason if there is one."""
 
     rule: str
-    rows: tuple[str, ...]
+    rows: Sequence[str]
 
     @property
     def count(self) -> int:
@@ -74,7 +74,7 @@ class Dropped:
     @property
     def examples(self) -> tuple[str, ...]:
         """The first few, for messages."""
-        return self.rows[:_EXAMPLES]
+        return tuple(self.rows[:_EXAMPLES])
 
     def __str__(self) -> str:
         more = ", ..." if self.count > len(self.examples) else ""
@@ -87,36 +87,46 @@ class FilterResult:
 
     clips: usable rows in the order of the list. dropped: one entry per rule that fired, most rows first. usable: clips
     and those of rare shapes. Rare shapes depend on the batch size, so places in the list that must last from run to
-    run index `usable`.
+    run index `usable`. total: rows of the list. shapes: number of `clips` of each shape. assumed: videos among them
+    whose rate is assumed.
     """
 
-    clips: tuple[Clip, ...]
+    clips: Sequence[Clip]
     dropped: tuple[Dropped, ...]
     total: int
-    usable: tuple[Clip, ...] = ()
+    usable: Sequence[Clip]
+    shapes: Mapping[str, int]
+    assumed: int
 
     def lines(self) -> list[str]:
         """The report, one sentence per line."""
-        shapes = collections.Counter(clip.key for clip in self.clips)
-        assumed = sum(clip.row.fps is None for clip in self.clips if clip.row.kind == "video")
         lines = [f"data: {len(self.clips)} of {self.total} rows are used"]
         lines += [f"data: dropped by rule {dropped}" for dropped in self.dropped]
         if any(dropped.rule == "unknown_type" for dropped in self.dropped):
             lines.append(f"data: unknown_type: {suffixes.accepted()}")
-        if assumed:
-            lines.append(f"data: {assumed} videos state no fps; {DEFAULT_FPS:g} is assumed")
-        lines.append("data: clips by shape " + " ".join(f"{key}={count}" for key, count in shapes.most_common()))
+        if self.assumed:
+            lines.append(f"data: {self.assumed} videos state no fps; {DEFAULT_FPS:g} is assumed")
+        lines.append("data: clips by shape " + " ".join(f"{key}={count}" for key, count in self._most_common()))
         return lines
 
     def report(self) -> dict:
         """The report for a JSON file, with every dropped row."""
-        shapes = collections.Counter(clip.key for clip in self.clips)
         return {
             "rows": self.total,
             "used": len(self.clips),
-            "shapes": dict(shapes.most_common()),
+            "shapes": dict(self._most_common()),
             "dropped": {item.rule: {"count": item.count, "rows": list(item.rows)} for item in self.dropped},
         }
+
+    def checked(self, config: PreprocessConfig, global_batch_size: int | None, source: str) -> "FilterResult":
+        """The same, with the rule that dropped most in front. Raises DataError if no clip is left."""
+        dropped = tuple(sorted(self.dropped, key=lambda one: -one.count))
+        if not self.clips:
+            raise DataError(_nothing_left(source, self.total, dropped, config, global_batch_size))
+        return dataclasses.replace(self, dropped=dropped)
+
+    def _most_common(self) -> list[tuple[str, int]]:
+        return collections.Counter(self.shapes).most_common()
 
 
 def _known(fact: int | None) -> int:
@@ -141,30 +151,42 @@ def filter_rows(
 
     Shapes with too few clips for global_batch_size are dropped (`common_shapes`); None keeps them.
     """
-    draws = torch.Generator().manual_seed(config.seed)
     dropped: dict[str, list[str]] = {}
     clips: list[Clip] = []
     total = 0
-    for row in with_buckets(rows, config):
+    for row, rule in judged(rows, config):
         total += 1
-        rule = _first_rule(row, config, lambda: torch.rand(1, generator=draws).item())
         if rule is None:
-            clips.append(_clip(row, config))
+            clips.append(clip_of(row, config))
         else:
-            dropped.setdefault(rule, []).append(row.path if row.fault is None or rule != "unreadable" else row.fault)
+            dropped.setdefault(rule, []).append(reason_of(row, rule))
     usable = tuple(clips)
+    shapes = collections.Counter(clip.key for clip in clips)
     if global_batch_size is not None:
-        counts = collections.Counter(clip.key for clip in clips)
-        common = common_shapes(counts, global_batch_size)
-        if len(common) < len(counts):
+        common = common_shapes(shapes, global_batch_size)
+        if len(common) < len(shapes):
             dropped["rare_shape"] = [f"{clip.row.path} {clip.key}" for clip in clips if clip.key not in common]
-            clips = [clip for clip in clips if clip.key in common]
-    report = tuple(
-        Dropped(rule, tuple(paths)) for rule, paths in sorted(dropped.items(), key=lambda item: -len(item[1]))
-    )
-    if not clips:
-        raise DataError(_nothing_left(source, total, report, config, global_batch_size))
-    return FilterResult(tuple(clips), report, total, usable)
+            clips, shapes = [clip for clip in clips if clip.key in common], common
+    report = tuple(Dropped(rule, tuple(paths)) for rule, paths in dropped.items())
+    result = FilterResult(tuple(clips), report, total, usable, shapes, sum(map(assumes_rate, clips)))
+    return result.checked(config, global_batch_size, source)
+
+
+def judged(rows: Iterable[Row], config: PreprocessConfig) -> Iterator[tuple[Row, str | None]]:
+    """Each row, with the size that `auto_buckets` gives it, and the rule that drops it or None."""
+    draws = torch.Generator().manual_seed(config.seed)
+    for row in with_buckets(rows, config):
+        yield row, _first_rule(row, config, lambda: torch.rand(1, generator=draws).item())
+
+
+def reason_of(row: Row, rule: str) -> str:
+    """What a report says of a dropped row."""
+    return row.path if row.fault is None or rule != "unreadable" else row.fault
+
+
+def assumes_rate(clip: Clip) -> bool:
+    """True for a video whose row states no frame rate."""
+    return clip.row.fps is None and clip.row.kind == "video"
 
 
 def with_buckets(rows: Iterable[Row], config: PreprocessConfig) -> Iterable[Row]:
@@ -316,7 +338,8 @@ def _budget_size(row: Row, config: PreprocessConfig) -> tuple[int, int]:
     return stride_crop(*resized, config.hw_stride, config.force_5_ratio)[2:]
 
 
-def _clip(row: Row, config: PreprocessConfig) -> Clip:
+def clip_of(row: Row, config: PreprocessConfig) -> Clip:
+    """The clip of a row that no rule drops."""
     length = 1
     if row.kind == "video":
         length = frames.selected_length(row.start, _known(row.num_frames), _fps(row), config)[1]

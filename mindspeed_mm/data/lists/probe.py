@@ -30,7 +30,15 @@ _EXAMPLES = 20
 _SECONDS_BETWEEN_SAVES = 30.0
 
 
-def listed(data_path: str, everything: bool = False, share: Callable[[Callable], Mapping] = lambda make: make()):
+Share = Callable[[Callable[[], Mapping[str, Facts]]], Mapping[str, Facts]]
+
+
+def alone(make: Callable[[], Mapping[str, Facts]]) -> Mapping[str, Facts]:
+    """The `share` of a process alone."""
+    return make()
+
+
+def listed(data_path: str | Path, everything: bool = False, share: Share = alone) -> tuple[Row, ...]:
     """Rows of a list, with missing facts read from files: with `everything` (--probe) for every row that lacks some,
     else only for sources in which no row has enough facts, such as a folder of clips.
 

@@ -8,9 +8,10 @@ scripts, then beside data.txt.
 
 import dataclasses
 import glob
+import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mindspeed_mm.data.lists import folders
@@ -29,18 +30,60 @@ _OPTION = re.compile(r"(?:(repeats|trigger)=(.*)|([0-9]+))", re.DOTALL)
 
 def read_list(data_path: str | Path) -> tuple[Row, ...]:
     """Rows of all sources, in order. DataError names the file and the faulty line or row."""
+    return tuple(row for part in parts_of(data_path) for row in part.rows)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """Rows of one source. found: their names were looked up in the working directory, then beside the annotation."""
+
+    rows: Sequence[Row]
+    found: bool
+
+
+def parts_of(data_path: str | Path) -> Iterator[Part]:
+    """The sources of a list one after another, as `read_list` joins them: a long list need not be in memory at once."""
+    empty = True
+    for line in _lines(Path(data_path)):
+        parts = (Part(_rows(line, path), line.folder is None and _base(path) is None) for path in line.annotations)
+        # copies are rows of their own, so that each draws its own frames and caption
+        for part in parts if line.options.repeats == 1 else [*parts] * line.options.repeats:
+            empty = empty and not part.rows
+            yield part
+    if empty and not _is_source(Path(data_path)):
+        raise DataError(f"{data_path}: names no clips; a line is `folder,annotation file`")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class File:
+    """A file behind a list, and the state in which it was found. folder: of its clips, and whether that is a folder."""
+
+    path: str
+    size: int
+    changed: int  # nanoseconds
+    folder: tuple[str, bool] | None = None
+
+
+def files_of(data_path: str | Path) -> tuple[File, ...] | None:
+    """The files that say all of a list, without a look into annotations; None if a folder of clips is among them."""
     path = Path(data_path)
-    if os.path.isdir(path) or format_of(path) is not None or path.suffix.lower() in (".pkl", ".pickle", ".gz"):
-        if not os.path.exists(path):
-            raise DataError(f"{path}: no such file (dataset_param.basic_parameters.data_path)")
-        return _source(None, path)
-    rows: list[Row] = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip() and not line.strip().startswith("#"):
-            rows.extend(_line(path, number, line.strip()))
-    if not rows:
-        raise DataError(f"{path}: names no clips; a line is `folder,annotation file`")
-    return tuple(rows)
+    found = [] if os.path.isdir(path) else [_file(path)]
+    for line in _lines(path):
+        folder = None if line.folder is None else (str(line.folder), os.path.isdir(line.folder))
+        for annotation in line.annotations:
+            files = [annotation]
+            if os.path.isdir(annotation):
+                inner = folders.annotation_in(annotation)
+                files = folders.shards_in(annotation) if inner is None else [inner]
+            if not files:
+                return None
+            found += [_file(file, folder) for file in files]
+    return tuple(found)
+
+
+def _file(path: Path, folder: tuple[str, bool] | None = None) -> File:
+    status = os.stat(path)
+    return File(str(path), status.st_size, status.st_mtime_ns, folder)
 
 
 def read_annotation(path: str | Path, folder: str | Path = "") -> tuple[Row, ...]:
@@ -50,23 +93,56 @@ def read_annotation(path: str | Path, folder: str | Path = "") -> tuple[Row, ...
     return tuple(read_row(entry, base, place) for place, entry in read_entries(path))
 
 
-def _line(data_path: Path, number: int, line: str) -> Iterator[Row]:
-    where = f"{data_path}:{number}"
-    parts, options = _options([part.strip() for part in line.split(",")], where, line)
-    folder, name = parts if len(parts) == 2 and parts[1] else (None, parts[0])
-    rows = _rows(data_path, where, folder, name)
-    if options.trigger is not None:
-        rows = (dataclasses.replace(row, trigger=options.trigger) for row in rows)
-    # copies are rows of their own, so that each draws its own frames and caption
-    yield from rows if options.repeats == 1 else [*rows] * options.repeats
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Options:
     """What a line says beside its source. repeats: how often an epoch has it. trigger: see `Row.trigger`."""
 
     repeats: int = 1
     trigger: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Line:
+    """A line of data.txt. folder: of the clips, if the line states one, under the name that was found."""
+
+    where: str
+    stated: str | None
+    folder: Path | None
+    annotations: Sequence[Path]
+    options: _Options
+
+
+def _is_source(path: Path) -> bool:
+    """True if `data_path` is a source itself, not a data.txt."""
+    return os.path.isdir(path) or format_of(path) is not None or path.suffix.lower() in (".pkl", ".pickle", ".gz")
+
+
+def _lines(path: Path) -> Iterator[_Line]:
+    if _is_source(path):
+        if not os.path.exists(path):
+            raise DataError(f"{path}: no such file (dataset_param.basic_parameters.data_path)")
+        yield _Line(str(path), None, None, [path], _Options())
+        return
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip() and not line.strip().startswith("#"):
+            yield _line(path, f"{path}:{number}", line.strip())
+
+
+def _line(data_path: Path, where: str, line: str) -> _Line:
+    parts, options = _options([part.strip() for part in line.split(",")], where, line)
+    folder, name = parts if len(parts) == 2 and parts[1] else (None, parts[0])
+    annotations = _named(data_path, where, name, folder)
+    return _Line(where, folder, _beside(data_path, folder) if folder else None, annotations, options)
+
+
+def _rows(line: _Line, annotation: Path) -> Sequence[Row]:
+    found = _source(line.folder, annotation)
+    there = line.folder is None or os.path.isdir(line.folder)
+    if not there and any(not Path(row.path).is_absolute() for row in found):
+        raise DataError(f"{line.where}: folder {line.stated} does not exist")
+    if line.options.trigger is not None:
+        found = [dataclasses.replace(row, trigger=line.options.trigger) for row in found]
+    return found
 
 
 def _options(parts: list[str], where: str, line: str) -> tuple[list[str], _Options]:
@@ -90,18 +166,6 @@ def _options(parts: list[str], where: str, line: str) -> tuple[list[str], _Optio
     if not any(names):
         raise DataError(f"{where}: {line!r} names no source; expected `folder,annotation file`")
     return names, options
-
-
-def _rows(data_path: Path, where: str, folder: str | None, name: str) -> Iterator[Row]:
-    for annotation in _named(data_path, where, name, folder):
-        stated = None if not folder else _beside(data_path, folder)
-        if stated is None:
-            yield from _source(None, annotation)
-            continue
-        found = _source(stated, annotation)
-        if not os.path.isdir(stated) and any(not Path(row.path).is_absolute() for row in found):
-            raise DataError(f"{where}: folder {folder} does not exist")
-        yield from found
 
 
 def _named(data_path: Path, where: str, name: str, folder: str | None) -> list[Path]:
@@ -155,21 +219,31 @@ def _source(folder: Path | None, path: Path) -> tuple[Row, ...]:
         if shards := folders.shards_in(path):
             return tuple(row for shard in shards for row in _source(None, shard))
         return _finished(path, [read_row(entry, Path(), place) for place, entry in folders.read_folder(path)], ())
-    entries = list(read_entries(path))
-    if not entries:
+    entries = read_entries(path)
+    first = next(entries, None)
+    if first is None:
         return ()
-    base = Path() if path.suffix.lower() == ".tar" else folder
-    rows = [read_row(entry, base or Path(), place) for place, entry in entries]
-    # clips are not in the working directory but beside the annotation
-    if base is None and not os.path.exists(rows[0].path):
-        rows = [read_row(entry, path.parent, place) for place, entry in entries]
-    return _finished(path, rows, entries)
+    base = _base(path) or folder
+    # without a folder: the clips may not be in the working directory but beside the annotation
+    if base is None and not os.path.exists(read_row(first[1], Path(), first[0]).path):
+        base = path.parent
+    keys: set[str] = set()
+    rows = []
+    for place, entry in itertools.chain([first], entries):
+        rows.append(read_row(entry, base or Path(), place))
+        keys.update(entry)  # pyright: ignore[reportArgumentType, reportCallIssue]  # a dict, as `read_row` found
+    return _finished(path, rows, keys)
 
 
-def _finished(path: Path, rows: list[Row], entries) -> tuple[Row, ...]:
+def _base(path: Path) -> Path | None:
+    """Where the clips of a source are, if it says so itself: a tar holds them."""
+    return Path() if path.suffix.lower() == ".tar" else None
+
+
+def _finished(path: Path, rows: list[Row], keys: Iterable[str]) -> tuple[Row, ...]:
     """Checks that the rows of a source mention captions; marks them if none has enough facts about the clips."""
     if not any(row.captions for row in rows):
-        keys = {str(key) for _, entry in entries for key in entry}
+        keys = set(map(str, keys))
         if keys and not any(fact_of(key) == "cap" for key in keys):
             raise no_key(str(path), "cap", "the caption", sorted(keys))
     if all(row.unusable for row in rows if row.kind != "unknown"):

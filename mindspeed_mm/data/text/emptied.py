@@ -16,9 +16,8 @@ _MOST = 20_000  # number of texts that are cleaned; from more texts a part is dr
 _EXAMPLES = 3
 _SHOWN = 60  # characters of an example
 
-# A plain word of four letters or more between blanks survives every rule of the cleaning, so most captions need no
-# test. Exceptions: texts with markup, escapes or Chinese, and the words below.
-# not be cleaned to know that something is left. Not in texts that hold markup, escapes or Chinese, and not these words.
+# A plain word of four letters or more between blanks survives every rule of the cleaning, so most captions need not be
+# cleaned to know that something is left. Not in texts that hold markup, escapes or Chinese, and not these words.
 _DOUBTFUL = re.compile(r"[<&%@\\\u3100-\u9fff]|click|www|http", re.IGNORECASE)
 _WORD = re.compile(
     r"(?:^|\s)(?!worldwide|free|shipping|download|page|image|png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4)[a-z]{4,}(?=,?(?:\s|$))",
@@ -32,11 +31,16 @@ CHINESE = (
 )
 
 
+def is_doubtful(text: str) -> bool:
+    """True unless a text holds a word that every cleaning leaves."""
+    return _DOUBTFUL.search(text) is not None or not _WORD.search(text)
+
+
 def is_emptied(text: str, use_clean_caption: bool = True, keep_cjk: bool = False) -> bool:
     """True if cleaning leaves nothing of a text, or removes more than it leaves of a Chinese one."""
     if not use_clean_caption:
         return not text.strip()
-    if not _DOUBTFUL.search(text) and _WORD.search(text):
+    if not is_doubtful(text):
         return False
     left = preprocess(text, keep_cjk=keep_cjk)
     return not left or (not keep_cjk and sum(map(len, CJK.findall(text))) > len(_LETTER.findall(left)))
@@ -85,19 +89,21 @@ class Emptied:
 
 def emptied(rows: Iterable[Row], config: DatasetConfig) -> Emptied:
     """Captions of rows that the config's cleaning empties."""
-    texts = [(row.path, text) for row in rows for text in row.captions]
+    number, doubtful = 0, []
+    for row in rows:
+        number += len(row.captions)
+        doubtful += [(row.path, text) for text in row.captions if is_doubtful(text)]
+    return emptied_of(number, doubtful, config)
+
+
+def emptied_of(number: int, doubtful: Sequence[tuple[str, str]], config: DatasetConfig) -> Emptied:
+    """The same from the number of captions and the doubtful ones, each with the path of its row."""
     cleans = config.enable_text_preprocessing and config.use_clean_caption
-    if cleans:
-        doubtful = [pair for pair in texts if _DOUBTFUL.search(pair[1]) or not _WORD.search(pair[1])]
-        drawn = _drawn(doubtful)
-    else:
-        doubtful = drawn = texts
+    drawn = _drawn(doubtful) if cleans else doubtful
     found = [pair for pair in drawn if is_emptied(pair[1], cleans, config.support_chinese)]
-    looked_at = len(texts) - len(doubtful) + len(drawn)
+    looked_at, count = number - len(doubtful) + len(drawn), len(found)
     if len(drawn) < len(doubtful):  # scaled up as if all had been tried
-        looked_at, count = len(texts), round(len(found) * len(doubtful) / len(drawn))
-    else:
-        count = len(found)
+        looked_at, count = number, round(len(found) * len(doubtful) / len(drawn))
     examples = tuple((path, text[:_SHOWN]) for path, text in found[:_EXAMPLES])
     chinese = not config.support_chinese and any(CJK.search(text) for _, text in found)
     return Emptied(looked_at, count, examples, chinese)
