@@ -90,7 +90,7 @@ def main() -> None:
             pairs = enumerate(zip(found, empty, strict=True))
             rows += [line(WAYS[way], rank, of, base, options.rows) for rank, (of, base) in pairs]
             print(rows[-options.ranks :], file=sys.stderr, flush=True)
-    print(f"{options.rows:,} rows, {size(long)} MB of annotations, index {size(index / 'x')} MB\n")
+        print(f"{options.rows:,} rows, {size(long)} MB of annotations, index {size(index / 'x')} MB\n")
     header = [
         "",
         "rank",
