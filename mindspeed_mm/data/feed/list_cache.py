@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import mindspeed_mm
 from mindspeed_mm import atomic, logs
 from mindspeed_mm.config.data import DatasetConfig
 from mindspeed_mm.data.decode import suffixes
@@ -196,7 +195,7 @@ def _default_folder() -> Path:
 
 def _program() -> str:
     """What reads and chooses rows: an index of another version of the program may hold other clips."""
-    package = Path(mindspeed_mm.__file__).parent
+    package = Path(logs.__file__).parent
     checksum = 0
     for file in sorted([*(package / "data").rglob("*.py"), *(package / "config").glob("*.py")]):
         checksum = crc32(file.read_bytes(), checksum)
