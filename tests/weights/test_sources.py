@@ -22,6 +22,7 @@ from mindspeed_mm.files.reshard import Weights
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.partition import partition_dims
+from mindspeed_mm.platforms.cpu import CpuPlatform
 from mindspeed_mm.training import build as training_build
 from mindspeed_mm.weights import load_denoiser, merge_checkpoint, sources, split_checkpoint, targets
 
@@ -101,7 +102,7 @@ def wrong_in_training(paths: dict, tensor_size: int, whole_file) -> list[str]:
             compile=False,
             recompute=RecomputeConfig(),
         )
-        network, _ = training_build._denoiser(config, parallel, torch.device("cpu"))
+        network, _ = training_build._denoiser(config, parallel, CpuPlatform(), torch.device("cpu"))
         if not same({key: value.detach() for key, value in network.named_parameters()}, wanted):
             wrong.append(name)
     return wrong
