@@ -37,6 +37,7 @@ if action == "says":
     if not first:
         assert torchrun.leave_word("error: a.json: no such file\\n", os.environ)
         sys.exit(1)
+    stopping.let_signals_in()  # or the launcher would wait 30 s before it kills this rank
     say("a line of another rank")
     time.sleep(1000)
 stopping.die_with_parent()
