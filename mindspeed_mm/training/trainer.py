@@ -123,9 +123,8 @@ class Trainer:
 
     def _one_step(self, batches) -> None:
         watch = metrics.Stopwatch()
-        result = self.step(
-            batches
-        )  # the update may still run: its time counts in the next step, whose read waits for it
+        # The update may still run: its time counts in the next step, whose read waits for it.
+        result = self.step(batches)
         self.state.iteration += 1
         self.state.consumed_samples += self.config.global_batch_size
         self.state.skipped_steps += result.report.skipped is not None

@@ -14,6 +14,14 @@ from mindspeed_mm.data.feed.sampler import GroupedSampler, Order, Split
 from mindspeed_mm.schema import build, node_from_python
 from mindspeed_mm.types import TokenIds
 
+# Pixels of several shapes, and the published steps for them.
+MULTI = {"force_resolution": False, "max_hxw": 64 * 128, "min_hxw": 0, "hw_stride": 16}
+STEPS = [
+    {"trans_type": "ToTensorVideo"},
+    {"trans_type": "MaxHWStrideResizeVideo", "param": {"max_hxw": 64 * 128, "force_5_ratio": False}},
+    {"trans_type": "SpatialStrideCropVideo", "param": {"stride": 16, "force_5_ratio": False}},
+    {"trans_type": "ae_norm"},
+]
 _BITS, _BLOCK = 8, 16  # a frame shows its number as black and white squares of 16 px in its first row of squares
 
 

@@ -10,7 +10,7 @@ import random
 
 import pytest
 import torch
-from data_helpers import LetterTokenizer, data_config, row, sampler_of, write_clip, write_list
+from data_helpers import MULTI, STEPS, LetterTokenizer, data_config, row, sampler_of, write_clip, write_list
 
 from mindspeed_mm.data.feed import list_cache
 from mindspeed_mm.data.feed.build import build_loader
@@ -21,14 +21,6 @@ from mindspeed_mm.data.feed.sampler import Position, Split
 from mindspeed_mm.data.feed.video import VideoSource
 from mindspeed_mm.data.lists.filters import common_shapes
 from mindspeed_mm.errors import DataError
-
-MULTI = {"force_resolution": False, "max_hxw": 64 * 128, "min_hxw": 0, "hw_stride": 16}
-STEPS = [
-    {"trans_type": "ToTensorVideo"},
-    {"trans_type": "MaxHWStrideResizeVideo", "param": {"max_hxw": 64 * 128, "force_5_ratio": False}},
-    {"trans_type": "SpatialStrideCropVideo", "param": {"stride": 16, "force_5_ratio": False}},
-    {"trans_type": "ae_norm"},
-]
 
 
 @pytest.fixture(autouse=True)

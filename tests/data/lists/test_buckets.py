@@ -4,21 +4,13 @@ import dataclasses
 import random
 
 import pytest
-from data_helpers import data_config, row, write_clip, write_list
+from data_helpers import MULTI, STEPS, data_config, row, write_clip, write_list
 
 from mindspeed_mm.data.feed.video import VideoSource
 from mindspeed_mm.data.lists.buckets import choose_buckets, nearest
 from mindspeed_mm.data.lists.filters import filter_rows
 from mindspeed_mm.data.lists.sources import read_list
 from mindspeed_mm.errors import ConfigError
-
-MULTI = {"force_resolution": False, "max_hxw": 64 * 128, "min_hxw": 0, "hw_stride": 16}
-STEPS = [
-    {"trans_type": "ToTensorVideo"},
-    {"trans_type": "MaxHWStrideResizeVideo", "param": {"max_hxw": 64 * 128, "force_5_ratio": False}},
-    {"trans_type": "SpatialStrideCropVideo", "param": {"stride": 16, "force_5_ratio": False}},
-    {"trans_type": "ae_norm"},
-]
 
 
 def test_buckets_are_few_and_lie_where_the_clips_are():
