@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Private memory and start of ranks and workers on a long list: read by every process as ever, and from its index.
 
-    python benchmarks/list_index.py [--rows 1000000] [--ways read first later] [--ranks 2] [--folder /tmp/lists]
+    python benchmarks/list_index.py [--rows 1000000] [--ways read first later] [--ranks 2] [--folder FOLDER]
 
 Makes a list of captioned clips in about 80 shapes, in annotation files of 250,000 rows. Two ranks start at once, with a data
 worker each. Memory is what only this process has (USS of /proc/PID/smaps_rollup), minus what the same process has with
