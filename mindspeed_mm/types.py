@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -55,6 +55,16 @@ class Tensors:
         """Joins parts along the batch axis."""
         joined = iter([torch.cat(column) for column in zip(*(part.tensors() for part in parts), strict=True)])
         return parts[0].map(lambda _: next(joined))
+
+
+class Drops(NamedTuple):
+    """Where the numbers of an activation [S,B,D] are, for dropout: seeds [B] of its samples, places [S] of its tokens.
+
+    int64, both in [0, 2^32).
+    """
+
+    seeds: Tensor
+    tokens: Tensor
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

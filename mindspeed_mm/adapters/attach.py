@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from mindspeed_mm import families
 from mindspeed_mm.adapters.branches import KINDS, Branch, Branches, PlainLinear
+from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.families.adapters import DOWN, HOME, AdapterConfig, LayerAdapter, is_adapter, settings_of
 from mindspeed_mm.families.base import DenoiserConfig, DenoiserFamily
 from mindspeed_mm.parallel import partition
@@ -30,7 +32,7 @@ def attach(network: nn.Module, parallel: ParallelContext, layers: Mapping[str, L
         if linear.adapters is None:
             linear.adapters = Branches()
         weight = weight_of(linear, torch.float32)
-        branch = KINDS[type(linear)](weight, settings.rank, settings.scale, settings.dora, parallel)
+        branch = KINDS[type(linear)](weight, settings, parallel, zlib.crc32(name.encode()))
         with torch.no_grad():
             branch.lora_A.zero_()
             if branch.lora_magnitude_vector is not None:
@@ -42,12 +44,18 @@ def attach(network: nn.Module, parallel: ParallelContext, layers: Mapping[str, L
 
 
 def attach_trained(
-    network: nn.Module, config: DenoiserConfig, adapter: AdapterConfig, parallel: ParallelContext, seed: int
+    network: Any, config: DenoiserConfig, adapter: AdapterConfig, parallel: ParallelContext, seed: int
 ) -> dict[str, Branch]:
-    """Adds a fresh adapter to the targets' linears and freezes everything else. seed: of A, by each parameter's name."""
+    """Adds a fresh adapter to the targets' linears and freezes everything else. seed: of A, by each parameter's name.
+
+    Raises ConfigError for dropout in a network that does not say the places of its tokens.
+    """
+    if adapter.dropout and not network.has_adapter_dropout:
+        raise ConfigError(f"--adapter-dropout {adapter.dropout:g}: a {type(network).__name__} has none; leave it out")
     family: DenoiserFamily = families.of_denoiser(config)
     layers = settings_of(adapter, family.parameters(config))
     network.requires_grad_(False)
+    network.adapter_dropout = adapter.dropout
     branches = attach(network, parallel, layers)
     fresh = {f"{layer}.{HOME}.{len(_linear(network, layer).adapters) - 1}.{DOWN}" for layer in layers}
     partition.fill(network, _draw, seed, parallel, only=fresh)

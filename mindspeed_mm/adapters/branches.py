@@ -4,6 +4,8 @@ LoRA (2106.09685) adds scale B A x to y = W x + b. DoRA (2402.09353, section 4) 
 y = m (W + scale B A) x / |W + scale B A| + b, the length in the denominator being a constant in the backward pass
 (section 4.3). B starts at zero, so a fresh adapter changes nothing.
 
+Dropout leaves out some of the inputs of A in training; their places in the whole network decide which (`ops/dropout.py`).
+
 A linear split over TP has split adapters, which exchange tensors of the adapter's rank only. A column linear has a whole
 A and the rows of B of its outputs; a row linear has the columns of A of its inputs and a whole B.
 """
@@ -15,7 +17,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mindspeed_mm.families.adapters import DOWN, MAGNITUDE, UP
+from mindspeed_mm.families.adapters import DOWN, MAGNITUDE, UP, LayerAdapter
+from mindspeed_mm.ops import dropout
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.linear import ColumnLinear, ConditionLinear, RowLinear
 from mindspeed_mm.parallel.megatron import (
@@ -24,6 +27,7 @@ from mindspeed_mm.parallel.megatron import (
     reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
 )
+from mindspeed_mm.types import Drops
 
 
 class Branch(nn.Module):
@@ -34,19 +38,25 @@ class Branch(nn.Module):
 
     partition: ClassVar[dict[str, int | None]] = {}  # see `parallel/partition.py`
 
-    def __init__(self, weight: Tensor, rank: int, scale: float, dora: bool, parallel: ParallelContext):
-        """weight: [out, in], this rank's part of the linear's."""
+    def __init__(self, weight: Tensor, settings: LayerAdapter, parallel: ParallelContext, place: int):
+        """weight: [out, in], this rank's part of the linear's. place: distinguishes the dropouts of a network's adapters."""
         super().__init__()
-        self.scale = scale
+        rank, self.scale, self.dropout = settings.rank, settings.scale, settings.dropout
         self.parallel = parallel
+        self.place = place
         rows, columns = weight.shape
         make = {"device": weight.device, "dtype": torch.float32}
         self.lora_A = nn.Parameter(torch.empty(rank, columns, **make))
         self.lora_B = nn.Parameter(torch.zeros(rows, rank, **make))
-        self.lora_magnitude_vector = nn.Parameter(torch.empty(rows, **make)) if dora else None
+        self.lora_magnitude_vector = nn.Parameter(torch.empty(rows, **make)) if settings.dora else None
 
-    def forward(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The adapter's part of the output, in y's shape. x: the linear's input; y = weight x + bias."""
+    def forward(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, drops: Drops | None = None) -> Tensor:
+        """The adapter's part of the output, in y's shape. x: the linear's input; y = weight x + bias. drops: places of x;
+        None makes no dropout.
+        """
+        if drops is not None and self.dropout:
+            seeds = dropout.derive(drops.seeds, self.place)
+            x = dropout.dropout(x, self.dropout, seeds, drops.tokens, self._first_input(x))
         inner = self._joined(F.linear(x, self.lora_A.to(x.dtype)))
         update = F.linear(inner, self.lora_B.to(x.dtype)) * self.scale
         if self.lora_magnitude_vector is None:
@@ -70,6 +80,10 @@ class Branch(nn.Module):
     def partial(self, weight: Tensor) -> list[nn.Parameter]:
         """Parameters whose gradients must be summed over TP. weight: the linear's."""
         return list(self.parameters()) if getattr(weight, "sequence_parallel", False) else []
+
+    def _first_input(self, x: Tensor) -> int:
+        """Place of this rank's first input among all of the linear."""
+        return 0
 
     def _joined(self, inner: Tensor) -> Tensor:
         """A x, for this rank's part of B."""
@@ -122,6 +136,9 @@ class RowBranch(Branch):
         """Under sequence parallel B has seen only this rank's tokens."""
         return self._named(UP, MAGNITUDE) if self.parallel.sequence_parallel else []
 
+    def _first_input(self, x: Tensor) -> int:
+        return self.parallel.tensor_rank * x.shape[-1]
+
     def _joined(self, inner: Tensor) -> Tensor:
         """The sum over the inputs; under sequence parallel of this rank's tokens alone."""
         if self.parallel.tensor_size == 1:
@@ -139,10 +156,10 @@ class RowBranch(Branch):
 class Branches(nn.ModuleList):
     """All adapters of a linear; each adds to the linear's own output."""
 
-    def forward(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, drops: Drops | None = None) -> Tensor:
         total = y
         for branch in self:
-            total = total + branch(x, y, weight, bias)
+            total = total + branch(x, y, weight, bias, drops)
         return total
 
 

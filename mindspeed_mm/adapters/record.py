@@ -38,8 +38,14 @@ def read_record(plain: object, origin: str) -> AdapterRecord:
     for key, kind in wanted.items():
         if not isinstance(held.get(key), kind):
             raise CheckpointError(f"{origin}: what it says of its adapter is damaged: {key} is {held.get(key)!r}")
+    dropout, base_weights = held.get("dropout"), held.get("base_weights")  # missing in older files
     config = AdapterConfig(
-        kind=held["kind"], rank=held["rank"], alpha=held["alpha"], targets=tuple(map(str, held["targets"]))
+        kind=held["kind"],
+        rank=held["rank"],
+        alpha=held["alpha"],
+        targets=tuple(map(str, held["targets"])),
+        dropout=dropout if isinstance(dropout, float) else 0.0,
+        base_weights=base_weights if isinstance(base_weights, str) else None,
     )
     return AdapterRecord(config, held["model_id"], held.get("base"), held.get("base_path"), held.get(DISTILLED))
 

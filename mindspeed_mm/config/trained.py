@@ -7,7 +7,7 @@ from mindspeed_mm import families
 from mindspeed_mm.config.launch import LaunchConfig
 from mindspeed_mm.config.model import TrainModelConfig
 from mindspeed_mm.errors import ConfigError
-from mindspeed_mm.families.adapters import AdapterConfig, adapter_parameters, layers_of, settings_of
+from mindspeed_mm.families.adapters import DROPS, AdapterConfig, adapter_parameters, layers_of, settings_of
 from mindspeed_mm.families.base import DenoiserConfig, Parameter
 from mindspeed_mm.families.frozen_base import check_packings, check_streaming
 from mindspeed_mm.families.patterns import matching
@@ -56,6 +56,12 @@ def check_adapter(
     check_packings(parameters, adapter.base_weights, launch.tensor_size)
     check_streaming(parameters, family.block_of, adapter.stream_blocks)
     for layer in layers_of(parameters, adapter.words):
+        kind = parameters[f"{layer}.weight"].kind
+        if adapter.dropout and kind not in DROPS:
+            raise ConfigError(
+                f"--adapter-dropout {adapter.dropout:g}: {layer} ({kind}) does not know the places of its inputs; give "
+                f"--adapter-targets of {' and '.join(DROPS)} alone"
+            )
         weight = parameters[f"{layer}.weight"]
         size = None if weight.dim is None else weight.shape[weight.dim]
         if size is not None and size % launch.tensor_size:

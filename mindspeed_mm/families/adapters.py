@@ -16,6 +16,7 @@ from mindspeed_mm.schema import flag
 KINDS = {"lora": "LoRA (2106.09685)", "rslora": "rsLoRA (2312.03732)", "dora": "DoRA (2402.09353)"}
 DOWN, UP, MAGNITUDE = "lora_A", "lora_B", "lora_magnitude_vector"  # PEFT's names of A, B and DoRA's lengths
 HOME = "adapters"  # attribute of a linear that holds its adapters, and part of their parameters' names
+DROPS = ("attention", "feed_forward")  # kinds of linears whose adapters may have dropout
 _NEVER = ("norm", "")  # kinds of parameters that are no linear
 
 
@@ -45,6 +46,13 @@ class AdapterConfig:
         "of names, such as '*.attn1.to_q'; separated by spaces or commas (default attention feed_forward)",
     )
 
+    dropout: float = flag(
+        0.0,
+        "--adapter-dropout",
+        at_least=0,
+        below=1,
+        help="share of the inputs of each adapter that is left out in training, the same at every layout",
+    )
     base_weights: str | None = flag(
         None,
         "--base-weights",
@@ -81,11 +89,12 @@ class LayerAdapter:
     rank: int
     scale: float
     dora: bool = False
+    dropout: float = 0.0  # in training
 
 
 def settings_of(adapter: AdapterConfig, parameters: Mapping[str, Parameter]) -> dict[str, LayerAdapter]:
     """The adapter of each linear that the config's targets mean; see `layers_of`."""
-    settings = LayerAdapter(adapter.rank, adapter.scale, adapter.dora)
+    settings = LayerAdapter(adapter.rank, adapter.scale, adapter.dora, adapter.dropout)
     return dict.fromkeys(layers_of(parameters, adapter.words), settings)
 
 

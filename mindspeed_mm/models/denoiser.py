@@ -49,6 +49,9 @@ class Denoiser(nn.Module):
     """
 
     has_step_cache: ClassVar[bool] = False  # True if `velocity` uses the step cache that it is given
+    has_adapter_dropout: ClassVar[bool] = (
+        False  # True if its linears know their tokens where `adapter_dropout` is not 0
+    )
 
     def __init__(
         self,
@@ -73,6 +76,7 @@ class Denoiser(nn.Module):
         self.parallel = parallel
         self.recompute_blocks = recompute_blocks
         self.recompute_feed_forwards = recompute_feed_forwards
+        self.adapter_dropout = 0.0  # largest rate of its adapters in training
 
     @property
     def dtype(self) -> torch.dtype:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 # lowbias32, two rounds, of the hash prospector (https://github.com/skeeto/hash-prospector): every bit of the 32
 # depends on all input bits. Both factors are below 2^31, so products stay within int64 on every device.
-# all bits of the input. Both factors are below 2^31, so that products stay within int64 on every device.
 _FACTORS = (0x21F0AAAD, 0x735A2D97)
 _BITS = 0xFFFFFFFF
 

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mindspeed_mm.types import Drops
+
 
 class WideLinear(nn.Linear):
     """y = x W^T + b in x's dtype: the condition is fp32 beside 16-bit weights."""
@@ -30,7 +32,7 @@ class Alone:
     def condition(self, in_features: int, out_features: int) -> WideLinear:
         return WideLinear(in_features, out_features)
 
-    def together(self, x: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
+    def together(self, x: Tensor, *layers: nn.Module, drops: Drops | None = None) -> tuple[Tensor, ...]:
         return tuple(layer(x) for layer in layers)
 
     def split_heads(self, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mindspeed_mm.parallel.megatron import TransformerConfig, parallel_state
 from mindspeed_mm.parallel.pulse import Pulse
+from mindspeed_mm.types import Drops
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -195,10 +196,10 @@ class ParallelContext:
 
         return ConditionLinear(in_features, out_features, self)
 
-    def together(self, x: Tensor, *layers: Any) -> tuple[Tensor, ...]:
+    def together(self, x: Tensor, *layers: Any, drops: Drops | None = None) -> tuple[Tensor, ...]:
         from mindspeed_mm.parallel.linear import together
 
-        return together(x, *layers)
+        return together(x, *layers, drops=drops)
 
     def split_heads(self, x: Tensor) -> Tensor:
         from mindspeed_mm.parallel.collectives import split_heads

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from mindspeed_mm.types import Drops
+
 
 class Layout(Protocol):
     """Sizes and ranks of tensor (TP) and context parallel (CP), and what depends on them."""
@@ -39,8 +41,8 @@ class Layout(Protocol):
         """A linear of a condition [B,in] that every rank holds whole, in the condition's dtype: [B,out]."""
         ...
 
-    def together(self, x: Tensor, *layers: Any) -> tuple[Tensor, ...]:
-        """Several `column` linears on one input."""
+    def together(self, x: Tensor, *layers: Any, drops: Drops | None = None) -> tuple[Tensor, ...]:
+        """Several `column` linears on one input. drops: for dropout of their adapters."""
         ...
 
     def split_heads(self, x: Tensor) -> Tensor:

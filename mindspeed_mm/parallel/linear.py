@@ -4,6 +4,7 @@ They return a plain tensor and keep Megatron's parameter names (`weight`, `bias`
 state how their parameters are split (`partition.py` reads it). With one TP rank they run as ordinary linears, which
 torch.compile can trace. Each may carry adapters (`adapters/`), which add to its output. The weight of a frozen one may be
 held in another form (`Held`); then `weight` is None, and each use makes the weight for itself.
+Dropout of adapters needs the places of x's tokens (`Drops`); without them there is none.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ from mindspeed_mm.parallel.megatron import (
     reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
 )
+from mindspeed_mm.types import Drops
 
 
 class Held(Protocol):
@@ -66,7 +68,7 @@ class ColumnLinear(ColumnParallelLinear):
         self.held: Held | None = None
         self.adapters: nn.Module | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, drops: Drops | None = None) -> Tensor:
         if self.held is None:
             weight = self.weight
             y = super().forward(x)[0] if self.split else F.linear(x, weight, self.bias)
@@ -74,7 +76,7 @@ class ColumnLinear(ColumnParallelLinear):
             weight, again = made_again(functools.partial(self.held, x.dtype))
             with again:
                 y = super().forward(x, weight=weight)[0] if self.split else F.linear(x, weight, self.bias)
-        return y if self.adapters is None else self.adapters(x, y, weight, self.bias)
+        return y if self.adapters is None else self.adapters(x, y, weight, self.bias, drops)
 
 
 class RowLinear(RowParallelLinear):
@@ -98,7 +100,7 @@ class RowLinear(RowParallelLinear):
         self.held: Held | None = None
         self.adapters: nn.Module | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, drops: Drops | None = None) -> Tensor:
         if self.held is None:
             weight = self.weight
             y = super().forward(x)[0] if self.split else F.linear(x, weight, self.bias)
@@ -106,7 +108,7 @@ class RowLinear(RowParallelLinear):
             weight, again = made_again(functools.partial(self.held, x.dtype))
             with again:
                 y = self._summed(x, weight) if self.split else F.linear(x, weight, self.bias)
-        return y if self.adapters is None else self.adapters(x, y, weight, self.bias)
+        return y if self.adapters is None else self.adapters(x, y, weight, self.bias, drops)
 
     def _summed(self, x: Tensor, weight: Tensor) -> Tensor:
         """Megatron's row linear of a frozen weight; its own takes none as argument."""
@@ -126,15 +128,15 @@ class RowLinear(RowParallelLinear):
         return y if self.bias is None else y + self.bias
 
 
-def together(x: Tensor, *layers: ColumnLinear) -> tuple[Tensor, ...]:
+def together(x: Tensor, *layers: ColumnLinear, drops: Drops | None = None) -> tuple[Tensor, ...]:
     """Applies several column linears to one input, each [S,B,out/TP].
 
     Over several TP ranks they form one product, so that the input is gathered, and its gradient reduced, only once. On
-    one rank that would only copy the weights.
+    one rank that would only copy the weights. drops: for dropout of their adapters.
     """
     first = layers[0]
     if not first.split:
-        return tuple(layer(x) for layer in layers)
+        return tuple(layer(x, drops) for layer in layers)
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
 
     def joined() -> Tensor:
@@ -156,7 +158,7 @@ def together(x: Tensor, *layers: ColumnLinear) -> tuple[Tensor, ...]:
         )
     rows = [layer.output_size_per_partition for layer in layers]
     return tuple(
-        part if layer.adapters is None else layer.adapters(x, part, own, layer.bias)
+        part if layer.adapters is None else layer.adapters(x, part, own, layer.bias, drops)
         for layer, part, own in zip(layers, y.split(rows, dim=-1), weight.split(rows), strict=True)
     )
 

@@ -115,16 +115,18 @@ def share_of(job: Job, layout: Layout) -> Share:
 def _kept_by_adapters(job: Job, layout: Layout) -> int:
     """What adapters keep beside the inputs of their linears, which a training of the whole network keeps as well.
 
-    LoRA keeps A x; DoRA also two tensors as wide as the linear's output. Half of the linears are counted with the tokens
-    of the video, half with those of the text.
+    LoRA keeps A x; DoRA also two tensors as wide as the linear's output; dropout its result and a mask of bytes. Half of
+    the linears are counted with the tokens of the video, half with those of the text.
     """
     if job.adapter.kind is None or layout.recompute == "blocks":
         return 0
-    wide = 0
+    wide, masks = 0, 0
     for name, parameter in adapters_of(job).items():
         if parameter.kind in ("attention", "feed_forward"):
             share = 1 if parameter.dim is None else layout.tensor
-            wide += job.adapter.rank if name.endswith(DOWN) else 0
+            if name.endswith(DOWN):
+                dropped = parameter.shape[1] // share if job.adapter.dropout else 0
+                wide, masks = wide + job.adapter.rank + dropped, masks + dropped
             wide += 2 * parameter.shape[0] // share if name.endswith(MAGNITUDE) else 0
     tokens = job.micro_batch * (job.video_tokens + job.text_tokens) // 2 // layout.context
-    return wide * tokens * ITEMSIZE[job.dtype]
+    return tokens * (wide * ITEMSIZE[job.dtype] + masks)

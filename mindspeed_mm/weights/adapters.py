@@ -309,7 +309,7 @@ def _peft_config(adapter: Adapter) -> dict[str, Any]:
         "inference_mode": True,
         "r": rank,
         "lora_alpha": alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": adapter.record.config.dropout,
         "use_rslora": rank_stable,
         "use_dora": adapter.layers[first].dora,
         "bias": "none",

@@ -30,6 +30,7 @@ from mindspeed_mm.ops import lean
 from mindspeed_mm.ops.packed import Packed
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.megatron_engine import MegatronEngine
+from mindspeed_mm.parallel.seeds import SampleDraws
 from mindspeed_mm.planning import job, layouts, memory, report
 from mindspeed_mm.planning.cards import card_of
 from mindspeed_mm.platforms.copies import Copies
@@ -129,7 +130,8 @@ def step_memory(adapter: AdapterConfig) -> tuple[dict[str, int], int]:
     }
     with mock.patch.object(lean, "LEAST_RECOMPUTED_BYTES", 0), TensorMemory() as counted:
         text = TextFeatures(torch.zeros(1, 64, 64), torch.ones(1, 64, dtype=torch.bool), torch.zeros(1, 32))
-        velocity = network(torch.zeros(1, 8, 2, 32, 32), torch.full((1,), 0.5), text)
+        draws = SampleDraws(0, ((0, 0),))
+        velocity = network(torch.zeros(1, 8, 2, 32, 32), torch.full((1,), 0.5), text, draws=draws)
         velocity.square().mean().backward()
     return held, counted.peak
 
@@ -150,6 +152,7 @@ def held_bytes(network) -> int:
         ("lora", 16, {}),
         ("dora", 4, {}),
         ("lora", 16, {"base_weights": "int8"}),
+        ("lora", 16, {"dropout": 0.1}),
         ("lora", 16, {"base_weights": "nf4", "stream_blocks": 2}),
         ("lora", 16, {"stream_blocks": 1}),
     ],

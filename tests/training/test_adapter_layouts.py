@@ -25,8 +25,8 @@ def one_rank():
     return run_ranks(curve, 1, layout("dora"), STEPS)[0]
 
 
-def check(found, wanted):
-    assert len(found) == STEPS
+def check(found, wanted, steps=STEPS):
+    assert len(found) == steps
     for step, (mine, theirs) in enumerate(zip(found, wanted, strict=True)):
         assert mine == pytest.approx(theirs, rel=TOLERANCE), step
 
@@ -45,6 +45,17 @@ def test_every_layout_gives_the_curve_of_one_rank(one_rank, ranks, options):
     """DoRA holds all that LoRA has."""
     for found in run_ranks(curve, ranks, layout("dora", **options), STEPS):
         check(found, one_rank)
+
+
+def test_dropout_of_adapters_is_the_same_at_every_layout():
+    def dropped(rate: float, **options) -> Layout:
+        return Layout(adapter=AdapterConfig(kind="dora", rank=3, alpha=6, dropout=rate), **options)
+
+    (plain,), (wanted,) = run_ranks(curve, 1, dropped(0.0), 3), run_ranks(curve, 1, dropped(0.3), 3)
+    assert wanted[0][0] == plain[0][0] and wanted[1] != plain[1]  # B is 0 in the first step
+    for options in ({"sequence_parallel": True, "micro_batch": 2}, {"recompute_blocks": 4, "dropout": 0.0}):
+        for found in run_ranks(curve, 2, dropped(0.3, tensor=2, **options), 3):
+            check(found, wanted, steps=3)
 
 
 def test_the_loss_changes(one_rank):

@@ -7,12 +7,13 @@ from torch import Tensor, nn
 
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.sparse_ummdit.attention import JointAttention
-from mindspeed_mm.models.sparse_ummdit.dropout import Dropout, Places
+from mindspeed_mm.models.sparse_ummdit.dropout import Dropout, Places, applied
 from mindspeed_mm.models.sparse_ummdit.modulation import BlockNorm
 from mindspeed_mm.models.sparse_ummdit.norms import NORMS
 from mindspeed_mm.ops.lean import gated, gelu, recomputed
 from mindspeed_mm.parallel.layout import Layout
 from mindspeed_mm.parallel.recompute import maybe_recompute
+from mindspeed_mm.types import Drops
 
 # `activation_fn` in the config -> `approximate` of torch's gelu.
 GELUS = {"gelu": "none", "gelu-approximate": "tanh"}
@@ -26,8 +27,8 @@ class Gelu(nn.Module):
         self.approximate = GELUS[activation]
         self.proj = parallel.column(width, inner, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x)
+    def forward(self, x: Tensor, drops: Drops | None = None) -> Tensor:
+        return applied(self.proj, x, drops)
 
     def activate(self, x: Tensor) -> Tensor:
         """GELU (1606.08415) in fp32."""
@@ -49,18 +50,27 @@ class FeedForward(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, lean: bool = False, seeds: Tensor | None = None, tokens: Tensor | None = None
+        self,
+        x: Tensor,
+        lean: bool = False,
+        places: Places | None = None,
+        part: Tensor | None = None,
+        tokens: Tensor | None = None,
     ) -> Tensor:
         """lean: recompute GELU's output, four times as wide as x, in the backward pass.
 
-        seeds, tokens: for dropout, see `Places`; None without.
+        places: for dropout; None without. part, tokens: places of x's tokens, and of those inside the split linears.
         """
         expand, dropout, contract = self.net
         assert isinstance(expand, Gelu)
-        inner = expand(x)
+        before, after, seeds = None, None, None
+        if places is not None:
+            assert part is not None and tokens is not None
+            before, after, seeds = places.drops(part), places.drops(tokens), places.seeds
+        inner = expand(x, before)
         active, again = recomputed(lean, expand.activate, inner)
         with again:
-            return contract(active if seeds is None else dropout(active, seeds, tokens))
+            return applied(contract, active if seeds is None else dropout(active, seeds, tokens), after)
 
 
 class Block(nn.Module):
@@ -125,15 +135,17 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         video, text = _within_half_range(video, self.training), _within_half_range(text, self.training)
         video_in, text_in, gate, text_gate, again = self.norm2(video, text, condition, lean)
-        seeds = None if places is None else places.seeds
         with again:
             if self.last or self.ff_enc is not None:
-                video = gated(video, gate, self.ff(video_in, lean, seeds, places and places.video))
+                of_video = (places and places.video_part, places and places.video)
+                video = gated(video, gate, self.ff(video_in, lean, places, *of_video))
                 if self.ff_enc is None:  # the last block
                     return video, text
-                return video, gated(text, text_gate, self.ff_enc(text_in, lean, seeds, places and places.text))
+                of_text = (places and places.text_part, places and places.text)
+                return video, gated(text, text_gate, self.ff_enc(text_in, lean, places, *of_text))
         # One feed-forward for both. The text enters it without norm and modulation, as in the original.
-        both = self.ff(torch.cat((video_in, text_in)), lean, seeds, places and places.both)
+        of_both = (places and places.both_part, places and places.both)
+        both = self.ff(torch.cat((video_in, text_in)), lean, places, *of_both)
         tokens = video.shape[0]
         return gated(video, gate, both[:tokens]), gated(text, text_gate, both[tokens:])
 

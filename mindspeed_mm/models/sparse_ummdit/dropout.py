@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mindspeed_mm.ops import dropout
 from mindspeed_mm.parallel.layout import Layout
+from mindspeed_mm.types import Drops
 
 _FIRST_TEXT = 2**31  # first place of text tokens; no video has as many tokens
 
@@ -14,33 +15,54 @@ _FIRST_TEXT = 2**31  # first place of text tokens; no video has as many tokens
 class Places(NamedTuple):
     """Seeds [B] of a forward pass's dropout, and the places of tokens in the whole sequence; all int64.
 
-    Inside the column-split linears a rank has the tokens of its context rank: `video`, `text`, or `both` one after the
-    other. Between them sequence parallel splits these over TP: `video_part`.
+    seeds: of the network's dropout, adapters: of that of adapters; None without. Inside the column-split linears a rank
+    has the tokens of its context rank: `video`, `text`, or `both` one after the other. Between them sequence parallel
+    splits these over TP: `video_part` and `text_part`.
     """
 
-    seeds: Tensor
+    seeds: Tensor | None
+    adapters: Tensor | None
     video: Tensor
     text: Tensor
     both: Tensor
     video_part: Tensor
+    text_part: Tensor
 
     @classmethod
-    def of(cls, seeds: Tensor, tokens: int, text: Tensor, parallel: Layout) -> "Places":
-        """seeds: [B] int64 in [0, 2^63). tokens: number of the whole video. text: [L], number of each text token
-        before padding was removed.
+    def of(cls, seeds: Tensor | None, adapters: Tensor | None, tokens: int, text: Tensor, parallel: Layout) -> "Places":
+        """seeds, adapters: [B] int64 in [0, 2^63). tokens: number of the whole video. text: [L], number of each text
+        token before padding was removed.
         """
-        video = torch.arange(tokens, device=seeds.device).chunk(parallel.context_size)[parallel.context_rank]
+        video = torch.arange(tokens, device=text.device).chunk(parallel.context_size)[parallel.context_rank]
         text = (text + _FIRST_TEXT).chunk(parallel.context_size)[parallel.context_rank]
         parts = parallel.tensor_size if parallel.sequence_parallel else 1
         # Each TP rank has adjacent parts of both streams, and the linear gathers them rank by rank.
         pairs = list(zip(video.chunk(parts), text.chunk(parts), strict=True))
         both = torch.cat([tokens for pair in pairs for tokens in pair])
-        mine = pairs[parallel.tensor_rank if parts > 1 else 0][0]
-        return cls(dropout.mix(seeds & 0xFFFFFFFF) ^ dropout.mix(seeds >> 32), video, text, both, mine)
+        mine = pairs[parallel.tensor_rank if parts > 1 else 0]
+        return cls(_mixed(seeds), _mixed(adapters), video, text, both, *mine)
 
     def at(self, depth: int) -> "Places":
-        """Places for the block at this depth."""
-        return self._replace(seeds=dropout.derive(self.seeds, depth))
+        """Places for the block at this depth. An adapter's dropout knows its linear."""
+        return self._replace(seeds=None if self.seeds is None else dropout.derive(self.seeds, depth))
+
+    def drops(self, tokens: Tensor) -> Drops | None:
+        """For adapters on an activation with these tokens; None without their dropout."""
+        return None if self.adapters is None else Drops(self.adapters, tokens)
+
+    @property
+    def both_part(self) -> Tensor:
+        """This rank's tokens of both streams, one after the other."""
+        return torch.cat((self.video_part, self.text_part))
+
+
+def _mixed(seeds: Tensor | None) -> Tensor | None:
+    return None if seeds is None else dropout.mix(seeds & 0xFFFFFFFF) ^ dropout.mix(seeds >> 32)
+
+
+def applied(linear: nn.Module, x: Tensor, drops: Drops | None) -> Tensor:
+    """linear(x), with dropout of its adapters, if any; plain linears know no dropout."""
+    return linear(x) if drops is None else linear(x, drops)
 
 
 class Dropout(nn.Module):

@@ -38,6 +38,7 @@ class SparseUMMDiT(Denoiser):
 
     config: SparseUMMDiTConfig
     has_step_cache = True
+    has_adapter_dropout = True
 
     def __init__(
         self,
@@ -161,14 +162,17 @@ class SparseUMMDiT(Denoiser):
 
     def _dropout_places(self, draws: SampleDraws | None, tokens: int, columns: Tensor) -> Places | None:
         """Places of this forward pass; None without dropout."""
-        if not self.training or self.config.dropout == 0:
+        rates = {"dropout": self.config.dropout, "adapter dropout": self.adapter_dropout}
+        if not self.training or not any(rates.values()):
             return None
         if draws is None:
             raise ValueError(
-                f"dropout {self.config.dropout} in training needs draws, its seeds of each sample; without dropout call eval()"
+                f"dropout {max(rates.values())} in training needs draws, its seeds of each sample; without dropout call eval()"
             )
-        seeds = torch.tensor(draws.seeds("dropout"), device=columns.device)
-        return Places.of(seeds, tokens, columns, self.parallel)
+        own, adapters = (
+            torch.tensor(draws.seeds(name), device=columns.device) if rate else None for name, rate in rates.items()
+        )
+        return Places.of(own, adapters, tokens, columns, self.parallel)
 
     def units(self) -> list[nn.Module]:
         units: list[nn.Module] = []
