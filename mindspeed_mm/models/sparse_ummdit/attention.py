@@ -1,7 +1,5 @@
 """Joint attention of video and text, sparse over the video (Skiparse)."""
 
-from typing import NamedTuple
-
 from torch import Tensor, nn
 
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
@@ -10,21 +8,6 @@ from mindspeed_mm.models.sparse_ummdit.norms import HeadNorm
 from mindspeed_mm.ops.attention import attend
 from mindspeed_mm.ops.skiparse import join_text, split_text
 from mindspeed_mm.parallel.layout import Layout
-from mindspeed_mm.types import Drops
-
-
-class _Drops(NamedTuple):
-    """Dropout of adapters on what the projections take."""
-
-    video_in: Drops | None = None
-    text_in: Drops | None = None
-    video_out: Drops | None = None
-    text_out: Drops | None = None
-
-    @classmethod
-    def of(cls, places: Places) -> "_Drops":
-        tokens = (places.video_part, places.text_part, places.video, places.text)
-        return cls(*(places.drops(part) for part in tokens))
 
 
 class JointAttention(nn.Module):
@@ -73,10 +56,10 @@ class JointAttention(nn.Module):
         rope: tables for all S tokens of the video. keep: [k*B, S'/k + L] bool, real keys of each part, None if all are
         real (see `masks.py`). places: for dropout; None without.
         """
-        drops = _Drops() if places is None else _Drops.of(places)
-        projected = self.parallel.together(video, self.to_q, self.to_k, self.to_v, drops=drops.video_in)
+        video_in, text_in, video_out, text_out = (None,) * 4 if places is None else places.around_attention()
+        projected = self.parallel.together(video, self.to_q, self.to_k, self.to_v, drops=video_in)
         q, k, v = (self._heads(x) for x in projected)
-        projected = self.parallel.together(text, self.add_q_proj, self.add_k_proj, self.add_v_proj, drops=drops.text_in)
+        projected = self.parallel.together(text, self.add_q_proj, self.add_k_proj, self.add_v_proj, drops=text_in)
         text_q, text_k, text_v = (self._heads(x) for x in projected)
         q, k = self.norm_q(q, rope), self.norm_k(k, rope)
         text_q, text_k = self.norm_added_q(text_q), self.norm_added_k(text_k)
@@ -84,12 +67,12 @@ class JointAttention(nn.Module):
         out = self.attend(self._joint(q, text_q), self._joint(k, text_k), self._joint(v, text_v), keep)
         video, text = split_text(out, self.sparsity, self.group, q.shape[0])
         project, dropout = self.to_out
-        video = applied(project, self.parallel.join_heads(video).flatten(2), drops.video_out)
+        video = applied(project, self.parallel.join_heads(video).flatten(2), video_out)
         if places is not None and places.seeds is not None:
             video = dropout(video, places.seeds, places.video_part)
         if self.to_add_out is None:
             return video, None
-        return video, applied(self.to_add_out, self.parallel.join_heads(text).flatten(2), drops.text_out)
+        return video, applied(self.to_add_out, self.parallel.join_heads(text).flatten(2), text_out)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
         """The attention operator, [S,B,H,D] each; a subclass may choose another."""

@@ -50,6 +50,11 @@ class Places(NamedTuple):
         """For adapters on an activation with these tokens; None without their dropout."""
         return None if self.adapters is None else Drops(self.adapters, tokens)
 
+    def around_attention(self) -> tuple[Drops | None, ...]:
+        """For the projections of video and text before attention, and for those behind it."""
+        tokens = (self.video_part, self.text_part, self.video, self.text)
+        return tuple([self.drops(part) for part in tokens])
+
     @property
     def both_part(self) -> Tensor:
         """This rank's tokens of both streams, one after the other."""
