@@ -92,7 +92,7 @@ def test_tp_must_divide_the_layers_and_fp16_is_refused(folder):
     [
         (["--base-weights", "int4"], "--base-weights int4: must be one of 'int8', 'nf4'"),
         (["--stream-blocks", "6"], "--stream-blocks 6: the network has 6 blocks; give a smaller number"),
-        (["--adapter-dropout", "1"], "--adapter-dropout 1.0: must be below 1"),
+        (["--adapter-dropout", "1"], "--adapter-dropout 1: must be at least 0 and below 1"),
         (
             ["--adapter-dropout", "0.1", "--adapter-targets", "attention", "text"],
             "--adapter-dropout 0.1: caption_projection .text. does not know .* give --adapter-targets of attention and feed",
