@@ -12,15 +12,21 @@ from torch import Tensor
 # depends on all input bits. Both factors are below 2^31, so products stay within int64 on every device.
 _FACTORS = (0x21F0AAAD, 0x735A2D97)
 _BITS = 0xFFFFFFFF
+_NUMBERS_AT_ONCE = 2**24  # of a mask: hashing takes 16 bytes for each, eight times what a bf16 activation takes
 
 
 def mix(x: Tensor) -> Tensor:
     """Hashes each number: int64 in [0, 2^32) -> int64 in [0, 2^32)."""
-    x = x ^ (x >> 16)
-    x = (x * _FACTORS[0]) & _BITS
-    x = x ^ (x >> 15)
-    x = (x * _FACTORS[1]) & _BITS
-    return x ^ (x >> 15)
+    return _mix_in_place(x.clone())
+
+
+def _mix_in_place(x: Tensor) -> Tensor:
+    """`mix` in x's memory: 8 bytes beside it for each number, where a new tensor for each step needs 16."""
+    x.bitwise_xor_(x >> 16)
+    x.mul_(_FACTORS[0]).bitwise_and_(_BITS)
+    x.bitwise_xor_(x >> 15)
+    x.mul_(_FACTORS[1]).bitwise_and_(_BITS)
+    return x.bitwise_xor_(x >> 15)
 
 
 def derive(seeds: Tensor, place: int) -> Tensor:
@@ -35,8 +41,13 @@ def kept(seeds: Tensor, tokens: Tensor, features: Tensor, rate: float) -> Tensor
     seeds: [B], one per sample. tokens: [S] and features: [D], places in the whole activation. All are int64 in [0,
     2^32).
     """
-    rows = mix(mix(seeds)[None, :] ^ mix(tokens + 1)[:, None])
-    return mix(rows[:, :, None] ^ mix(mix(features + 1))) >= round(rate * 2**32)
+    rows, columns = mix(mix(seeds)[None, :] ^ mix(tokens + 1)[:, None]), mix(mix(features + 1))
+    least = round(rate * 2**32)
+    at_once = max(1, _NUMBERS_AT_ONCE // max(1, len(seeds) * len(features)))
+    if len(tokens) <= at_once or torch.compiler.is_compiling():  # a compiler keeps the hashes in registers
+        return _mix_in_place(rows[:, :, None] ^ columns) >= least
+    parts = [_mix_in_place(part[:, :, None] ^ columns) >= least for part in rows.split(at_once)]
+    return torch.cat(parts)
 
 
 def dropout(x: Tensor, rate: float, seeds: Tensor, tokens: Tensor, first_feature: int = 0) -> Tensor:

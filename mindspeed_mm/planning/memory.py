@@ -116,17 +116,25 @@ def _kept_by_adapters(job: Job, layout: Layout) -> int:
     """What adapters keep beside the inputs of their linears, which a training of the whole network keeps as well.
 
     LoRA keeps A x; DoRA also two tensors as wide as the linear's output; dropout its result and a mask of bytes. Half of
-    the linears are counted with the tokens of the video, half with those of the text.
+    the linears are counted with the tokens of the video, half with those of the text. Recomputed blocks keep it one at a
+    time.
     """
-    if job.adapter.kind is None or layout.recompute == "blocks":
+    if job.adapter.kind is None:
         return 0
-    wide, masks = 0, 0
+    block_of = families.of_denoiser(job.denoiser).block_of
+    kept: dict[str | None, int] = {}  # bytes for each token, by block
     for name, parameter in adapters_of(job).items():
         if parameter.kind in ("attention", "feed_forward"):
             share = 1 if parameter.dim is None else layout.tensor
+            wide, masks = 0, 0
             if name.endswith(DOWN):
-                dropped = parameter.shape[1] // share if job.adapter.dropout else 0
-                wide, masks = wide + job.adapter.rank + dropped, masks + dropped
-            wide += 2 * parameter.shape[0] // share if name.endswith(MAGNITUDE) else 0
+                masks = parameter.shape[1] // share if job.adapter.dropout else 0
+                wide = job.adapter.rank + masks
+            elif name.endswith(MAGNITUDE):
+                wide = 2 * parameter.shape[0] // share
+            block = block_of(name)
+            kept[block] = kept.get(block, 0) + wide * ITEMSIZE[job.dtype] + masks
+    sizes = list(kept.values())
+    recomputed = layout.recomputed if layout.recompute == "blocks" else 0
     tokens = job.micro_batch * (job.video_tokens + job.text_tokens) // 2 // layout.context
-    return tokens * (wide * ITEMSIZE[job.dtype] + masks)
+    return tokens * (sum(sizes[recomputed:]) + max(sizes[:recomputed], default=0))

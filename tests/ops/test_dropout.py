@@ -16,6 +16,12 @@ def test_a_part_of_the_mask_is_the_mask_of_the_part():
     assert torch.equal(kept(SEEDS[1:], tokens, features, RATE), whole[tokens][:, 1:, 32:])
 
 
+def test_a_large_mask_is_made_in_parts(monkeypatch):
+    whole = kept(SEEDS, TOKENS, torch.arange(64), RATE)
+    monkeypatch.setattr("mindspeed_mm.ops.dropout._NUMBERS_AT_ONCE", 2 * 64 * 7)  # 300 tokens are not a multiple of 7
+    assert torch.equal(kept(SEEDS, TOKENS, torch.arange(64), RATE), whole)
+
+
 def test_the_share_and_its_spread_are_those_of_chance():
     mask = kept(SEEDS, TOKENS, torch.arange(512), RATE).double()
     assert mask.mean() == pytest.approx(1 - RATE, abs=4 * (RATE * (1 - RATE) / mask.numel()) ** 0.5)

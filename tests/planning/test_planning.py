@@ -76,7 +76,7 @@ def test_with_an_adapter_only_its_parameters_are_trained(v1_5, tmp_path):
     assert one["moments"] == 8 * (trained // 4)
     assert one["main weights"] == 0  # an adapter is fp32
     assert trained < 0.01 * whole["weights"] / 2
-    assert one["activations"] == whole["activations"]
+    assert one["activations"] == pytest.approx(whole["activations"], rel=1e-3)  # and A x of one block
     line = report.command(run, memory.Layout(1, 1, 1, "blocks"))
     flags = arguments.TRAIN.parse(
         [
@@ -113,12 +113,12 @@ SMALL = SparseUMMDiTConfig(
 )
 
 
-def step_memory(adapter: AdapterConfig) -> tuple[dict[str, int], int]:
+def step_memory(adapter: AdapterConfig, recompute_blocks: int = 0) -> tuple[dict[str, int], int]:
     """Bytes of weights, gradients and optimizer state that a run on this rank holds, and the peak of a step beside them."""
     from tensor_memory import TensorMemory
 
     parallel = ParallelContext.start()
-    network = build_denoiser(SMALL, parallel, seed=0).train()
+    network = build_denoiser(SMALL, parallel, seed=0, recompute_blocks=recompute_blocks).train()
     if loads_on_host(adapter):
         hold_base(network, SMALL, adapter, torch.device("cpu"), Copies())
     attach_trained(network, SMALL, adapter, parallel, 0)
@@ -147,21 +147,22 @@ def held_bytes(network) -> int:
 
 
 @pytest.mark.parametrize(
-    ("kind", "rank", "held"),
+    ("kind", "rank", "held", "recompute"),
     [
-        ("lora", 16, {}),
-        ("dora", 4, {}),
-        ("lora", 16, {"base_weights": "int8"}),
-        ("lora", 16, {"dropout": 0.1}),
-        ("lora", 16, {"base_weights": "nf4", "stream_blocks": 2}),
-        ("lora", 16, {"stream_blocks": 1}),
+        ("lora", 16, {}, "none"),
+        ("dora", 4, {}, "none"),
+        ("lora", 16, {"base_weights": "int8"}, "none"),
+        ("lora", 16, {"dropout": 0.1}, "none"),
+        ("lora", 16, {"dropout": 0.1}, "blocks"),
+        ("lora", 16, {"base_weights": "nf4", "stream_blocks": 2}, "none"),
+        ("lora", 16, {"stream_blocks": 1}, "none"),
     ],
 )
-def test_the_memory_of_an_adapters_step_is_as_planned(kind, rank, held):
+def test_the_memory_of_an_adapters_step_is_as_planned(kind, rank, held, recompute):
     adapter = AdapterConfig(kind=kind, rank=rank, **held)
     run = job.Job("", "", SMALL, (9, 256, 256), (2, 16, 16), 64, "fp32", 0, adapter=adapter)
-    planned = memory.parts(run, memory.Layout(1, 1, 1, "none"))
-    ((held, peak),) = run_ranks(step_memory, 1, adapter)
+    planned = memory.parts(run, memory.Layout(1, 1, 1, recompute))
+    ((held, peak),) = run_ranks(step_memory, 1, adapter, 6 if recompute == "blocks" else 0)
     for part, found in held.items():
         assert planned[part] == pytest.approx(found, rel=0.01), part
     assert planned["activations"] == pytest.approx(peak, rel=0.05)

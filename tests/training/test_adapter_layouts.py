@@ -53,8 +53,11 @@ def test_dropout_of_adapters_is_the_same_at_every_layout():
 
     (plain,), (wanted,) = run_ranks(curve, 1, dropped(0.0), 3), run_ranks(curve, 1, dropped(0.3), 3)
     assert wanted[0][0] == plain[0][0] and wanted[1] != plain[1]  # B is 0 in the first step
-    for options in ({"sequence_parallel": True, "micro_batch": 2}, {"recompute_blocks": 4, "dropout": 0.0}):
-        for found in run_ranks(curve, 2, dropped(0.3, tensor=2, **options), 3):
+    for ranks, options in (
+        (4, {"tensor": 2, "context": 2, "sequence_parallel": True, "micro_batch": 2}),
+        (2, {"tensor": 2, "recompute_blocks": 4}),
+    ):
+        for found in run_ranks(curve, ranks, dropped(0.3, **options), 3):
             check(found, wanted, steps=3)
 
 
