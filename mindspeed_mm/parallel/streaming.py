@@ -34,6 +34,7 @@ class BlockStream:
         self._left: dict[int, Any] = dict.fromkeys(range(resident), now)  # place -> mark of the last work that reads it
         self._entered: int | None = None
         self.moved_bytes = 0  # from the host, so far
+        self.moved_beside_bytes = 0  # of these, what was copied beside the work of another block
 
     def block(self, index: int) -> Tensor:
         """A block's memory for the caller's queue: uint8, at least as long as its home. Begins to copy the next one."""
@@ -64,4 +65,6 @@ class BlockStream:
         after = self._left.pop(place, None)
         self._arrived[index] = self._copies.start(self._places[place], self._homes[index], after)
         self._place_of[index] = place
-        self.moved_bytes += sum(piece.numel() for piece in self._homes[index])
+        size = sum(piece.numel() for piece in self._homes[index])
+        self.moved_bytes += size
+        self.moved_beside_bytes += 0 if busy is None else size

@@ -2,6 +2,7 @@
 
 import json
 
+import cases_adapters
 import cases_models
 import pytest
 from denoiser_cases import CASES, GRADIENT, OUTPUT
@@ -42,3 +43,14 @@ def test_ema_adamw(npu, golden, trace, fused):
     wanted = json.loads(path.read_text())[trace]["trace"]
     compare(found, wanted)
     assert kernels.get("aclnnApplyAdamWV2", 0) == (0 if fused else len(wanted))
+
+
+def test_streamed_blocks_move_from_the_host_and_change_no_gradient(npu):
+    """Each pass moves the blocks that are not there: in the backward pass those that the forward pass began with. Only the
+    very first block is waited for.
+    """
+    equal, sizes, moved = npu.one(cases_adapters.both_ways, None)
+    assert equal
+    assert len(sizes) == 4
+    first, second = sum(sizes) + sum(sizes[:2]), sum(sizes[2:]) + sum(sizes[:2])
+    assert moved == [(first, first - sizes[0]), (second, second)]
