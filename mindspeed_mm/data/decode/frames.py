@@ -3,6 +3,7 @@
 All functions are pure; the one random draw comes from the `random.Random` argument.
 """
 
+import functools
 import random
 
 import numpy as np
@@ -48,10 +49,15 @@ def closest_length(length: int, min_num_frames: int, ae_stride_t: int, sp_size: 
 
 def selected_length(start: int, num_frames: int, fps: float, config: PreprocessConfig) -> tuple[int, int]:
     """(number of frames after resampling, number that `select` will return or -1), for the filter."""
-    resampled = candidates(start, num_frames, fps, config.train_fps)
-    used = speed_up(resampled, config.num_frames, config.speed_factor)
-    length = min(len(used), _window(config)) if len(used) > config.num_frames else len(used)
-    return len(resampled), _closest(length, config)
+    resampled, used = _counts(start, num_frames, fps, config.train_fps, config.num_frames, config.speed_factor)
+    length = min(used, _window(config)) if used > config.num_frames else used
+    return resampled, _closest(length, config)
+
+
+@functools.lru_cache(maxsize=4096)  # the filter and the clip ask for it, and rows of a list share lengths and rates
+def _counts(start: int, num_frames: int, fps: float, train_fps: float, wanted: int, speed: float) -> tuple[int, int]:
+    resampled = candidates(start, num_frames, fps, train_fps)
+    return len(resampled), len(speed_up(resampled, wanted, speed))
 
 
 def select(start: int, num_frames: int, fps: float, config: PreprocessConfig, rng: random.Random) -> np.ndarray:

@@ -8,6 +8,7 @@ or some of whose facts come from the clips themselves, is read as ever.
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -17,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tqdm import tqdm
+
 from mindspeed_mm import atomic, logs
 from mindspeed_mm.config.data import DatasetConfig
 from mindspeed_mm.data.decode import suffixes
@@ -25,6 +28,7 @@ from mindspeed_mm.data.feed.list_writer import IndexWriter, write_header
 from mindspeed_mm.data.lists import sources
 from mindspeed_mm.data.lists.filters import FilterResult, clip_of, judged, reason_of
 from mindspeed_mm.data.lists.rows import Row
+from mindspeed_mm.data.workers.pool import Announce, WorkerPool
 from mindspeed_mm.errors import DataError
 from mindspeed_mm.files.checksum import crc32
 
@@ -115,15 +119,38 @@ class _Unfit(Exception):
 
 
 def _make(wanted: _Wanted, config: DatasetConfig, everything: bool) -> None:
+    """Makes the index in a process of its own, since this one would keep the memory that rows of a large file took."""
     begin = time.monotonic()
     log.info(f"data: making an index of the list, once for all processes of this node: {wanted.folder}")
+    make = functools.partial(_made, wanted, config, everything)
+    pool = WorkerPool[str | None, Exception | None](make, 1, lost=lambda task, item, reason: reason)
+    try:
+        (fault,) = pool.run([None])
+    finally:
+        pool.close()
+    if fault is not None:
+        raise fault
+    log.info(f"data: the index was made in {time.monotonic() - begin:.0f} s")
+
+
+def _made(
+    wanted: _Wanted, config: DatasetConfig, everything: bool, lost: str | None, announce: Announce
+) -> Exception | None:
+    """Why there is no index, or None. lost: what became of an earlier process."""
+    if lost is not None:
+        return DataError(
+            f"{wanted.folder}: the index of the list was not made: {lost}; if it had too little memory, split the "
+            f"annotation file into several, or set list_index_folder {NEVER!r}"
+        )
+    announce(0)
     try:
         _write(wanted, lambda files: _fill(files, wanted, config, everything))
     except _Unfit:
         unfit = {**wanted.facts, "first": [], "unfit": True}
         _write(wanted, lambda files: write_header(files, wanted.folder, unfit))
-        return
-    log.info(f"data: the index was made in {time.monotonic() - begin:.0f} s")
+    except (OSError, DataError) as error:
+        return error
+    return None
 
 
 def _write(wanted: _Wanted, fill: Callable[[atomic.Together], None]) -> None:
@@ -147,7 +174,7 @@ def _fill(files: atomic.Together, wanted: _Wanted, config: DatasetConfig, everyt
                 yield row
 
     writer = IndexWriter(files, wanted.folder)
-    for row, rule in judged(rows(), preprocess):
+    for row, rule in tqdm(judged(rows(), preprocess), "index of the list", unit="row", disable=None, mininterval=1):
         if rule is None:
             writer.add(clip_of(row, preprocess))
         else:

@@ -12,6 +12,8 @@ from mindspeed_mm.data.lists.filters import Clip, assumes_rate
 from mindspeed_mm.data.text.emptied import is_doubtful
 from mindspeed_mm.files.checksum import crc32
 
+_AS_JSON = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` would make an encoder for each row
+
 
 class IndexWriter:
     """Takes the rows of a list in order; the index appears complete with `finish`, or not at all."""
@@ -46,7 +48,7 @@ class IndexWriter:
         place = len(numbers["codes"])
         self._total += 1
         self._lines.add(f"{row.path} {key}\n")
-        self._rows.add(json.dumps([getattr(row, name) for name in FACTS], ensure_ascii=False))
+        self._rows.add(_AS_JSON([getattr(row, name) for name in FACTS]))
         self._paths = crc32(f"{row.path}\n".encode(), self._paths)
         numbers["codes"].append(self._shapes.setdefault(key, len(self._shapes)))
         numbers["captions"].append(len(row.captions))

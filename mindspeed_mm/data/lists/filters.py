@@ -6,6 +6,7 @@ list shrinks. A list without usable rows raises an error with the same report in
 
 import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -333,9 +334,13 @@ def _budget_size(row: Row, config: PreprocessConfig) -> tuple[int, int]:
     """Size after resizing to the pixel budget and cropping to multiples of the stride; or the row's bucket."""
     if row.bucket is not None:
         return row.bucket
+    return _fitted(*_size(row), _known(config.max_hxw), config.force_5_ratio, config.hw_stride)
+
+
+@functools.lru_cache(maxsize=4096)  # several rules and the clip ask for it, and most rows of a list share some sizes
+def _fitted(height: int, width: int, max_hxw: int, five_ratios: bool, stride: int) -> tuple[int, int]:
     # The original omits hw_stride in the first step, so its keys and its transforms could disagree.
-    resized = fit_pixels(*_size(row), _known(config.max_hxw), config.force_5_ratio, config.hw_stride)
-    return stride_crop(*resized, config.hw_stride, config.force_5_ratio)[2:]
+    return stride_crop(*fit_pixels(height, width, max_hxw, five_ratios, stride), stride, five_ratios)[2:]
 
 
 def clip_of(row: Row, config: PreprocessConfig) -> Clip:

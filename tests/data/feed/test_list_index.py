@@ -5,8 +5,10 @@ import functools
 import json
 import logging
 import multiprocessing
+import os
 import pickle
 import random
+import signal
 
 import pytest
 import torch
@@ -203,6 +205,22 @@ def test_of_several_processes_one_makes_it(folder, tmp_path):
         rank.join()
     assert sum(makes for makes, *_ in found) == 1
     assert {(count, mapped) for _, count, mapped in found} == {(22, True)}
+
+
+def _killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_maker_ends_in_one_line_and_leaves_no_index(folder, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(list_cache, "_fill", _killed)  # in the maker, which is forked
+        with pytest.raises(
+            DataError, match="was not made: its process was ended by signal 9; .* list_index_folder 'none'"
+        ):
+            both_ways(folder / "both.txt", tmp_path)
+    assert not list(tmp_path.rglob("header.json"))
+    read, found = both_ways(folder / "both.txt", tmp_path)
+    assert tuple(found.clips) == read.clips
 
 
 def test_a_list_that_cannot_have_an_index_is_read(folder, tmp_path, caplog):
