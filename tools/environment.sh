@@ -39,7 +39,8 @@ if [[ ! -f $_stamp ]] || ! grep -qxF "$_wanted" "$_stamp"; then
     if _has_torch "$PYTHON"; then
         sed -i '/^torch==/d' "$_install"
     fi
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$_install"
+    # Python compiles a module when it is first imported; to compile all of them here takes longer than the rest.
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-compile -r "$_install"
     rm -f "$_install"
     echo "$_wanted" >>"$_stamp"
 fi
