@@ -5,7 +5,7 @@ The data side uses it to agree on lists, counts and choices. Nothing here touche
 
 import datetime
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -60,6 +60,14 @@ class Hosts:
         values: list = [None] * self.parallel.world_size
         dist.all_gather_object(values, value, group=self._all)
         return values
+
+    def total(self, values: Sequence[int]) -> list[int]:
+        """Sum over all processes of each value; collective."""
+        if self._all is None:
+            return [*values]
+        sums = torch.tensor(values, dtype=torch.int64)
+        dist.all_reduce(sums, group=self._all)
+        return sums.tolist()
 
     def unlike_first(self, value) -> str | None:
         """The first process whose value differs from rank 0's, as "rank 3 on node-b"; None if all agree; collective."""

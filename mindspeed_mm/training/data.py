@@ -55,7 +55,7 @@ class RunData:
         ledger = Ledger(
             None if folder is None else Path(folder) / _BAD,
             max_bad_fraction=config.max_bad_fraction,
-            gather=self.hosts.gather if self.parallel.world_size > 1 else None,
+            everyone=self.hosts if self.parallel.world_size > 1 else None,
             counts=alone or self.hosts.is_first_of_samples,
             writes=self.parallel.is_first,
         )

@@ -7,8 +7,9 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from mindspeed_mm import atomic, logs
 from mindspeed_mm.data.decode.shown import treatment
@@ -22,8 +23,18 @@ _SECONDS_BETWEEN_WRITES = 10.0
 
 # substitutions, number of good samples, (trait, path) of special ones
 _Notes = tuple[list["Substitution"], int, list[tuple[str, str]]]
-# Collective: takes this process's value and returns all processes' values in rank order.
-Gather = Callable[[object], list]
+
+
+class Everyone(Protocol):
+    """All processes of a run; both methods are collective (`parallel/hosts.py`)."""
+
+    def total(self, values: Sequence[int]) -> list[int]:
+        """Sum over all processes of each value."""
+        ...
+
+    def gather(self, value) -> list:
+        """Values of all processes by rank."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,11 +73,11 @@ class Ledger:
         file: str | Path | None = None,
         *,
         max_bad_fraction: float = 1.0,
-        gather: Gather | None = None,
+        everyone: Everyone | None = None,
         counts: bool = True,
         writes: bool = True,
     ):
-        """file: JSON to write. max_bad_fraction: limit as a share of the tried files. gather: joins several processes.
+        """file: JSON to write. max_bad_fraction: limit as a share of the tried files. everyone: the processes of a run that has several.
         counts: False on processes that see another process's samples. writes: True on the one process that writes the
         file.
         """
@@ -75,8 +86,7 @@ class Ledger:
         self.good = 0
         self._file = None if file is None else Path(file)
         self._max_bad_fraction = max_bad_fraction
-        self._gather = gather or (lambda mine: [mine])
-        self._alone = gather is None
+        self._everyone = everyone
         self._counts, self._writes = counts, writes
         self._pending: _Notes = ([], 0, [])
         self._known: set[str] = set()
@@ -107,12 +117,12 @@ class Ledger:
             self._known.add(item.path)
         missed, before, special = self._pending
         self._pending = (missed + list(substitutions), before + good, special + list(traits))
-        if self._alone:
+        if self._everyone is None:
             self.sync(write_now=False)
 
     def sync(self, *, write_now: bool = True) -> None:
         """Adds up the notes of all processes; collective. Raises DataError if too many files are bad."""
-        self._add_up(self._gather(self._pending))
+        self._add_up([self._pending] if self._everyone is None else self._of(self._everyone))
         too_many = self.tries >= _MIN_TRIES and self.bad_fraction > self._max_bad_fraction
         self._write(write_now or too_many)
         if too_many:
@@ -120,6 +130,12 @@ class Ledger:
                 f"{self.tries - self.good} of {self.tries} files that were tried are bad, more than --max-bad-fraction "
                 f"{self._max_bad_fraction:g}; {self._where()}"
             )
+
+    def _of(self, everyone: Everyone) -> list[_Notes]:
+        """What all processes noted. Nearly always they only count good samples, and then no collective grows with them."""
+        substitutions, good, special = self._pending
+        good, told = everyone.total([good, len(substitutions) + len(special)])
+        return [([], good, []), *(everyone.gather((substitutions, 0, special)) if told else [])]
 
     def close(self, substitutions: Sequence[Substitution]) -> None:
         """Notes last substitutions when a data error ends the run and other processes can no longer be reached."""
