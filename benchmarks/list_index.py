@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Private memory and start of ranks and workers on a long list: read by every process as ever, and from its index.
 
-    python benchmarks/list_index.py [--rows 1000000] [--ways read first later] [--ranks 2] [--folder FOLDER]
+    python benchmarks/list_index.py [--rows 1000000] [--repeats 1] [--ways read first later] [--ranks 2] [--folder FOLDER]
 
 Makes a list of captioned clips in about 80 shapes, in annotation files of 250,000 rows. Two ranks start at once, with a data
 worker each. Memory is what only this process has (USS of /proc/PID/smaps_rollup), minus what the same process has with
@@ -72,13 +72,17 @@ class NoTexts:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="times that the list holds each row, as data.txt may say"
+    )
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="for list and index; default: a temporary one, removed at the end")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        short, long = write_list(folder, 1000), write_list(folder, options.rows)
+        short, long = write_list(folder, 1000), write_list(folder, options.rows, options.repeats)
+        count = options.rows * options.repeats
         index = folder / "index"
         empty = starts(short, "none", options.ranks)
         rows = []
@@ -88,9 +92,9 @@ def main() -> None:
             forget(index)
             found = starts(long, "none" if way == "read" else str(index), options.ranks)
             pairs = enumerate(zip(found, empty, strict=True))
-            rows += [line(WAYS[way], rank, of, base, options.rows) for rank, (of, base) in pairs]
+            rows += [line(WAYS[way], rank, of, base, count) for rank, (of, base) in pairs]
             print(rows[-options.ranks :], file=sys.stderr, flush=True)
-        print(f"{options.rows:,} rows, {size(long)} MB of annotations, index {size(index / 'x')} MB\n")
+        print(f"{count:,} rows, {size(long)} MB of annotations, index {size(index / 'x')} MB\n")
     header = [
         "",
         "rank",
@@ -182,13 +186,20 @@ def private(process: int | None) -> int:
 # ------------------------------------------------------------------------------------------------------------- the list
 
 
-def write_list(folder: Path, count: int) -> Path:
-    """data.txt of `count` rows; what exists is used again."""
+def write_list(folder: Path, count: int, repeats: int = 1) -> Path:
+    """data.txt of `count` rows, each of which it holds `repeats` times; annotations that exist are used again."""
     folder = folder / f"{count}"
-    data = folder / "data.txt"
-    if data.exists():
-        return data
-    folder.mkdir(parents=True, exist_ok=True)
+    data = folder / f"data{repeats}.txt"
+    if not data.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        names = [path.name for path in sorted(folder.glob("*.jsonl"))] or write_annotations(folder, count)
+        (folder / "clips").mkdir(exist_ok=True)  # nothing is decoded
+        data.write_text("".join(f"{folder / 'clips'},{folder / name},{repeats}\n" for name in names))
+    return data
+
+
+def write_annotations(folder: Path, count: int) -> list[str]:
+    """Names of the files that now describe `count` rows."""
     draw = random.Random(0)
     captions = [" ".join(draw.choices(_TEXT.split(), k=draw.randrange(30, 90))) for _ in range(5000)]
     names = []
@@ -206,9 +217,7 @@ def write_list(folder: Path, count: int) -> Path:
                     "aesthetic": round(draw.uniform(3, 7), 3),
                 }
                 file.write(json.dumps(entry) + "\n")
-    (folder / "clips").mkdir(exist_ok=True)  # nothing is decoded
-    data.write_text("".join(f"{folder / 'clips'},{folder / name}\n" for name in names))
-    return data
+    return names
 
 
 def data_config(data_path: Path, index: str) -> DataConfig:

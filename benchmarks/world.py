@@ -2,17 +2,16 @@
 
     python benchmarks/world.py [--ranks 16 128 1024] [--tensor 2] > docs/benchmarks/world.md
 
-One process runs the program of rank 0: network, engine, EMA, `Saver` and store of a training run, with a tiny network. The
-collectives are issued and counted, and nobody answers them. The other ranks' answers in the store and their files of the
-checkpoint are made here, by the functions that a rank calls. A fake group opens no sockets, so they are not counted; which
-groups a rank joins is.
+One process runs the program of rank 0: the whole training loop with network, engine, EMA, log lines, heartbeat, `Saver` and store,
+with a tiny network on made-up latents. The collectives are issued and counted, and nobody answers them. The other ranks' answers
+in the store and their files of the checkpoint are made by `world_others.py`. A fake group opens no sockets, so they are not
+counted; which groups a rank joins is.
 """
 
 import argparse
-import collections
+import contextlib
 import dataclasses
 import functools
-import json
 import sys
 import tempfile
 import tracemalloc
@@ -20,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from table import table
+from world_others import OtherRanks, write_others
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -27,11 +27,14 @@ PHASES = ("start", "3 steps", "save", "resume")
 HEAD = """# One rank of a large world
 
 Made by `python benchmarks/world.py`: rank 0's program at TP {tensor}, with a network of {parameters:,} parameters on a TP rank, under
-torch's fake process group. Nobody answers its collectives; the other ranks' answers in the store and their files of the checkpoint
-are made by the functions that a rank calls. A fake group opens no sockets, so none are counted.
+torch's fake process group: the training loop of three steps with a log line, a save, and the loop of a run that resumes. Clips and
+encoders are left out. Nobody answers its collectives; the other ranks' answers in the store and their files of the checkpoint
+are made by the functions that a rank calls. A fake group opens no sockets, so none are counted; nor are the calls that the
+heartbeat's thread makes in the store, four in two seconds.
 
 A step, and what a rank writes, do not grow with DP. These do:
 
+- a log line: three numbers of each rank, 12 bytes, by which it names the slowest;
 - the random states of all data ranks, 5 kB each, gathered to the first of them in a save (not counted below);
 - the index of a checkpoint: a shard's end cuts a tensor, so each data rank adds about one part to each of the five groups. Rank 0
   writes it, every rank reads it in a resume. The Python objects at the peak are mostly this;
@@ -63,123 +66,6 @@ def answer(_: int, ranks: int, tensor: int, answers) -> None:
         answers.put(run(ranks, tensor, Path(folder)))
 
 
-# --------------------------------------------------------------------------------------------------------- the other ranks
-
-
-class OtherRanks:
-    """A store in which all other ranks have answered as soon as rank 0 asks; counts the calls of rank 0."""
-
-    def __init__(self, ranks: int):
-        self.ranks = ranks
-        self.values: dict[str, bytes] = {}
-        self.calls: collections.Counter[str] = collections.Counter()
-        self.written: dict[int, tuple[list, dict]] = {}  # by rank: entries of the index, and checksums
-
-    def clone(self) -> "OtherRanks":
-        return self
-
-    def set(self, key: str, value: str) -> None:
-        self.calls["set"] += 1
-        self.values[key] = value.encode()
-
-    def get(self, key: str) -> bytes:
-        self.calls["get"] += 1
-        return self.values[key]
-
-    def add(self, key: str, amount: int) -> int:
-        self.calls["add"] += 1
-        self.values[key] = str(int(self.values.get(key, b"0")) + amount).encode()
-        return int(self.values[key])
-
-    def check(self, keys: list[str]) -> bool:
-        self.calls["check"] += 1
-        return True
-
-    def delete_key(self, key: str) -> bool:
-        self.calls["delete"] += 1
-        return self.values.pop(key, None) is not None
-
-    def multi_get(self, keys: list[str]) -> list[bytes]:
-        """What all ranks said in a meeting: as rank 0, but for the files that they wrote."""
-        self.calls["multi_get"] += 1
-        place, _, _ = keys[0].rpartition("/")
-        own = json.loads(self.values[f"{place}/0"])
-        return [json.dumps(self._said(place, own, int(key.rpartition("/")[2]))).encode() for key in keys]
-
-    def _said(self, place: str, own, rank: int):
-        if rank == 0:
-            return own
-        if place.startswith("meet/writing the index/"):
-            return self.written[rank][0]
-        if place.startswith("meet/saving/") and own[1]:
-            files = {name for name in own[1] if name.startswith("__0_")}
-            return [own[0], self.written[rank][1] if files else {}]
-        return own
-
-
-def write_others(state, folder: Path, store: OtherRanks) -> dict[int, int]:
-    """The other ranks' files of a checkpoint, of zeros; returns the bytes of tensors that each rank writes."""
-    from mindspeed_mm.checkpoint import torch_dist
-    from mindspeed_mm.files import integrity
-
-    folder.mkdir(exist_ok=True)
-    parallel, sizes = state.engine.parallel, {}
-    for rank in range(parallel.world_size):
-        parts = parts_of(state, rank)
-        sizes[rank] = sum(part.tensor.nbytes for part in parts)
-        path = folder / f"__{rank}_0.distcp"
-        if rank:
-            entries = list(torch_dist._write(parts, path, lambda what: None))
-            store.written[rank] = json.loads(json.dumps(entries)), integrity.measure([path], folder)
-    return sizes
-
-
-def parts_of(state, rank: int) -> list:
-    """What a rank writes, with zeros as values."""
-    import torch
-
-    from mindspeed_mm.checkpoint.shares import Shares
-
-    parallel = state.engine.parallel
-    tensor, data = parallel.tensor_size, parallel.data_and_context.size()
-    place = SimpleNamespace(
-        data_and_context=group_of(rank // tensor, data),
-        tensor=group_of(rank % tensor, tensor),
-        tensor_rank=rank % tensor,
-        tensor_size=tensor,
-    )
-    shares, mains = Shares(state.dims, place), shards_of(state.engine, rank // tensor, data)
-    keys = ("param", "exp_avg", "exp_avg_sq", "ema_params")
-    parts = [part for key in keys for part in shares.of_shards(key, mains, [one.main for one in mains], same=False)]
-    values = {name: torch.zeros_like(value) for name, value in state.saved_parameters().items()}
-    return parts + shares.of_parameters("model", values)
-
-
-def group_of(rank: int, size: int) -> SimpleNamespace:
-    return SimpleNamespace(rank=lambda: rank, size=lambda: size)
-
-
-def shards_of(engine, data_rank: int, data_size: int) -> list:
-    """The shards of a data rank: Megatron cuts every bucket of a buffer into equal parts."""
-    import torch
-
-    from mindspeed_mm.parallel.engine import MainShard
-
-    names, found = {parameter: name for name, parameter in engine.network.named_parameters()}, []
-    for buffer in engine.ddp.buffers:
-        for bucket in buffer.buckets:
-            size = bucket.grad_data.numel() // data_size
-            first = bucket.offset + size * data_rank
-            for parameter in bucket.params_list:
-                start, end, _ = buffer.param_index_map[parameter]
-                begin, stop = max(start, first), min(end, first + size)
-                if begin < stop:
-                    values = torch.zeros(stop - begin)
-                    found.append(MainShard(names[parameter], values, begin - start, stop - start, parameter.shape))
-    order = {name: number for number, name in enumerate(names.values())}
-    return sorted(found, key=lambda one: order[one.name])
-
-
 # ------------------------------------------------------------------------------------------------------------ the one rank
 
 
@@ -196,14 +82,16 @@ class Watch:
         if event == "open" and str(arguments[0]).startswith(self.folder):
             self.opened.add(str(arguments[0]).replace(".tmp", ""))
 
-    def phase(self, name: str, groups: dict, action):
+    @contextlib.contextmanager
+    def phase(self, name: str, groups: dict):
+        """Counts what is done inside."""
         from collectives import CollectiveCounter
 
         self.opened.clear()
         self.store.calls.clear()
         tracemalloc.start()
         with CollectiveCounter(groups) as counter:
-            result = action()
+            yield
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         self.phases[name] = {
@@ -213,7 +101,6 @@ class Watch:
             "objects": peak,
             "resident": resident(),
         }
-        return result
 
 
 def run(ranks: int, tensor: int, folder: Path) -> dict:
@@ -225,6 +112,7 @@ def run(ranks: int, tensor: int, folder: Path) -> dict:
     from mindspeed_mm.parallel.context import ParallelContext
     from mindspeed_mm.parallel.pulse import Pulse
     from mindspeed_mm.platforms.cpu import CpuPlatform
+    from mindspeed_mm.training.trainer import Trainer
 
     torch.set_num_threads(1)
     CpuPlatform().prepare()
@@ -234,23 +122,40 @@ def run(ranks: int, tensor: int, folder: Path) -> dict:
     store = OtherRanks(ranks)
     watch = Watch(store, folder)
 
-    def start():
+    with watch.phase("start", {}):
         parallel = ParallelContext.start("fake", tensor, 1, tensor > 1)
         parallel = dataclasses.replace(parallel, store=store, pulse=Pulse(store, 0, ranks))
-        return parallel, *training(parallel, folder)
-
-    parallel, state, saver, step = watch.phase("start", {}, start)
+        step, saver = training(parallel, folder)
     groups = {name: getattr(parallel, name) for name in ("tensor", "data_and_context", "everyone")}
-    watch.phase("3 steps", groups, lambda: [step() for _ in range(3)])
-    forget_garbage(state)
-    sizes = write_others(state, folder / "others", store)
-    state.iteration = 3
-    building = functools.partial(put_in_place, folder)
-    saver.store._begin = building(saver.store._begin)
-    watch.phase("save", groups, saver.save)
-    watch.phase("resume", groups, lambda: saver.resume(folder / "run"))
+    phases = contextlib.ExitStack()
+    sizes: dict[int, int] = {}
+    save, saver.store._begin = saver.save, functools.partial(put_in_place, folder)(saver.store._begin)
+
+    def saves() -> None:
+        """`Saver.save`, as a phase of its own."""
+        phases.close()
+        forget_garbage(saver.state)
+        sizes.update(write_others(saver.state, folder / "others", store))
+        phases.enter_context(watch.phase("save", groups))
+        save()
+
+    saver.save = saves
+    with phases:
+        phases.enter_context(watch.phase("3 steps", groups))
+        Trainer(flags(saver.state, None), step, saver).fit()
+    with watch.phase("resume", groups):
+        Trainer(flags(saver.state, folder / "run"), step, saver).fit()
     groups = {name: group.size() for name, group in groups.items()}
-    return {"phases": watch.phases, "groups": groups, "sizes": sizes, "parameters": count_of(state)}
+    return {"phases": watch.phases, "groups": groups, "sizes": sizes, "parameters": count_of(saver.state)}
+
+
+def flags(state, load: Path | None):
+    """Three steps, a log line and a save in the third; load: the run to continue."""
+    from mindspeed_mm.config.run import ReportConfig, TrainingFlags
+
+    checkpoint = dataclasses.replace(state.settings, load=None if load is None else str(load))
+    size, report = state.engine.parallel.data_size, ReportConfig(log_interval=3)
+    return TrainingFlags(checkpoint=checkpoint, global_batch_size=size, train_iters=3, report=report)
 
 
 def forget_garbage(state) -> None:
@@ -280,7 +185,7 @@ def count_of(state) -> int:
 
 
 def training(parallel, folder: Path):
-    """State, saver and step of a run on this rank, with a tiny network."""
+    """Step and saver of a run on this rank, with a tiny network."""
     import tiny_denoiser
     import torch
 
@@ -292,7 +197,6 @@ def training(parallel, folder: Path):
     from mindspeed_mm.optim.step import OptimizerStep
     from mindspeed_mm.parallel.megatron_engine import MegatronEngine
     from mindspeed_mm.platforms.cpu import CpuPlatform
-    from mindspeed_mm.training import signals
     from mindspeed_mm.training.metrics import Work
     from mindspeed_mm.training.saving import Saver
     from mindspeed_mm.training.state import TrainingState
@@ -322,15 +226,34 @@ def training(parallel, folder: Path):
 
     optimizer = OptimizerStep(engine, NeverSkips(0), ema, 5)
     step = TrainStep(engine, objective, optimizer, 1)
-    loader = SimpleNamespace(state_dict=lambda: {}, load_state_dict=lambda state: None)
-    checkpoint = CheckpointConfig(save=str(folder / "run"), format="torch_dist")
-    state = TrainingState(engine, optimizer, loader, checkpoint)
+    checkpoint = CheckpointConfig(save=str(folder / "run"), format="torch_dist", save_interval=3)
+    return step, Saver(TrainingState(engine, optimizer, Loader(parallel), checkpoint))
 
-    def one_step() -> None:
-        step(iter([None]))
-        signals.agreed(None)
 
-    return state, Saver(state), one_step
+class Loader:
+    """In the place of the run's loader: three micro-batches, and the ledger that all ranks add up."""
+
+    def __init__(self, parallel):
+        import torch
+        import torch.distributed as dist
+
+        from mindspeed_mm.data.feed.ledger import Ledger
+
+        def total(values):
+            sums = torch.tensor(values)
+            dist.all_reduce(sums, group=parallel.everyone)
+            return sums.tolist()
+
+        self.ledger = Ledger(everyone=SimpleNamespace(total=total, gather=lambda value: [value]))
+
+    def __iter__(self):
+        return iter([None] * 3)
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        pass
 
 
 def resident() -> int:
