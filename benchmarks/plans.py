@@ -35,6 +35,7 @@ SIZES = (
 )
 GOALS = {
     "full": AdapterConfig(),
+    "full, state on the host": AdapterConfig(),
     "LoRA": AdapterConfig(kind="lora"),
     "LoRA, int8": AdapterConfig(kind="lora", base_weights="int8"),
     "LoRA, nf4": AdapterConfig(kind="lora", base_weights="nf4"),
@@ -64,7 +65,9 @@ def layout_row(kind: str, number: int) -> list[object]:
 
 def size_row(memory: int, number: int, goal: str) -> list[object]:
     """The largest of `SIZES` that fits with stored features, and its memory."""
-    run = dataclasses.replace(job.read(MODEL, DATA, adapter=GOALS[goal]), frozen_bytes=0, encode_bytes=0)
+    run = dataclasses.replace(
+        job.read(MODEL, DATA, adapter=GOALS[goal]), frozen_bytes=0, encode_bytes=0, cpu_offload="host" in goal
+    )
     family, card = families.of_denoiser(run.denoiser), card_of(memory_gib=memory)
 
     def sized(size: tuple[int, int, int]) -> job.Job:
@@ -97,9 +100,9 @@ def main() -> None:
     )
     print(
         "is bf16; int8 and nf4 hold its linears in fewer bits (`--base-weights`), 2 blocks keeps the others on the host\n"
-        "(`--stream-blocks 2`). `-`: not even one image of 256x256.\n"
+        "(`--stream-blocks 2`). State on the host is `--optimizer-cpu-offload`. `-`: not even one image of 256x256.\n"
     )
-    few = [(number, goal) for number in (1, 2) for goal in GOALS] + [(8, goal) for goal in ("full", "LoRA")]
+    few = [(number, goal) for number in (1, 2) for goal in GOALS] + [(8, goal) for goal in list(GOALS)[:3]]
     rows = [size_row(memory, number, goal) for memory in MEMORIES for number, goal in few]
     print(table(["GiB", "cards", "goal", "largest clip", "GiB used", "recompute"], rows))
 

@@ -58,6 +58,9 @@ class PlanFlags:
     save_interval: int = flag(
         1000, "--save-interval", at_least=1, unit="steps", help="steps between saves, for the same"
     )
+    cpu_offload: bool = flag(
+        False, "--optimizer-cpu-offload", help="keep main weights, moments and the EMA on the host"
+    )
     adapter: AdapterConfig = group(AdapterConfig, "adapters: default, the model JSON's")
     as_json: bool = flag(False, "--json", help="print every layout that fits as JSON")
 
@@ -98,6 +101,7 @@ def plan(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             global_batch=flags.global_batch_size,
             iterations=flags.train_iters,
             save_interval=flags.save_interval,
+            cpu_offload=flags.cpu_offload,
         )
         card = card_of(flags.card, flags.memory_gib, flags.tflops, flags.bandwidth, flags.link, flags.network)
         found = report.rows(run, flags.cards, card)

@@ -9,6 +9,9 @@ LR_DECAY_STYLES = ("constant", "linear", "cosine", "inverse-square-root")
 # Names in the published scripts, all for AdamW -> True if it keeps an EMA of the weights.
 OPTIMIZERS = {"fused_ema_adamw": True, "fused_torch_adamw": False, "fused_adamw": False}
 _FP32_MOST = 1e38
+UPDATE_PART = (
+    2**24
+)  # numbers that an update with --optimizer-cpu-offload brings to the device at once; at least a shard
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +48,11 @@ class OptimizerSettings:
     )
     use_distributed_optimizer: bool = flag(
         False, "--use-distributed-optimizer", help="share optimizer state over data ranks"
+    )
+    cpu_offload: bool = flag(
+        False,
+        "--optimizer-cpu-offload",
+        help="keep fp32 main weights, moments and the EMA in the host's memory; the device has them in parts for the update",
     )
     overlap_grad_reduce: bool = flag(False, "--overlap-grad-reduce", help="exchange gradients during the backward pass")
     overlap_param_gather: bool = flag(

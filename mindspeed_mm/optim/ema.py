@@ -17,22 +17,25 @@ class Ema:
 
     def __init__(self, engine: Engine, decay: float, kernel: Callable | None = None):
         """kernel: updates weights and average in one call within the optimizer step (see EmaAdamW); None: `update`
-        does.
+        does. With the optimizer's state on the host the engine's update moves the averages, without this kernel.
         """
         self.decay = decay
         self.updates = 0
         self.shards: dict[str, Tensor] = {}
         self._engine = engine
-        self._in_optimizer = kernel is not None
+        with_state = engine.average_in_update(self.averages, self._next_decay)
+        self._in_optimizer = with_state or kernel is not None
         self.restart()
-        if kernel is not None:
+        if kernel is not None and not with_state:
             engine.replace_inner(lambda adamw: EmaAdamW(adamw, kernel, self._by_main_shard, self._next_decay))
 
     @torch.no_grad()
     def restart(self) -> None:
         """Restarts the average at the current weights."""
         self.updates = 0
-        self.shards = {shard.name: shard.main.detach().float().clone() for shard in self._engine.main_shards()}
+        main = self._engine.main_shards()
+        values = self._engine.keep([shard.main for shard in main])
+        self.shards = {shard.name: value for shard, value in zip(main, values, strict=True)}
 
     def averages(self) -> list[Tensor]:
         """One tensor for each of the engine's main shards."""

@@ -58,6 +58,16 @@ class Engine(Protocol):
         """Replaces the AdamW inside by make(AdamW), over the same parameter groups."""
         ...
 
+    def keep(self, values: list[Tensor]) -> list[Tensor]:
+        """Fp32 copies of main weights in memory of the optimizer's state: on the device, or on the host."""
+        ...
+
+    def average_in_update(self, averages: Callable[[], list[Tensor]], decay: Callable[[], float]) -> bool:
+        """With the optimizer's state on the host: True, and from now on `update` also moves the averages, one from `keep` for
+        each of `main_shards`, towards the weights. Else False.
+        """
+        ...
+
     def schedule(self, global_batch_size: int) -> None:
         """Starts the learning-rate schedule."""
         ...

@@ -15,15 +15,19 @@ from mindspeed_mm.parallel.megatron import DistributedOptimizer
 class MainWeights:
     """Main weights of the trained parameters, in the network's order, with the methods of a step that pass over all of them."""
 
-    def __init__(self, optimizer, network: nn.Module, counts_whole: bool):
+    def __init__(self, optimizer, network: nn.Module, counts_whole: bool, on_host: bool = False):
         """optimizer: Megatron's, distributed or not, over the parameters that are trained. counts_whole: True on the one TP
-        rank that counts parameters which every TP rank has whole in the norm.
+        rank that counts parameters which every TP rank has whole in the norm. on_host: see `host_state.py`; then torch's
+        AdamW finds no gradients.
         """
         self.shards: list[MainShard] = []
+        self.places: list[Tensor | None] = []  # of the shards in the network; None: the shard is the network's memory
+        self._on_host = on_host
         self._device = next(network.parameters()).device
-        self._gradients: list[Tensor] = []  # in Megatron's buffers, where the backward pass and the data ranks sum them
-        self._copied: list[Tensor] = []  # main weights that are not the network's own memory
-        self._copies: list[Tensor] = []  # their places in the network
+        self._sums: list[
+            Tensor
+        ] = []  # gradients in Megatron's buffers, where the backward pass and data ranks sum them
+        self._gradients: list[Tensor] = []  # the same in fp32, from `take_gradients` to `drop_gradients`
         for name, parameter in network.named_parameters():
             if not parameter.requires_grad:
                 continue
@@ -31,36 +35,42 @@ class MainWeights:
             if shard is not None:
                 self._add(shard, parameter)
         # In the optimizer's order, so that the sum is rounded as Megatron rounds it.
+        numbers = {id(shard.main): number for number, shard in enumerate(self.shards)}
         self._counted = [
-            main for main in optimizer.get_parameters() if counts_whole or getattr(main, "tensor_model_parallel", False)
+            numbers[id(main)]
+            for main in optimizer.get_parameters()
+            if counts_whole or getattr(main, "tensor_model_parallel", False)
         ]
+        self._copied = [shard.main for shard, place in zip(self.shards, self.places, strict=True) if place is not None]
+        self._copies = [place for place in self.places if place is not None]
 
     def _add(self, shard: MainShard, parameter: nn.Parameter) -> None:
         main, part = shard.main, slice(shard.start, shard.end)
         self.shards.append(shard)
-        self._gradients.append(parameter.main_grad.view(-1)[part].view_as(main))  # pyright: ignore[reportAttributeAccessIssue]
+        self._sums.append(parameter.main_grad.view(-1)[part].view_as(main))  # pyright: ignore[reportAttributeAccessIssue]
         place = parameter.data.view(-1)[part].view_as(main)
-        if place.data_ptr() != main.data_ptr():
-            self._copied.append(main)
-            self._copies.append(place)
+        self.places.append(None if place.data_ptr() == main.data_ptr() else place)
 
     def drop_gradients(self) -> None:
         """Frees the main weights' gradients at the start of a step."""
+        self._gradients = []
         for shard in self.shards:
             shard.main.grad = None
 
     def take_gradients(self) -> None:
         """Gives each main weight its fp32 gradient: the buffer's memory if that is fp32, else a copy."""
-        for shard, gradient in zip(self.shards, self._gradients, strict=True):
-            shard.main.grad = gradient.float()
+        self._gradients = [gradient.float() for gradient in self._sums]
+        if not self._on_host:
+            for shard, gradient in zip(self.shards, self._gradients, strict=True):
+                shard.main.grad = gradient
 
     def gradients(self) -> list[Tensor]:
         """Gradients of all main weights, after `take_gradients`."""
-        return [shard.main.grad for shard in self.shards if shard.main.grad is not None]
+        return self._gradients
 
     def squared_norm(self) -> Tensor:
         """Sum of squares of the gradients that this rank counts, fp32 [1]: over all ranks each number counts once."""
-        counted = [main.grad for main in self._counted if main.grad is not None]
+        counted = [self._gradients[number] for number in self._counted]
         if not counted:
             return torch.zeros(1, device=self._device)
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(counted))).square().view(1)
@@ -70,6 +80,12 @@ class MainWeights:
         """Copies the main weights to their places in the network on this rank."""
         if self._copied:
             torch._foreach_copy_(self._copies, self._copied)
+
+    @torch.no_grad()
+    def from_network(self) -> None:
+        """Copies the network's weights into the main weights of this rank."""
+        if self._copied:
+            torch._foreach_copy_(self._copied, self._copies)
 
 
 def _shard(optimizer, name: str, parameter: nn.Parameter) -> MainShard | None:

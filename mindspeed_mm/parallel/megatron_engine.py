@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from mindspeed_mm.config.run import OptimizerSettings
+from mindspeed_mm.parallel import host_state
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.engine import MainShard
 from mindspeed_mm.parallel.gathering import Gathering
@@ -71,16 +72,21 @@ class MegatronEngine:
                 Gathering(self.ddp, units)
             options = _optimizer_config(settings, dtype)
             overrides = _overrides(options, settings, network, lr_factors)
-            chained: Any = get_megatron_optimizer(
-                options, [self.ddp], config_overrides=overrides, use_gloo_process_groups=False
-            )
+            with host_state.main_weights_on_host(settings, network, parallel):
+                chained: Any = get_megatron_optimizer(
+                    options, [self.ddp], config_overrides=overrides, use_gloo_process_groups=False
+                )
             self.optimizer = chained.chained_optimizers[0]
             if platform.fused_adamw:
                 self.replace_inner(_fused)
-            self._create_optimizer_state()
         self._scaler = getattr(self.optimizer, "grad_scaler", None)  # None except in fp16
         self._keep_scale_on_host()
-        self._main = MainWeights(self.optimizer, network, counts_whole=parallel.tensor_rank == 0)
+        counts_whole = parallel.tensor_rank == 0
+        self._main = MainWeights(self.optimizer, network, counts_whole, on_host=settings.cpu_offload)
+        self._host = (
+            host_state.HostState(self.optimizer, self._main, platform.copies()) if settings.cpu_offload else None
+        )
+        self._create_optimizer_state()
         self._partial = _partial_gradients(network) if parallel.tensor_size > 1 else []
         self._alone = parallel.data_and_context.size() == 1  # nothing to exchange with other data ranks
         self._schedule: Schedule | None = None
@@ -182,8 +188,11 @@ class MegatronEngine:
         With --overlap-param-gather the next training forward pass gathers them; earlier readers must call `publish`.
         """
         self._settle()
-        self.optimizer.optimizer.step()
-        self._main.to_network()
+        if self._host is None:
+            self.optimizer.optimizer.step()
+            self._main.to_network()
+        else:
+            self._host.update()
         if isinstance(self.optimizer, DistributedOptimizer) and not (self._alone or self.settings.overlap_param_gather):
             with self.platform.engine_scope():
                 self.ddp.start_param_sync()
@@ -269,8 +278,20 @@ class MegatronEngine:
 
     def weights_changed(self) -> None:
         """Copies the network's weights into the main weights, after loading a file."""
-        with self.platform.engine_scope():
-            self.optimizer.reload_model_params()
+        self._main.from_network()
+
+    @torch.no_grad()
+    def keep(self, values: list[Tensor]) -> list[Tensor]:
+        """Fp32 copies of main weights in memory of the optimizer's state: on the device, or on the host."""
+        return [value.float().clone() for value in values] if self._host is None else self._host.keep(values)
+
+    def average_in_update(self, averages: Callable[[], list[Tensor]], decay: Callable[[], float]) -> bool:
+        """With the optimizer's state on the host: True, and from now on `update` also moves the averages, one from `keep` for
+        each of `main_shards`, towards the weights. Else False.
+        """
+        if self._host is not None:
+            self._host.average(averages, decay)
+        return self._host is not None
 
     def _keep_scale_on_host(self) -> None:
         """Moves fp16's loss scale to the host, since each micro-batch asks for it; Megatron makes it on the device."""
@@ -281,14 +302,19 @@ class MegatronEngine:
 
     def _create_optimizer_state(self) -> None:
         """Creates zero moments at the start, so that a checkpoint before the first step looks like any other."""
-        inner = self.optimizer.optimizer
-        for group in inner.param_groups:
-            for parameter in group["params"]:
-                inner.state[parameter] = {
-                    "step": torch.zeros((), device=parameter.device if self.platform.fused_adamw else "cpu"),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
+        inner, device = self.optimizer.optimizer, next(self.network.parameters()).device
+        parameters = [parameter for group in inner.param_groups for parameter in group["params"]]
+        zeros = _zeros if self._host is None else self._host.zeros
+        for parameter, first, second in zip(parameters, zeros(parameters), zeros(parameters), strict=True):
+            inner.state[parameter] = {
+                "step": torch.zeros((), device=device if self.platform.fused_adamw else "cpu"),
+                "exp_avg": first,
+                "exp_avg_sq": second,
+            }
+
+
+def _zeros(like: Sequence[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(parameter) for parameter in like]
 
 
 def _fused(adamw: torch.optim.Optimizer) -> torch.optim.AdamW:

@@ -51,6 +51,11 @@ def _changes(job: Job) -> Iterator[Change]:
         yield Change("stored features (load_video_features, load_text_features)", stored)
     if job.ema:
         yield Change("no --use-ema", dataclasses.replace(job, ema=False))
+    if job.adapter.kind is None and not job.cpu_offload:
+        yield Change(
+            "--optimizer-cpu-offload, which copies the optimizer's state in every step",
+            dataclasses.replace(job, cpu_offload=True),
+        )
     if job.adapter.kind is None:
         yield Change(
             "--adapter lora, which trains little of it", dataclasses.replace(job, adapter=AdapterConfig(kind="lora"))

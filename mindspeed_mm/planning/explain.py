@@ -3,8 +3,16 @@
 from mindspeed_mm.planning import exchanges
 from mindspeed_mm.planning.cards import NODE, Card
 from mindspeed_mm.planning.job import ITEMSIZE, Job
-from mindspeed_mm.planning.memory import GIB, Layout, parts, trained_numbers
-from mindspeed_mm.planning.times import EFFICIENCY, HOST_LINK, START_S, exchange_seconds, streamed_bytes, times
+from mindspeed_mm.planning.memory import GIB, Layout, parts, state_bytes, trained_numbers
+from mindspeed_mm.planning.times import (
+    EFFICIENCY,
+    HOST_LINK,
+    START_S,
+    exchange_seconds,
+    offloaded_bytes,
+    streamed_bytes,
+    times,
+)
 
 
 def explain(job: Job, layout: Layout, card: Card) -> str:
@@ -28,7 +36,11 @@ def _memory(job: Job, layout: Layout) -> list[str]:
         "activations": f"families/: the peak of a pass over {job.micro_batch} x ({job.video_tokens:,} + {job.text_tokens}) tokens",
         "encoding": f"{job.micro_batch} x {job.encode_bytes / GIB:.2f} GiB to encode a clip, less the activations",
         "frozen": "weights of the autoencoder and the text encoders",
+        "update": "two parts of the optimizer's state, less the activations",
     }
+    if job.cpu_offload:
+        for name, size in state_bytes(job, layout).items():
+            formulas[name] = f"{formulas[name]}: {size / GIB:.2f} GiB on the host"
     return [
         f"{name:<13} {size / GIB:>8.2f} GiB = {formulas.get(name, 'see docs/planning.md')}"
         for name, size in found.items()
@@ -52,6 +64,7 @@ def _seconds(job: Job, layout: Layout, card: Card) -> list[str]:
         "optimizer": f"bytes of the update / ({card.bandwidth:g} GB/s x {EFFICIENCY['bytes']})",
         "exchanges": f"all of the list below, less {found.hidden:.3f} s beside products of the backward pass",
         "data": "pixels of a micro-batch from the host",
+        "offloading": f"{offloaded_bytes(job, layout):,} bytes of state / {HOST_LINK:g} GB/s, both ways at once, less the optimizer",
         "streaming": f"{number} x {streamed_bytes(job, layout):,} bytes of blocks / {HOST_LINK:g} GB/s, less what runs beside",
     }
     for sparsity, operations in work.attention.items():

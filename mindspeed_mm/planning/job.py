@@ -36,6 +36,7 @@ class Job:
     micro_batch: int = 1
     ema: bool = True
     distributed_optimizer: bool = True
+    cpu_offload: bool = False  # main weights, moments and average are on the host
     adapter: AdapterConfig = AdapterConfig()  # of kind None: the whole network is trained
     global_batch: int | None = None  # samples of a step; None: one micro-batch of each data rank
     iterations: int | None = None  # steps of the run, for its days

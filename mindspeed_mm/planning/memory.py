@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 
 from mindspeed_mm import families
+from mindspeed_mm.config.optimizer import UPDATE_PART
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.families.adapters import DOWN, MAGNITUDE, adapter_parameters, settings_of
 from mindspeed_mm.families.base import Parameter, Share
@@ -42,23 +43,47 @@ def parts(job: Job, layout: Layout) -> dict[str, int]:
 
     Gradients are fp32. The distributed optimizer shares main weights, moments and average over DP x CP ranks. In fp32
     the main weights are the weights themselves. With an adapter only its fp32 parameters have the other parts.
+
+    With --optimizer-cpu-offload that state is on the host, and "update" is what its parts on the device need beyond the
+    activations.
     """
-    trained, dtype = trained_numbers(job, layout.tensor), job.dtype
+    trained = trained_numbers(job, layout.tensor)
     weights = weights_of(job, layout.tensor).on_device(job.adapter.stream_blocks)
     if job.adapter.kind is not None:
-        weights, dtype = weights + trained * _FP32, "fp32"
-    kept = activations(job, layout)
-    owned = trained // (layout.data * layout.context) if job.distributed_optimizer else trained
-    return {
+        weights += trained * _FP32
+    kept, state = activations(job, layout), state_bytes(job, layout)
+    found = {
         "weights": weights,
         "gradients": trained * _FP32,
-        "main weights": 0 if dtype == "fp32" else owned * _FP32,
-        "moments": 2 * owned * _FP32,
-        "average": owned * _FP32 if job.ema else 0,
+        **(dict.fromkeys(state, 0) if job.cpu_offload else state),
         "activations": kept,
         "encoding": max(0, job.micro_batch * job.encode_bytes - kept),
         "frozen": job.frozen_bytes,
     }
+    if job.cpu_offload:
+        found["update"] = max(0, _update_bytes(job, layout, sum(state.values())) - kept)
+    return found
+
+
+def state_bytes(job: Job, layout: Layout) -> dict[str, int]:
+    """Bytes of one rank's optimizer state by part, wherever it is."""
+    trained = trained_numbers(job, layout.tensor)
+    owned = trained // (layout.data * layout.context) if job.distributed_optimizer else trained
+    fp32 = job.dtype == "fp32" or job.adapter.kind is not None
+    return {
+        "main weights": 0 if fp32 else owned * _FP32,
+        "moments": 2 * owned * _FP32,
+        "average": owned * _FP32 if job.ema else 0,
+    }
+
+
+def _update_bytes(job: Job, layout: Layout, state: int) -> int:
+    """Bytes of the two parts of the state that an update holds on the device. state: all of it."""
+    trained = parameters_of(job.denoiser) if job.adapter.kind is None else adapters_of(job)
+    largest = max(numbers_of({name: parameter}, layout.tensor) for name, parameter in trained.items())
+    share = max(UPDATE_PART, largest) / trained_numbers(job, layout.tensor)
+    ranks = layout.data * layout.context if job.distributed_optimizer else 1
+    return min(state, math.ceil(2 * share * state * ranks))
 
 
 def rank_parameters(job: Job, tensor: int) -> int:

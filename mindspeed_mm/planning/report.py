@@ -9,7 +9,7 @@ from mindspeed_mm.families.adapters import AdapterConfig
 from mindspeed_mm.planning import advice, layouts
 from mindspeed_mm.planning.cards import NODE, Card, card_of
 from mindspeed_mm.planning.job import Job, read
-from mindspeed_mm.planning.memory import GIB, USABLE, Layout, adapters_of, parts, rank_parameters
+from mindspeed_mm.planning.memory import GIB, USABLE, Layout, adapters_of, parts, rank_parameters, state_bytes
 from mindspeed_mm.planning.times import EFFICIENCY, Times, times
 
 _HOUR = 3600
@@ -60,6 +60,7 @@ def row(job: Job, layout: Layout, card: Card) -> dict:
         "recompute": layout.recompute,
         "gib": gib,
         "total_gib": sum(gib.values()),
+        **({"host_gib": sum(state_bytes(job, layout).values()) / GIB} if job.cpu_offload else {}),
         **_timed(job, layout, times(job, layout, card)),
         "command": command(job, layout),
     }
@@ -100,6 +101,7 @@ def command(job: Job, layout: Layout) -> str:
     words += ["bash examples/opensoraplan1.5/pretrain_opensoraplan1_5.sh"]
     if layout.recompute == "blocks":
         words += ["--recompute-granularity full --recompute-method block --recompute-num-layers 1024"]
+    words += ["--optimizer-cpu-offload"] if job.cpu_offload else []
     if job.adapter.kind is not None:
         alpha = [] if job.adapter.alpha is None else [f"--adapter-alpha {job.adapter.alpha:g}"]
         words += [f"--adapter {job.adapter.kind} --adapter-rank {job.adapter.rank}", *alpha]
@@ -148,6 +150,11 @@ def text(job: Job, cards: int, card: Card, found: Sequence[dict], most: int = 8)
         return "\n".join([*lines, *_nothing_fits(job, cards, card)])
     more = f"\n({len(found) - most} more)" if len(found) > most else ""
     lines += ["GiB on each card:", table(found[:most]) + more, ""]
+    if job.cpu_offload:
+        lines += [
+            f"The first one keeps {found[0]['host_gib']:.1f} GiB of the optimizer's state on the host for each card.",
+            "",
+        ]
     if card.is_timed:
         share = ", ".join(f"{name} {value:.0%}" for name, value in EFFICIENCY.items())
         lines += [f"Seconds of a step: estimates, not measured, from peak rates and assumed shares of them ({share}):"]
@@ -191,8 +198,9 @@ def _largest(least: dict) -> list[str]:
         "frozen": "stored features (load_video_features, load_text_features) leave the encoders out",
         "gradients": "more cards with a larger TP",
         "weights": "more cards with a larger TP",
-        "moments": "more cards: DP shares the optimizer's state",
-        "main weights": "more cards: DP shares the optimizer's state",
+        "moments": "more cards: DP shares the optimizer's state; --optimizer-cpu-offload",
+        "main weights": "more cards: DP shares the optimizer's state; --optimizer-cpu-offload",
+        "update": "none",
         "average": "training without --use-ema",
     }
     largest = sorted(least["gib"], key=least["gib"].get, reverse=True)[:3]

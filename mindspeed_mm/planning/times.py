@@ -9,7 +9,7 @@ from mindspeed_mm.planning import exchanges
 from mindspeed_mm.planning.base_weights import weights_of
 from mindspeed_mm.planning.cards import NODE, Card
 from mindspeed_mm.planning.job import ITEMSIZE, Job
-from mindspeed_mm.planning.memory import Layout, trained_numbers
+from mindspeed_mm.planning.memory import Layout, state_bytes, trained_numbers
 
 # Shares of the peaks that a run is assumed to reach. They are assumptions; a measured step replaces them.
 EFFICIENCY = {"products": 0.6, "attention": 0.45, "bytes": 0.7, "links": 0.7, "disk": 0.8}
@@ -58,6 +58,8 @@ def times(job: Job, layout: Layout, card: Card) -> Times | None:
         beside = sum(parts.values()) if (job.adapter.stream_blocks or 0) > 1 else 0.0
         parts["streaming"] = max(0.0, streamed - beside)
     parts["optimizer"] = _optimizer_bytes(job, layout) / rate
+    if job.cpu_offload:  # the links carry both directions at once
+        parts["offloading"] = max(0.0, offloaded_bytes(job, layout) / (HOST_LINK * 1e9) - parts["optimizer"])
     found: dict[str, float] = collections.defaultdict(float)
     hideable = exposed = 0.0
     for one in exchanges.of_step(job, layout):
@@ -87,6 +89,11 @@ def times(job: Job, layout: Layout, card: Card) -> Times | None:
 def streamed_bytes(job: Job, layout: Layout) -> int:
     """Bytes of blocks that a micro-batch copies from the host."""
     return weights_of(job, layout.tensor).moved(job.adapter.stream_blocks)
+
+
+def offloaded_bytes(job: Job, layout: Layout) -> int:
+    """Bytes of the optimizer's state that an update copies from the host, and as many back."""
+    return sum(state_bytes(job, layout).values()) if job.cpu_offload else 0
 
 
 def exchange_seconds(one: Collective, layout: Layout, card: Card) -> float:

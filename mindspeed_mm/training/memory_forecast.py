@@ -67,6 +67,7 @@ def planned_parts(config: RunConfig, parallel: ParallelContext) -> dict[str, int
         dtype=config.precision.denoiser,
         ema=optimizer.use_ema,
         distributed_optimizer=optimizer.use_distributed_optimizer,
+        cpu_offload=optimizer.cpu_offload,
     )
     kind, blocks = "none", 0
     if recompute.num_layers:

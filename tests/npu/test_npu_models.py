@@ -2,7 +2,7 @@
 
 import json
 
-import cases_adapters
+import cases_host
 import cases_models
 import pytest
 from denoiser_cases import CASES, GRADIENT, OUTPUT
@@ -47,10 +47,14 @@ def test_ema_adamw(npu, golden, trace, fused):
 
 def test_streamed_blocks_move_from_the_host_and_change_no_gradient(npu):
     """Each pass moves the blocks that are not there: in the backward pass those that the forward pass began with. Only the
-    very first block is waited for.
+    very first block is waited for. Attaching the adapters has left the last two blocks on the device.
     """
-    equal, sizes, moved = npu.one(cases_adapters.both_ways, None)
+    equal, sizes, moved = npu.one(cases_host.both_ways, None)
     assert equal
-    assert len(sizes) == 4
-    first, second = sum(sizes) + sum(sizes[:2]), sum(sizes[2:]) + sum(sizes[:2])
-    assert moved == [(first, first - sizes[0]), (second, second)]
+    assert len(sizes) == 3
+    beside = sizes[2] + sizes[0]
+    assert moved == [(sizes[0] + beside, beside), (beside, beside)]
+
+
+def test_an_update_brings_the_optimizers_state_from_the_host_and_changes_no_number(npu):
+    assert npu.one(cases_host.offloaded) == (True, {"cpu"})
