@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.megatron import set_tensor_model_parallel_attributes
 from mindspeed_mm.parallel.seeds import generator
+
+_MANY = 10_000_000  # numbers, which one thread draws in a tenth of a second
+_DRAWN_AT_ONCE = 4  # whole parameters in memory; v1.5's largest has 151 MB
 
 
 def partition_dims(module: nn.Module) -> dict[str, int | None]:
@@ -49,16 +53,25 @@ def mark(module: nn.Module, partial_gradients) -> None:
         parameter.sequence_parallel = True  # megatron-core's name for it
 
 
-@torch.no_grad()
 def fill(module: nn.Module, draw, seed: int, parallel: ParallelContext, only: Collection[str] | None = None) -> None:
     """Initialises every parameter from its own generator, seeded by its name: the same weights at every layout.
 
     draw(name, full, generator) fills a whole fp32 CPU tensor; each rank keeps its part. only: names; None for all.
     """
-    for name, dim in partition_dims(module).items():
-        if only is not None and name not in only:
-            continue
-        parameter = module.get_parameter(name)
+
+    @torch.no_grad()
+    def fill_one(name: str) -> None:
+        parameter, dim = module.get_parameter(name), dims[name]
         full = torch.empty(full_shape(parameter.shape, dim, parallel.tensor_size), dtype=torch.float32)
         draw(name, full, generator(seed, zlib.crc32(name.encode())))
         parameter.copy_(shard(full, dim, parallel))
+
+    dims = partition_dims(module)
+    names = [name for name in dims if only is None or name in only]
+    if sum(module.get_parameter(name).numel() for name in names) < _MANY:
+        for name in names:
+            fill_one(name)
+        return
+    with ThreadPoolExecutor(_DRAWN_AT_ONCE) as pool:  # torch draws without Python's lock
+        for _ in pool.map(fill_one, names):
+            pass
