@@ -61,6 +61,12 @@ class PlanFlags:
     cpu_offload: bool = flag(
         False, "--optimizer-cpu-offload", help="keep main weights, moments and the EMA on the host"
     )
+    offloaded_blocks: int = flag(
+        0,
+        "--cpu-offloading-num-layers",
+        at_least=0,
+        help="keep the inputs of the first N recomputed blocks on the host, in layouts that recompute blocks",
+    )
     adapter: AdapterConfig = group(AdapterConfig, "adapters: default, the model JSON's")
     as_json: bool = flag(False, "--json", help="print every layout that fits as JSON")
 
@@ -102,6 +108,7 @@ def plan(argv: Sequence[str] | None = None, prog: str | None = None) -> None:
             iterations=flags.train_iters,
             save_interval=flags.save_interval,
             cpu_offload=flags.cpu_offload,
+            offloaded_blocks=flags.offloaded_blocks,
         )
         card = card_of(flags.card, flags.memory_gib, flags.tflops, flags.bandwidth, flags.link, flags.network)
         found = report.rows(run, flags.cards, card)

@@ -205,6 +205,12 @@ class RecomputeConfig:
         None, "--recompute-method", choices=("block", "uniform"), help="blocks to recompute; block: the first N ones"
     )
     num_layers: int = flag(0, "--recompute-num-layers", at_least=0, help="recompute the first N blocks as a whole")
+    num_offloaded: int = flag(
+        0,
+        "--cpu-offloading-num-layers",
+        at_least=0,
+        help="keep the inputs of the first N recomputed blocks in the host's memory until the backward pass",
+    )
     selective: bool = flag(False, "--selective_recom", help="recompute feed-forwards only")
     num_feed_forwards: int = flag(
         32, "--recom_ffn_layers", at_least=0, help="recompute the feed-forwards of the first N blocks"
@@ -217,6 +223,12 @@ class RecomputeConfig:
             yield "method", "uniform: only block is supported"
         if self.num_layers and self.granularity != "full":
             yield "num_layers", f"{self.num_layers}: needs --recompute-granularity full --recompute-method block"
+        if self.num_offloaded > self.num_layers:
+            yield (
+                "num_offloaded",
+                f"{self.num_offloaded}: only the inputs of recomputed blocks wait on the host, and --recompute-num-layers is "
+                f"{self.num_layers}; give it {self.num_offloaded} or more",
+            )
         if self.num_layers and self.selective:
             yield (
                 "selective",

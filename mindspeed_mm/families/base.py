@@ -107,6 +107,7 @@ class Share:
     context: int = 1  # CP ranks
     sequence_parallel: bool = False
     recompute_blocks: int = 0  # first blocks that are recomputed as a whole
+    offloaded_blocks: int = 0  # first of these, whose inputs wait on the host
     recompute_feed_forwards: int = 0  # first blocks whose feed-forward is recomputed
     frozen: bool = False  # True: weights have no gradients, since adapters are trained
 

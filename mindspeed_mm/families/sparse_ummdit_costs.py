@@ -110,6 +110,7 @@ class Block:
     last: bool  # the last block has no text output
     whole: bool  # recomputed as a whole
     feed_forward: bool  # only its feed-forward is recomputed
+    on_host: bool  # recomputed, and its inputs wait on the host
 
 
 def kept_bytes(config: "SparseUMMDiTConfig", share: Share) -> dict[str, int]:
@@ -117,7 +118,7 @@ def kept_bytes(config: "SparseUMMDiTConfig", share: Share) -> dict[str, int]:
     sizes = Sizes.of(config, share)
     kept = {f"stage {stage}": 0 for stage in range(len(config.num_layers))}
     for block in blocks(config, share):
-        kept[f"stage {block.stage}"] += _kept(config, share, sizes, block)
+        kept[f"stage {block.stage}"] += 0 if block.on_host else _kept(config, share, sizes, block)
     for stage in joins_of(config):
         kept[f"stage {stage}"] += _both_streams(share, sizes, 2)
     kept["ends"] = _beginning(config, share) + _end(config, share, sizes)
@@ -133,7 +134,7 @@ def peak_bytes(config: "SparseUMMDiTConfig", share: Share) -> int:
     """
     sizes = Sizes.of(config, share)
     middle, joins = len(config.num_layers) // 2, joins_of(config)
-    held, peak, stage = _beginning(config, share), 0, 0
+    held, peak, stage, coming = _beginning(config, share), 0, 0, 0
     for block in blocks(config, share):
         if block.stage != stage:
             stage = block.stage
@@ -142,10 +143,11 @@ def peak_bytes(config: "SparseUMMDiTConfig", share: Share) -> int:
         # A skip's gradient waits from its join in the second half to its stage in the first.
         waiting = min(len(config.num_layers) - 1 - stage, stage + 1, middle) if joins else 0
         gradients = _both_streams(share, sizes, 2 * waiting)
-        peak = max(peak, held + mine + gradients + _backward(config, share, sizes, block))
+        peak = max(peak, held + coming + mine + gradients + _backward(config, share, sizes, block))
         half = _both_streams(share, sizes, 1) + (0 if block.whole else _attention(config, share, sizes, block))
-        peak = max(peak, held + half + gradients + _norm_backward(share, sizes))
-        held += mine
+        peak = max(peak, held + coming + half + gradients + _norm_backward(share, sizes))
+        held += 0 if block.on_host else mine
+        coming = mine if block.on_host else 0  # it comes back during the backward pass of the next block
     norms = sizes.video * sizes.width * (_FP32 + share.itemsize)
     # the gradient of this rank's tokens is a view of all ranks'
     return max(
@@ -160,7 +162,9 @@ def blocks(config: "SparseUMMDiTConfig", share: Share) -> Iterator[Block]:
             number += 1
             whole = number <= share.recompute_blocks
             feed_forward = not whole and number <= share.recompute_feed_forwards
-            yield Block(stage, sparsity, number == total, whole, feed_forward)
+            yield Block(
+                stage, sparsity, number == total, whole, feed_forward, whole and number <= share.offloaded_blocks
+            )
 
 
 def joins_of(config: "SparseUMMDiTConfig") -> range:

@@ -13,6 +13,7 @@ from mindspeed_mm.families.base import DenoiserConfig
 from mindspeed_mm.models.step_cache import StepCache
 from mindspeed_mm.parallel import partition
 from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.parallel.host_inputs import HostInputs
 from mindspeed_mm.parallel.seeds import SampleDraws
 from mindspeed_mm.types import ImageFeatures, Tensors, TextFeatures
 
@@ -124,6 +125,12 @@ class Denoiser(nn.Module):
     def blocks(self) -> Sequence[nn.Module]:
         """All blocks, first to last."""
         raise NotImplementedError
+
+    def keep_inputs_on_host(self, inputs: HostInputs) -> None:
+        """Lets the inputs of recomputed blocks wait on the host. Raises ConfigError in a network that does not know how."""
+        raise ConfigError(
+            f"--cpu-offloading-num-layers {inputs.blocks}: a {type(self).__name__} does not; leave it out"
+        )
 
     def units(self) -> Sequence[nn.Module]:
         """Modules in call order; each reads its weights only within its own call.

@@ -37,6 +37,7 @@ class Job:
     ema: bool = True
     distributed_optimizer: bool = True
     cpu_offload: bool = False  # main weights, moments and average are on the host
+    offloaded_blocks: int = 0  # first recomputed blocks whose inputs wait on the host
     adapter: AdapterConfig = AdapterConfig()  # of kind None: the whole network is trained
     global_batch: int | None = None  # samples of a step; None: one micro-batch of each data rank
     iterations: int | None = None  # steps of the run, for its days

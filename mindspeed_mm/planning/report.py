@@ -101,6 +101,7 @@ def command(job: Job, layout: Layout) -> str:
     words += ["bash examples/opensoraplan1.5/pretrain_opensoraplan1_5.sh"]
     if layout.recompute == "blocks":
         words += ["--recompute-granularity full --recompute-method block --recompute-num-layers 1024"]
+        words += [f"--cpu-offloading-num-layers {job.offloaded_blocks}"] if job.offloaded_blocks else []
     words += ["--optimizer-cpu-offload"] if job.cpu_offload else []
     if job.adapter.kind is not None:
         alpha = [] if job.adapter.alpha is None else [f"--adapter-alpha {job.adapter.alpha:g}"]

@@ -23,6 +23,10 @@ class Copies:
         """Fp32 memory on the host, not initialised: [numbers], pinned where the device has it."""
         return torch.empty(numbers, dtype=torch.float32, pin_memory=self.pinned)
 
+    def like(self, tensor: Tensor) -> Tensor:
+        """Memory on the host, not initialised, for a tensor of the device: its shape, strides and dtype; pinned as above."""
+        return torch.empty_like(tensor, device="cpu", pin_memory=self.pinned)
+
     def mark(self) -> Any:
         """A mark behind the work that the caller has given to the device so far."""
         return None

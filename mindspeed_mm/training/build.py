@@ -26,6 +26,7 @@ from mindspeed_mm.optim.step import OptimizerStep
 from mindspeed_mm.parallel.collectives import from_first_rank
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.engine import Engine
+from mindspeed_mm.parallel.host_inputs import HostInputs
 from mindspeed_mm.parallel.meeting import meet
 from mindspeed_mm.parallel.megatron_engine import MegatronEngine
 from mindspeed_mm.platforms.base import Platform
@@ -174,6 +175,8 @@ def _denoiser(
     adapter = _with_adapter(network, config, parallel)
     if adapter is None:
         _freeze(network, config.trained)
+    if config.recompute.num_offloaded:
+        network.keep_inputs_on_host(HostInputs(platform.copies(), config.recompute.num_offloaded))
     if config.compile:
         network.compile_blocks()
     count = sum(parameter.numel() for parameter in network.parameters())

@@ -68,6 +68,7 @@ def planned_parts(config: RunConfig, parallel: ParallelContext) -> dict[str, int
         ema=optimizer.use_ema,
         distributed_optimizer=optimizer.use_distributed_optimizer,
         cpu_offload=optimizer.cpu_offload,
+        offloaded_blocks=recompute.num_offloaded,
     )
     kind, blocks = "none", 0
     if recompute.num_layers:

@@ -107,6 +107,10 @@ def test_the_default_global_batch_is_one_micro_batch_of_each_data_rank(folder):
         ("--recompute-granularity selective", "use --selective_recom"),
         ("--recompute-num-layers 2", "needs --recompute-granularity full"),
         (
+            "--recompute-granularity full --recompute-method block --recompute-num-layers 2 --cpu-offloading-num-layers 3",
+            "--cpu-offloading-num-layers 3: only the inputs of recomputed blocks wait on the host",
+        ),
+        (
             "--recompute-granularity full --recompute-method block --recompute-num-layers 2 --selective_recom",
             "--selective_recom: excludes --recompute-num-layers 2",
         ),

@@ -14,6 +14,7 @@ import config_files
 import pytest
 import torch
 from ranks import run_ranks
+from torch.utils._python_dispatch import _disable_current_modes
 
 import mindspeed_mm as mm
 from mindspeed_mm import families
@@ -29,6 +30,7 @@ from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.ops import lean
 from mindspeed_mm.ops.packed import Packed
 from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.parallel.host_inputs import HostInputs
 from mindspeed_mm.parallel.megatron_engine import MegatronEngine
 from mindspeed_mm.parallel.seeds import SampleDraws
 from mindspeed_mm.planning import job, layouts, memory, report
@@ -113,7 +115,17 @@ SMALL = SparseUMMDiTConfig(
 )
 
 
-def step_memory(adapter: AdapterConfig, recompute_blocks: int = 0) -> tuple[dict[str, int], int]:
+class Uncounted(Copies):
+    """Copies whose memory on the host does not count as the device's."""
+
+    def like(self, tensor):
+        with _disable_current_modes():
+            return super().like(tensor)
+
+
+def step_memory(
+    adapter: AdapterConfig, recompute_blocks: int = 0, offloaded_blocks: int = 0
+) -> tuple[dict[str, int], int]:
     """Bytes of weights, gradients and optimizer state that a run on this rank holds, and the peak of a step beside them."""
     from tensor_memory import TensorMemory
 
@@ -122,6 +134,7 @@ def step_memory(adapter: AdapterConfig, recompute_blocks: int = 0) -> tuple[dict
     if loads_on_host(adapter):
         hold_base(network, SMALL, adapter, torch.device("cpu"), Copies())
     attach_trained(network, SMALL, adapter, parallel, 0)
+    network.keep_inputs_on_host(HostInputs(Uncounted(), offloaded_blocks))
     engine = MegatronEngine(network, parallel, CpuPlatform(), OptimizerSettings(use_distributed_optimizer=True))
     held = {
         "weights": sum(parameter.nbytes for parameter in network.parameters()) + held_bytes(network),
@@ -147,22 +160,24 @@ def held_bytes(network) -> int:
 
 
 @pytest.mark.parametrize(
-    ("kind", "rank", "held", "recompute"),
+    ("kind", "rank", "held", "recompute", "offloaded"),
     [
-        ("lora", 16, {}, "none"),
-        ("dora", 4, {}, "none"),
-        ("lora", 16, {"base_weights": "int8"}, "none"),
-        ("lora", 16, {"dropout": 0.1}, "none"),
-        ("lora", 16, {"dropout": 0.1}, "blocks"),
-        ("lora", 16, {"base_weights": "nf4", "stream_blocks": 2}, "none"),
-        ("lora", 16, {"stream_blocks": 1}, "none"),
+        ("lora", 16, {}, "none", 0),
+        ("dora", 4, {}, "none", 0),
+        ("lora", 16, {"base_weights": "int8"}, "none", 0),
+        ("lora", 16, {"dropout": 0.1}, "none", 0),
+        ("lora", 16, {"dropout": 0.1}, "blocks", 0),
+        ("lora", 16, {}, "blocks", 6),
+        ("lora", 16, {"base_weights": "nf4", "stream_blocks": 2}, "none", 0),
+        ("lora", 16, {"stream_blocks": 1}, "none", 0),
     ],
 )
-def test_the_memory_of_an_adapters_step_is_as_planned(kind, rank, held, recompute):
+def test_the_memory_of_an_adapters_step_is_as_planned(kind, rank, held, recompute, offloaded):
     adapter = AdapterConfig(kind=kind, rank=rank, **held)
     run = job.Job("", "", SMALL, (9, 256, 256), (2, 16, 16), 64, "fp32", 0, adapter=adapter)
+    run = dataclasses.replace(run, offloaded_blocks=offloaded)
     planned = memory.parts(run, memory.Layout(1, 1, 1, recompute))
-    ((held, peak),) = run_ranks(step_memory, 1, adapter, 6 if recompute == "blocks" else 0)
+    ((held, peak),) = run_ranks(step_memory, 1, adapter, 6 if recompute == "blocks" else 0, offloaded)
     for part, found in held.items():
         assert planned[part] == pytest.approx(found, rel=0.01), part
     assert planned["activations"] == pytest.approx(peak, rel=0.05)

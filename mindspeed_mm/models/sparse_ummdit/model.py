@@ -28,6 +28,7 @@ from mindspeed_mm.models.step_cache import StepCache
 from mindspeed_mm.ops import rope3d
 from mindspeed_mm.parallel.collectives import check_divisible, join_tokens, split_tokens, token_parts
 from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.parallel.host_inputs import HostInputs, HostPass
 from mindspeed_mm.parallel.recompute import maybe_recompute
 from mindspeed_mm.parallel.seeds import SampleDraws
 from mindspeed_mm.types import ImageFeatures, TextFeatures
@@ -51,6 +52,7 @@ class SparseUMMDiT(Denoiser):
         super().__init__(
             config, parallel, recompute_blocks=recompute_blocks, recompute_feed_forwards=recompute_feed_forwards
         )
+        self._host_inputs: HostInputs | None = None
         width = config.hidden_size
         self.patch_embed = PatchEmbed(config.in_channels, width, config.patch_size)
         self.image_embed = None  # further input channels; at 0, as they begin, the network is the one without them
@@ -95,7 +97,8 @@ class SparseUMMDiT(Denoiser):
         patches = None if keep is None else patch_keep(keep, self.config.patch_size)
         masks = key_masks({block.pattern for block in self.blocks()}, patches, text.keep, tokens, latents.device)
 
-        video = self._stages(video, words, (condition, rope, masks, places, before_block), step_cache)
+        waiting = HostPass(self._host_inputs)
+        video = self._stages(video, words, (condition, rope, masks, places, waiting, before_block), step_cache)
         video = self.norm_out(self.norm_final(video), condition)
         video = self.proj_out(join_tokens(video, self.parallel))
         return unpatchify(video, extent, self.config.patch_size, self.config.velocity_channels)
@@ -110,7 +113,8 @@ class SparseUMMDiT(Denoiser):
     def _stages(self, video: Tensor, text: Tensor, shared: tuple, step_cache: StepCache | None) -> Tensor:
         """Runs the U: stages of the first half push their outputs, those of the second half pop them.
 
-        shared: arguments of every block: condition, rope, masks, places of dropout, and the callback before it.
+        shared: arguments of every block: condition, rope, masks, places of dropout, what waits on the host, and the callback
+        before it.
         """
         skips: list[tuple[Tensor, Tensor]] = []
         last = len(self.transformer_blocks) - 1
@@ -128,7 +132,7 @@ class SparseUMMDiT(Denoiser):
 
     def _stage(self, index: int, video: Tensor, text: Tensor, skips: list, shared: tuple) -> tuple[Tensor, Tensor]:
         """Runs one stage; `skips` is the stack of outputs that the second half has not used yet."""
-        condition, rope, masks, places, before_block = shared
+        condition, rope, masks, places, waiting, before_block = shared
         middle = len(self.transformer_blocks) // 2
         if index > middle and self.config.skip_connection:
             skip_video, skip_text = skips.pop()
@@ -140,9 +144,10 @@ class SparseUMMDiT(Denoiser):
             whole = depth <= self.recompute_blocks and self.training
             feed_forward = depth <= self.recompute_feed_forwards
             mask, dropped = masks[block.pattern], None if places is None else places.at(depth)
-            video, text = maybe_recompute(
-                whole, block, video, text, condition, rope, mask, feed_forward, not whole, dropped
-            )
+            with waiting.keeping(whole, depth, video, text):
+                video, text = maybe_recompute(
+                    whole, block, video, text, condition, rope, mask, feed_forward, not whole, dropped
+                )
         if index < middle and self.config.skip_connection:
             skips.append((video, text))
         return video, text
@@ -173,6 +178,9 @@ class SparseUMMDiT(Denoiser):
             torch.tensor(draws.seeds(name), device=columns.device) if rate else None for name, rate in rates.items()
         )
         return Places.of(own, adapters, tokens, columns, self.parallel)
+
+    def keep_inputs_on_host(self, inputs: HostInputs) -> None:
+        self._host_inputs = inputs
 
     def units(self) -> list[nn.Module]:
         units: list[nn.Module] = []
