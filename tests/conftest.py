@@ -44,6 +44,15 @@ def small_model(tmp_path_factory) -> Path:
     return write_world(tmp_path_factory.mktemp("small_model"))
 
 
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory):
+    """A python for scripts that start many programs (`warm_python.py`)."""
+    from warm_python import warm
+
+    with warm(tmp_path_factory.mktemp("warm")) as python:
+        yield python
+
+
 _LONGEST = ("e2e", "npu", "training", "checkpoint")
 
 

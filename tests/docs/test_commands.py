@@ -68,15 +68,15 @@ def test_a_command_that_has_drifted_is_found(tmp_path, monkeypatch, line):
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory):
+def machine(tmp_path_factory, warm_python):
     """A folder to run in, and the environment: `mindspeed-mm` is this checkout's, and two runs are off the network."""
     folder = tmp_path_factory.mktemp("commands")
     for name in ("examples", "configs", "tools"):
         (folder / name).symlink_to(ROOT / name)
     command = folder / "mindspeed-mm"
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m mindspeed_mm "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec "{warm_python}" -m mindspeed_mm "$@"\n')
     command.chmod(0o755)
-    path = f"{folder}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{folder}{os.pathsep}{warm_python.parent}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return folder, {**environment(), "PATH": path, "PYTHONPATH": str(ROOT)}
 
 

@@ -6,18 +6,17 @@ import os
 import re
 import signal
 import subprocess
-import sys
 
 from PIL import Image
 from programs import ROOT, descendants, environment
 
 
-def test_the_fast_path_trains_samples_and_judges(tmp_path):
+def test_the_fast_path_trains_samples_and_judges(tmp_path, warm_python):
     out = tmp_path / "out"
     settings = {
         "FAST": "1",
         "OUT": str(out),
-        "VIRTUAL_ENV": sys.prefix,
+        "VIRTUAL_ENV": str(warm_python.parents[1]),
     }
     with subprocess.Popen(
         ["bash", str(ROOT / "examples" / "quickstart" / "run.sh")],

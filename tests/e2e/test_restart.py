@@ -1,7 +1,6 @@
 """torchrun --max-restarts: the ranks that start again find each other, and the run's own checkpoint."""
 
 import subprocess
-import sys
 import textwrap
 
 from programs import ROOT, environment, free_port
@@ -23,10 +22,10 @@ parallel.stop()
 """
 
 
-def test_ranks_meet_again_after_one_was_killed(tmp_path):
+def test_ranks_meet_again_after_one_was_killed(tmp_path, warm_python):
     program = tmp_path / "program.py"
     program.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n" + textwrap.dedent(PROGRAM))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--max-restarts", "1"]
+    launcher = [str(warm_python), "-m", "torch.distributed.run", "--nproc_per_node", "2", "--max-restarts", "1"]
     result = subprocess.run(
         [*launcher, "--master_port", str(free_port()), "--monitor-interval", "0.2", str(program)],
         env=environment(),
