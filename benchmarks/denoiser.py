@@ -1,4 +1,5 @@
-"""The denoiser's step: SUV, dense, and SUV in the original's way, in turns on the same input and weights.
+"""The denoiser's step: SUV, dense, and SUV in the original's way (as it is, and with a kernel that reads one row of the mask), in turns
+on the same input and weights.
 
     python benchmarks/denoiser.py [--extent T H W ...] [--width N] [--device cuda --dtype bf16]
 
@@ -19,7 +20,7 @@ from mindspeed_mm.families.sparse_ummdit_costs import forward_flops
 from mindspeed_mm.platforms.select import select
 from mindspeed_mm.types import TORCH_DTYPES
 
-ORIGINAL = "SUV in the original's way"
+ORIGINAL, ONE_ROW = "SUV in the original's way", "the same, one row of the mask"
 
 
 def main() -> None:
@@ -29,7 +30,8 @@ def main() -> None:
     extent = tuple(options.extent)
     inputs = denoiser_inputs(sparse, extent, options.text, options.real_text, options.device, options.dtype)
     with torch.no_grad():
-        assert_equal(rows["SUV"][0](*inputs), rows[ORIGINAL][0](*inputs), options.dtype)
+        for name in (ORIGINAL, ONE_ROW):
+            assert_equal(rows["SUV"][0](*inputs), rows[name][0](*inputs), options.dtype)
     steps = {name: step(network, inputs, options.device) for name, (network, _) in rows.items()}
     seconds = measure(steps, options.repeats, options.device)  # first, because it compiles what is to be compiled
     peaks = {name: peak_bytes(run, options.device) for name, run in steps.items()}
@@ -68,7 +70,11 @@ def networks(options: argparse.Namespace) -> dict[str, tuple[torch.nn.Module, Sp
     layout = (options.width, tuple(options.stages), tuple(options.sparsities))
     sparse, dense = (denoiser_config(*layout, sparse=flag) for flag in (True, False))
     suv = denoiser(sparse, options.device, options.dtype)
-    rows = {ORIGINAL: (OriginalWay(suv), sparse), "SUV": (suv, sparse)}
+    rows = {
+        ORIGINAL: (OriginalWay(suv), sparse),
+        ONE_ROW: (OriginalWay(suv, one_row=True), sparse),
+        "SUV": (suv, sparse),
+    }
     if not options.without_dense:
         rows["dense"] = (denoiser(dense, options.device, options.dtype), dense)
     if options.compile:

@@ -4,6 +4,9 @@ Written from the v1.5 report and from the original's behaviour: video padded to 
 times in memory, a dense bool mask [k*B,1,S'/k+L,S'/k+L] per Skiparse pattern, all text tokens computed whether real or not,
 every elementwise step an operator of its own, in fp32, whatever the dtype of weights and tokens. On one rank, in training
 or evaluation.
+
+`one_row` lends it an attention kernel that reads one row of the mask for all queries, [k*B,1,1,S'/k+L]: all rows are the same. It is
+the fairest bound for what the original could reach with a better kernel and no other change.
 """
 
 import torch
@@ -21,9 +24,10 @@ from mindspeed_mm.types import TextFeatures
 class OriginalWay(nn.Module):
     """Runs a network's weights in the original's way; call it like the network."""
 
-    def __init__(self, network: SparseUMMDiT):
+    def __init__(self, network: SparseUMMDiT, one_row: bool = False):
         super().__init__()
         self.network = network
+        self._mask = _mask_row if one_row else _dense_mask
 
     def forward(self, latents: Tensor, sigma: Tensor, text: TextFeatures, keep: Tensor | None = None) -> Tensor:
         network, config = self.network, self.network.config
@@ -36,7 +40,7 @@ class OriginalWay(nn.Module):
         if keep is None:
             keep = torch.ones_like(latents[:, 0], dtype=torch.bool)
         real = patch_keep(keep, patch)
-        masks = {pattern: _dense_mask(real, text.keep, *pattern) for pattern in {b.pattern for b in network.blocks()}}
+        masks = {pattern: self._mask(real, text.keep, *pattern) for pattern in {b.pattern for b in network.blocks()}}
         middle, skips = len(network.transformer_blocks) // 2, []
         for index, stage in enumerate(network.transformer_blocks):
             if index > middle and config.skip_connection:
@@ -101,14 +105,19 @@ def _attention(attention, video: Tensor, text: Tensor, rope, mask: Tensor) -> tu
 
 def _dense_mask(video: Tensor, text: Tensor, k: int, group: bool) -> Tensor:
     """True where a query sees a key, [k*B,1,T,T] with T = S'/k + L: in memory, as the original hands it to its kernel."""
+    row = _mask_row(video, text, k, group)
+    return row.expand(-1, 1, row.shape[3], -1).contiguous()
+
+
+def _mask_row(video: Tensor, text: Tensor, k: int, group: bool) -> Tensor:
+    """True where every query sees a key, [k*B,1,1,T]."""
     batch = video.shape[0]
     video = F.pad(video, (0, -video.shape[1] % (k * k)))
     if group:
         parts = video.unflatten(1, (-1, k, k)).permute(2, 0, 1, 3).reshape(k * batch, -1)
     else:
         parts = video.unflatten(1, (-1, k)).permute(2, 0, 1).reshape(k * batch, -1)
-    keys = torch.cat((parts, text.repeat(k, 1)), dim=1)
-    return keys[:, None, None, :].expand(-1, 1, keys.shape[1], -1).contiguous()
+    return torch.cat((parts, text.repeat(k, 1)), dim=1)[:, None, None, :]
 
 
 def _modulation(norm, condition: Tensor, parts: int) -> tuple[Tensor, ...]:
