@@ -69,13 +69,9 @@ class ColumnLinear(ColumnParallelLinear):
         self.adapters: nn.Module | None = None
 
     def forward(self, x: Tensor, drops: Drops | None = None) -> Tensor:
-        if self.held is None:
-            weight = self.weight
-            y = super().forward(x)[0] if self.split else F.linear(x, weight, self.bias)
-        else:
-            weight, again = made_again(functools.partial(self.held, x.dtype))
-            with again:
-                y = super().forward(x, weight=weight)[0] if self.split else F.linear(x, weight, self.bias)
+        weight, again = _for_product(self, x.dtype)
+        with again:
+            y = super().forward(x, weight=weight)[0] if self.split else F.linear(x, weight, self.bias)
         return y if self.adapters is None else self.adapters(x, y, weight, self.bias, drops)
 
 
@@ -101,13 +97,12 @@ class RowLinear(RowParallelLinear):
         self.adapters: nn.Module | None = None
 
     def forward(self, x: Tensor, drops: Drops | None = None) -> Tensor:
-        if self.held is None:
-            weight = self.weight
-            y = super().forward(x)[0] if self.split else F.linear(x, weight, self.bias)
-        else:
-            weight, again = made_again(functools.partial(self.held, x.dtype))
-            with again:
-                y = self._summed(x, weight) if self.split else F.linear(x, weight, self.bias)
+        weight, again = _for_product(self, x.dtype)
+        with again:
+            if not self.split:
+                y = F.linear(x, weight, self.bias)
+            else:
+                y = super().forward(x)[0] if self.held is None else self._summed(x, weight)
         return y if self.adapters is None else self.adapters(x, y, weight, self.bias, drops)
 
     def _summed(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -190,10 +185,10 @@ class ConditionLinear(ColumnParallelLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.bias is not None  # see the constructor
-        if self.held is not None:
-            weight, again = made_again(functools.partial(self.held, x.dtype))
-        else:
-            weight, again = _cast(self.weight, x.dtype)
+        weight, again = _for_product(self, x.dtype)
+        if weight.dtype != x.dtype:
+            # made again in the backward pass: at v1.5 the fp32 copies of the modulation are 4.8 GB / TP
+            weight, again = made_again(lambda: self.weight.to(x.dtype))
         with again:
             if self.split:
                 y, bias = super().forward(x, weight=weight)
@@ -217,14 +212,11 @@ def weight_of(layer: Any, dtype: torch.dtype) -> Tensor:
     return layer.held(dtype) if layer.weight is None else layer.weight
 
 
-def _cast(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, AbstractContextManager]:
-    """The weight in `dtype`, and the context for its product.
-
-    A cast weight is made again in the backward pass: at v1.5 the fp32 copies of the modulation are 4.8 GB / TP.
-    """
-    if weight.dtype == dtype:
-        return weight, contextlib.nullcontext()
-    return made_again(lambda: weight.to(dtype))
+def _for_product(layer: Any, dtype: torch.dtype) -> tuple[Tensor, AbstractContextManager]:
+    """The same, and the context for products with it: what is made for a product is not kept for the backward pass."""
+    if layer.held is None:
+        return layer.weight, contextlib.nullcontext()
+    return made_again(functools.partial(layer.held, dtype))
 
 
 def made_again(make: Callable[[], Tensor]) -> tuple[Tensor, AbstractContextManager]:
