@@ -197,9 +197,8 @@ class DatasetConfig:
     use_text_processer: bool = True
     enable_text_preprocessing: bool = option(True, aliases=("enable_text_preprocess",))
     use_clean_caption: bool = True
-    support_chinese: bool = (
-        False  # keep Chinese in captions, for a multilingual encoder; the original always removes it
-    )
+    # Keep Chinese in captions, for a multilingual encoder; the original always removes it.
+    support_chinese: bool = False
     model_max_length: int = option(120, at_least=1, at_most=2**20)
     tokenizer_config: TokenizerConfig
     tokenizer_config_2: TokenizerConfig | None = None

@@ -9,9 +9,8 @@ LR_DECAY_STYLES = ("constant", "linear", "cosine", "inverse-square-root")
 # Names in the published scripts, all for AdamW -> True if it keeps an EMA of the weights.
 OPTIMIZERS = {"fused_ema_adamw": True, "fused_torch_adamw": False, "fused_adamw": False}
 _FP32_MOST = 1e38
-UPDATE_PART = (
-    2**24
-)  # numbers that an update with --optimizer-cpu-offload brings to the device at once; at least a shard
+# Numbers that an update with --optimizer-cpu-offload brings to the device at once; at least a shard.
+UPDATE_PART = 2**24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

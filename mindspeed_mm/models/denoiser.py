@@ -50,9 +50,8 @@ class Denoiser(nn.Module):
     """
 
     has_step_cache: ClassVar[bool] = False  # True if `velocity` uses the step cache that it is given
-    has_adapter_dropout: ClassVar[bool] = (
-        False  # True if its linears know their tokens where `adapter_dropout` is not 0
-    )
+    # True if its linears know their tokens where `adapter_dropout` is not 0.
+    has_adapter_dropout: ClassVar[bool] = False
 
     def __init__(
         self,

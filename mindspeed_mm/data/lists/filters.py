@@ -21,9 +21,8 @@ from mindspeed_mm.errors import DataError
 
 DEFAULT_FPS = 24.0  # for rows without a rate, as in the original
 _EXAMPLES = 3
-_MOST_FRAMES = (
-    10_000_000  # at train_fps, 115 hours at 24: more is a mistake, and its frame numbers would fill the memory
-)
+# At train_fps; 115 hours at 24. More is a mistake, and its frame numbers would fill the memory.
+_MOST_FRAMES = 10_000_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

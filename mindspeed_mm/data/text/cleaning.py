@@ -14,9 +14,8 @@ from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning
 
 from mindspeed_mm.config.sample import LONGEST_TEXT
 
-_MARKUP_WORK = (
-    2_000_000  # limit of tags times characters for the HTML parser, which scans on from each tag; 0.1 s at most
-)
+# Limit of tags times characters for the HTML parser, which scans on from each tag; 0.1 s at most.
+_MARKUP_WORK = 2_000_000
 
 
 def preprocess(text: str, use_clean_caption: bool = True, keep_cjk: bool = False) -> str:
