@@ -19,6 +19,7 @@ fi
 : "${BASE_ITERS:=1000}" "${ADAPTER_ITERS:=300}" "${CLIPS:=640}" "${MBS:=16}" "${PROMPTS:=8}" "${STEPS:=20}"
 : "${KIND:=lora}" "${RANK:=2}" "${ALPHA:=$RANK}" "${TARGETS:=attention}" "${LR:=1e-2}" "${SCALES:=0 0.5 1}" "${SEED:=1234}"
 RANKS=${RANKS:-2} DEVICE=${DEVICE:-cpu}
+export -n RANK # torch reads this name as the number of a process, and one process would wait for number 0
 export LOG_DIR=$OUT/logs
 FLAGS=(--device "$DEVICE" --nproc "$RANKS" --tensor-model-parallel-size "$RANKS" --sequence-parallel
     --model_custom_precision --use-distributed-optimizer --lr-decay-style cosine --clip_grad_ema_decay 0.99 --use-ema

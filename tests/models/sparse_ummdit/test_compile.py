@@ -8,10 +8,12 @@ import torch._inductor.config
 from tiny_denoiser import CONFIG
 
 from mindspeed_mm.adapters.attach import attach_trained
+from mindspeed_mm.adapters.base import hold_base
 from mindspeed_mm.families.adapters import AdapterConfig
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.ops import rope3d
 from mindspeed_mm.parallel.context import ParallelContext
+from mindspeed_mm.platforms.copies import Copies
 from mindspeed_mm.types import TextFeatures
 
 
@@ -73,22 +75,33 @@ def test_every_block_is_one_graph_at_changing_lengths():
 
 
 def test_a_block_with_adapters_is_one_graph_that_recomputes_its_feed_forward():
-    """All of inductor but its code, as above. DoRA holds all that LoRA has."""
+    """All of inductor but its code, as above, in three steps. DoRA holds all that LoRA has, and nf4 all that int8 has: the
+    graph unpacks its weights, in the backward pass again.
+    """
     parallel = ParallelContext.current()
     network = build_denoiser(CONFIG, parallel, seed=1).train()
-    adapter = AdapterConfig(kind="dora", rank=2, targets=("attention", "feed_forward", "modulation"))
+    targets = ("attention", "feed_forward", "modulation")
+    adapter = AdapterConfig(kind="dora", rank=2, targets=targets, base_weights="nf4")
+    hold_base(network, CONFIG, adapter, torch.device("cpu"), Copies())
     for branch in attach_trained(network, CONFIG, adapter, parallel, seed=2).values():
         torch.nn.init.normal_(branch.lora_B, generator=torch.Generator().manual_seed(3))  # or A has no gradient
     block = network.transformer_blocks[1][1]
     trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
+    begin = [parameter.detach().clone() for parameter in trained]
     streams = [torch.randn(tokens, 1, 32, generator=torch.Generator().manual_seed(tokens)) for tokens in (30, 5)]
     others = torch.ones(1, 16), rope3d.tables((2, 3, 5), CONFIG.head_dim), None, True
     kept = []
 
     def results() -> list[torch.Tensor]:
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(tuple(x.shape)) or x, lambda x: x):
-            video, text = block(*streams, *others)
-        return [video.detach(), *torch.autograd.grad(video.square().sum() + text.sum(), trained)]
+        found = []
+        torch._foreach_copy_([parameter.data for parameter in trained], begin)
+        for _ in range(3):
+            with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(tuple(x.shape)) or x, lambda x: x):
+                video, text = block(*streams, *others)
+            gradients = torch.autograd.grad(video.square().sum() + text.sum(), trained)
+            torch._foreach_add_([parameter.data for parameter in trained], gradients, alpha=-1e-3)
+            found += [video.detach(), *gradients]
+        return found
 
     wanted = results()
     kept.clear()
