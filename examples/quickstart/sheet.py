@@ -1,6 +1,6 @@
 """Draws a contact sheet of the samples with the judge's answers for each prompt.
 
-Reads the report that `score.py --json` writes. A right answer is green, a wrong one red.
+Reads the report that `score.py --json` writes. A right answer is green, a wrong one red. Prints the scores in a line.
 """
 
 import argparse
@@ -31,7 +31,18 @@ def main() -> None:
     options = parser.parse_args()
     report = json.loads(options.report.read_text(encoding="utf-8"))
     contact_sheet(options.videos, report["videos"], options.columns).save(options.sheet)
-    print(f"wrote {options.sheet}")
+    print(f"scores: {_in_a_line(report['scores'])}")
+    print(f"look at: {options.sheet} and {options.videos / 'index.html'}, which plays the videos")
+
+
+def _in_a_line(scores: dict[str, float]) -> str:
+    """The seen prompts' scores, then the unseen ones'."""
+    groups = {"seen": "", "unseen": "unseen "}
+    parts = {
+        group: ", ".join(f"{one} {scores[mark + one]:.0f} %" for one in QUESTIONS if mark + one in scores)
+        for group, mark in groups.items()
+    }
+    return " | ".join(f"{group}: {part}" for group, part in parts.items() if part)
 
 
 def contact_sheet(folder: Path, rows: list[dict], columns: int) -> Image.Image:
