@@ -3,7 +3,7 @@
 # sample 24 prompts, and judge whether the videos obey them.
 #   bash examples/quickstart/run.sh          some minutes on two cores
 #   FAST=1 bash examples/quickstart/run.sh   the same programs in under a minute; the videos show little
-# TRAIN_ITERS, CLIPS, RANKS, SEED, DEVICE and OUT can be changed. For ablations (docs/quickstart.md): PREPARE_FLAGS=--dense,
+# TRAIN_ITERS, MBS, LR, CLIPS, RANKS, SEED, DEVICE and OUT can be changed. For ablations (docs/quickstart.md): PREPARE_FLAGS=--dense,
 # PREPARE_FLAGS="--caption-dropout 1" and WEIGHTS=live.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -17,7 +17,7 @@ OUT=${OUT:-$HERE/out}
 if [[ ${FAST:-0} == 1 ]]; then
     : "${TRAIN_ITERS:=6}" "${CLIPS:=24}" "${MBS:=4}" "${SEEN:=2}" "${UNSEEN:=1}" "${STEPS:=4}"
 fi
-: "${TRAIN_ITERS:=1200}" "${CLIPS:=960}" "${MBS:=16}" "${SEEN:=16}" "${UNSEEN:=8}" "${STEPS:=20}"
+: "${TRAIN_ITERS:=750}" "${LR:=4e-3}" "${CLIPS:=960}" "${MBS:=32}" "${SEEN:=16}" "${UNSEEN:=8}" "${STEPS:=20}"
 : "${WEIGHTS:=ema}" "${PREPARE_FLAGS:=}" "${SEED:=1234}"
 export DEVICE=${DEVICE:-cpu} SEED MBS
 export NPUS_PER_NODE=${RANKS:-2} TP=${RANKS:-2} LOG_DIR=$OUT/logs
@@ -45,7 +45,7 @@ step "$PYTHON" tools/extract_features.py --mm-data "$OUT/data.json" --mm-model "
     --model_custom_precision --micro-batch-size "$MBS"
 
 stage 3 "training on $TP ranks, TP=$TP" 20
-step env MM_DATA="$OUT/data.json" MM_MODEL="$OUT/model.json" SAVE="$OUT/checkpoints" TRAIN_ITERS="$TRAIN_ITERS" LR=3e-3 \
+step env MM_DATA="$OUT/data.json" MM_MODEL="$OUT/model.json" SAVE="$OUT/checkpoints" TRAIN_ITERS="$TRAIN_ITERS" LR="$LR" \
     SAVE_INTERVAL="$TRAIN_ITERS" LOG_INTERVAL=50 RECOM_FFN_LAYERS=0 \
     bash examples/opensoraplan1.5/pretrain_opensoraplan1_5.sh \
     --lr-decay-style cosine --lr-decay-iters "$TRAIN_ITERS" --min-lr 0 --ema-decay 0.99
