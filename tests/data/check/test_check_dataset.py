@@ -3,7 +3,6 @@
 import hashlib
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 from data_helpers import data_config, row, write_clip, write_list
@@ -40,12 +39,11 @@ def test_a_good_list_is_described(tmp_path):
         assert picture.format == "PNG" and picture.width > 500
 
 
-def run_tool(config: Path, *flags):
-    command = [sys.executable, str(TOOL), "--mm-data", str(config), *map(str, flags)]
-    return subprocess.run(command, capture_output=True, text=True)
+def test_the_exit_code_says_whether_a_run_can_start(tmp_path, warm_python):
+    def run_tool(config: Path, *flags):
+        command = [str(warm_python), str(TOOL), "--mm-data", str(config), *map(str, flags)]
+        return subprocess.run(command, capture_output=True, text=True)
 
-
-def test_the_exit_code_says_whether_a_run_can_start(tmp_path):
     rows = make_list(tmp_path)
     (tmp_path / "c.mp4").write_bytes(b"")
     data = write_list(tmp_path, rows)
