@@ -66,10 +66,10 @@ def stop_and_resume(layout: Layout, checkpoint: CheckpointConfig, ema: bool) -> 
 @pytest.mark.parametrize(
     ("ranks", "layout", "settings", "ema"),
     [
-        (1, Layout(clip_decay=0.9), {}, True),
+        (1, Layout(micro_batch=2, clip_decay=0.9), {}, True),
         (1, Layout(dtype="bf16", micro_batch=4, clip_decay=0.9), {"in_background": True}, False),
         (1, Layout(dtype="fp16", micro_batch=4), {}, True),
-        (1, Layout(distributed_optimizer=False, dtype="bf16"), {}, True),
+        (1, Layout(micro_batch=4, distributed_optimizer=False, dtype="bf16"), {}, True),
         (2, Layout(micro_batch=2, clip_decay=0.9), {"in_background": True}, True),
         (2, Layout(tensor=2, sequence_parallel=True, dtype="bf16", micro_batch=2), {"format": "torch_dist"}, True),
         (4, Layout(tensor=2, overlap=True, clip_decay=0.9, dropout=0.1), {}, True),
@@ -112,10 +112,10 @@ def test_a_save_leaves_the_run_as_it_is(tmp_path, settings):
 def test_the_comparison_can_fail(tmp_path):
     """Without the generators' state the run goes on with other numbers, and `everything` says so."""
     checkpoint = CheckpointConfig(save=str(tmp_path), load_rng=False)
-    ((different, _, _),) = run_ranks(stop_and_resume, 1, Layout(), checkpoint, True)
+    ((different, _, _),) = run_ranks(stop_and_resume, 1, Layout(micro_batch=4), checkpoint, True)
     assert different == ["random"]
     checkpoint = dataclasses.replace(checkpoint, load_rng=True, load_optimizer=False)
-    ((different, _, _),) = run_ranks(stop_and_resume, 1, Layout(), checkpoint, True)
+    ((different, _, _),) = run_ranks(stop_and_resume, 1, Layout(micro_batch=4), checkpoint, True)
     assert {"weights", "main", "moments", "counters", "ema"} <= set(different)
 
 
@@ -137,9 +137,9 @@ def resume(layout: Layout, checkpoint: CheckpointConfig) -> tuple[list[float], i
 @pytest.mark.parametrize(
     ("ranks", "before", "then", "after"),
     [
-        (4, Layout(tensor=2, sequence_parallel=True, micro_batch=2), 1, Layout()),
-        (1, Layout(), 4, Layout(tensor=4, micro_batch=2)),
-        (2, Layout(micro_batch=2), 4, Layout(context=2, distributed_optimizer=False)),
+        (4, Layout(tensor=2, sequence_parallel=True, micro_batch=2), 1, Layout(micro_batch=4)),
+        (1, Layout(micro_batch=4), 4, Layout(tensor=4, micro_batch=4)),
+        (2, Layout(micro_batch=2), 4, Layout(context=2, micro_batch=2, distributed_optimizer=False)),
     ],
     ids=str,
 )
