@@ -19,6 +19,8 @@ sizes.
 """
 
 import collections
+import contextlib
+import ctypes
 import dataclasses
 from collections.abc import Iterator, Sequence
 
@@ -28,6 +30,8 @@ import torch
 from mindspeed_mm.data.lists.filters import common_shapes
 from mindspeed_mm.data.lists.shapes import Shapes
 from mindspeed_mm.errors import ConfigError, DataError
+
+_LONG = 1_000_000  # samples, whose order is made in arrays of several MB
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -128,6 +132,12 @@ def _cut(bucket: np.ndarray, size: int, drop_last: bool) -> np.ndarray:
     return np.concatenate([groups, filled[None]])
 
 
+def _give_back() -> None:
+    """Returns freed memory to the system: glibc keeps the last 64 MiB or so for this process."""
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class GroupedSampler:
     """Steps of one rank, from any position on."""
 
@@ -190,7 +200,10 @@ class GroupedSampler:
         seen = np.zeros(len(self._shapes), dtype=bool)
         for group_size, consumed in position.earlier:
             seen[self._ordered(seen, group_size, position.epoch)[:consumed]] = True
-        return self._ordered(seen, self.group_size, position.epoch)
+        order = self._ordered(seen, self.group_size, position.epoch)
+        if len(order) > _LONG:
+            _give_back()
+        return order
 
     def _ordered(self, seen: np.ndarray, group_size: int, epoch: int) -> np.ndarray:
         members = self.members(group_size)
