@@ -24,9 +24,8 @@ class MainWeights:
         self.places: list[Tensor | None] = []  # of the shards in the network; None: the shard is the network's memory
         self._on_host = on_host
         self._device = next(network.parameters()).device
-        self._sums: list[
-            Tensor
-        ] = []  # gradients in Megatron's buffers, where the backward pass and data ranks sum them
+        # gradients in Megatron's buffers, where the backward pass and the data ranks sum them
+        self._sums: list[Tensor] = []
         self._gradients: list[Tensor] = []  # the same in fp32, from `take_gradients` to `drop_gradients`
         for name, parameter in network.named_parameters():
             if not parameter.requires_grad:
