@@ -109,7 +109,7 @@ def _run(python: str, arguments: list[str], variables: dict[str, str], folder: s
     os.chdir(folder)
     sys.executable = python
     own = [path for path in variables.get("PYTHONPATH", "").split(os.pathsep) if path]
-    installed = [path for path in sys.path if path and Path(path) != _ROOT and _ROOT not in Path(path).parents]
+    installed = [path for path in sys.path if path and not _is_ours(Path(path))]
     if arguments[0] == "-m":
         sys.path[:] = [folder, *own, *installed]
         sys.argv = arguments[1:]
@@ -118,3 +118,8 @@ def _run(python: str, arguments: list[str], variables: dict[str, str], folder: s
         sys.path[:] = [str(Path(arguments[0]).resolve().parent), *own, *installed]
         sys.argv = arguments
         runpy.run_path(arguments[0], run_name="__main__")
+
+
+def _is_ours(path: Path) -> bool:
+    """True for the folders that the tests import from, but not for those of an environment inside the repository."""
+    return (path == _ROOT or _ROOT in path.parents) and Path(sys.prefix) not in path.parents
