@@ -12,9 +12,9 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
@@ -46,28 +46,19 @@ def main_weights_on_host(settings: OptimizerSettings, network: nn.Module, parall
     if settings.use_distributed_optimizer:
         numbers //= parallel.data_and_context.size()
     kinds = 2 + (trained[0].dtype != torch.float32) + settings.use_ema
-    _check(numbers * kinds * _FP32, _free_bytes(), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    _check(numbers * kinds * _FP32, psutil.virtual_memory().available, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     with _FloatOnHost():
         yield
 
 
-def _check(needed: int, free: int | None, ranks: int) -> None:
-    """free: bytes of the host's memory for all of its ranks; None: unknown."""
-    if free is not None and needed * ranks > free:
+def _check(needed: int, free: int, ranks: int) -> None:
+    """free: bytes of the host's memory for all of its ranks."""
+    if needed * ranks > free:
         raise ConfigError(
             f"--optimizer-cpu-offload: the state of the {ranks} rank(s) on this host takes {needed * ranks / _GIB:.1f} GiB, "
             f"and {free / _GIB:.1f} GiB of its memory are free; give --use-distributed-optimizer and more hosts, or leave "
             "out --use-ema or --optimizer-cpu-offload"
         )
-
-
-def _free_bytes() -> int | None:
-    """Memory of the host that programs can have without swapping; None where the system does not say."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
 
 
 class _FloatOnHost(TorchFunctionMode):

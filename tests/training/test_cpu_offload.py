@@ -3,13 +3,16 @@ checkpoint.
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
+import psutil
 import pytest
 import torch
 from rank_runs import Layout, Run
 from ranks import run_ranks
 
+from mindspeed_mm.config.optimizer import OptimizerSettings
 from mindspeed_mm.config.run import CheckpointConfig
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.families.adapters import AdapterConfig
@@ -104,4 +107,12 @@ def test_the_hosts_memory_is_checked():
         ConfigError, match=r"^--optimizer-cpu-offload: the state of the 5 .* takes 20.0 GiB, and 16.0 GiB .*$"
     ):
         host_state._check(4 * 2**30, 16 * 2**30, ranks=5)
-    assert host_state._free_bytes() is None or host_state._free_bytes() > 2**20
+    assert psutil.virtual_memory().available > 2**20
+
+
+def test_the_memory_that_is_free_decides(monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=7))
+    settings, network = OptimizerSettings(cpu_offload=True), torch.nn.Linear(2, 2)
+    on_host = host_state.main_weights_on_host(settings, network, SimpleNamespace())
+    with pytest.raises(ConfigError, match=r"0\.0 GiB of its memory are free"), on_host:
+        pass
