@@ -132,7 +132,7 @@ def share_of(job: Job, layout: Layout) -> Share:
         context=layout.context,
         sequence_parallel=layout.sequence_parallel and layout.tensor > 1,
         recompute_blocks=layout.recomputed if layout.recompute == "blocks" else 0,
-        offloaded_blocks=min(job.offloaded_blocks, layout.recomputed) if layout.recompute == "blocks" else 0,
+        offloaded_blocks=job.offloaded_blocks,
         recompute_feed_forwards=layout.recomputed if layout.recompute == "feed-forwards" else 0,
         frozen=job.adapter.kind is not None,
     )

@@ -77,9 +77,9 @@ class Ledger:
         counts: bool = True,
         writes: bool = True,
     ):
-        """file: JSON to write. max_bad_fraction: limit as a share of the tried files. everyone: the processes of a run that has several.
-        counts: False on processes that see another process's samples. writes: True on the one process that writes the
-        file.
+        """file: JSON to write. max_bad_fraction: limit as a share of the tried files. everyone: the processes of a run
+        that has several. counts: False on processes that see another process's samples. writes: True on the one process
+        that writes the file.
         """
         self.bad_samples: dict[str, BadSample] = {}
         self.special: dict[str, Special] = {}
