@@ -18,6 +18,7 @@ from mindspeed_mm import atomic, logs
 from mindspeed_mm.checkpoint.store import bring_back
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.files import integrity, layout, torch_state
+from mindspeed_mm.files.torch_reader import Record
 from mindspeed_mm.parallel.collectives import from_first_rank
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.meeting import meet
@@ -26,6 +27,7 @@ _log = logs.get(__name__)
 PATIENCE_S = 60.0  # seconds in which a network file system may show a new file; NFS keeps a listing for up to a minute
 _POLL_S = 0.5
 _T = typing.TypeVar("_T")
+OpenState = Callable[[Path], tuple[dict, list[Record]]]  # as torch_state.open_mapped
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,10 +59,13 @@ def look(root: Path, parallel: ParallelContext) -> Found:
     return found
 
 
-def choose(root: Path, parallel: ParallelContext) -> layout.Location | None:
+def choose(
+    root: Path, parallel: ParallelContext, open_state: OpenState = torch_state.open_mapped
+) -> layout.Location | None:
     """The checkpoint to load, the same on every rank; collective: the tracker's, or the latest undamaged one before
     it.
 
+    open_state: opens the files that state the iteration; a caller that reads them too passes one that keeps them.
     Returns None if there is none. Damaged checkpoints are skipped, each with a log line that gives the reason. Raises
     CheckpointError if all are damaged.
     """
@@ -72,7 +77,7 @@ def choose(root: Path, parallel: ParallelContext) -> layout.Location | None:
     reasons = []
     for location in found.candidates:
         _same_files(root, location, parallel)
-        reason = _damage(location, parallel)
+        reason = _damage(location, parallel, open_state)
         if reason is None:
             return location
         reasons.append(reason)
@@ -194,7 +199,7 @@ def _attempt(differs: Callable[[], str | None]) -> str | None:
         return str(error)
 
 
-def _damage(location: layout.Location, parallel: ParallelContext) -> str | None:
+def _damage(location: layout.Location, parallel: ParallelContext, open_state: OpenState) -> str | None:
     """Reason why a checkpoint is unusable, the same on every rank, or None; each rank checks its share of the files."""
     mine = None
     try:
@@ -202,17 +207,17 @@ def _damage(location: layout.Location, parallel: ParallelContext) -> str | None:
         recorded = sorted(integrity.read(location.directory).items())
         share = dict(recorded[parallel.rank :: parallel.world_size])
         integrity.verify(share, location.directory, parallel.pulse.beat)
-        _check_iteration(location, parallel)
+        _check_iteration(location, parallel, open_state)
     except (CheckpointError, OSError) as error:
         mine = str(error)
     return meet("checking", parallel, mine, lambda reasons: next((one for one in reasons if one is not None), None))
 
 
-def _check_iteration(location: layout.Location, parallel: ParallelContext) -> None:
+def _check_iteration(location: layout.Location, parallel: ParallelContext, open_state: OpenState) -> None:
     """Raises CheckpointError if a file's iteration is not that of its directory's name, for example after a rename."""
     if location.iteration is None:
         return
     for path in layout.state_files(location.directory)[parallel.rank :: parallel.world_size]:
-        inside = torch_state.open_mapped(path)[0].get("iteration")
+        inside = open_state(path)[0].get("iteration")
         if inside is not None and inside != location.iteration:
             raise CheckpointError(f"{path}: is of iteration {inside}, its directory's name says {location.iteration}")

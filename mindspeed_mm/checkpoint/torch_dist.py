@@ -115,17 +115,13 @@ def _write_index(everyones: list[list[Entry]], directory: Path) -> None:
     atomic.write_text(directory / DIST_FILE, json.dumps(_FORMAT))
 
 
-def load_common(directory: Path) -> dict:
-    return torch_state.load(directory / STATE_FILE, record_is_checked=True)
-
-
 def opened(directory: Path, prefixes: Iterable[str], dim_of: DimOf) -> dict[str, Weights]:
     """The tensors stored under each prefix, by name; read when they are used. A prefix that is missing has no tensors.
 
     dim_of: the dimension that is split over TP. `choice.choose` has already compared the files with the checkpoint's record.
     """
     prefixes = list(prefixes)
-    groups, files, _, _ = torch_dist_reader.read(
+    groups, files, _ = torch_dist_reader.read(
         directory, {prefix: prefix for prefix in prefixes}, record_is_checked=True
     )
     return {prefix: Weights([groups.get(prefix, {})], dim_of, str(directory), files) for prefix in prefixes}

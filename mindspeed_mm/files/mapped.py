@@ -57,7 +57,7 @@ class MappedFiles:
             if first <= at < stop:
                 begin = max(first, (at - _MARGIN) // mmap.PAGESIZE * mmap.PAGESIZE)
                 length = min(stop, end + _MARGIN) - begin
-                _libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), ctypes.c_int(_MADV_DONTNEED))
+                _libc.madvise(begin, length, _MADV_DONTNEED)
 
 
 def _ranges(paths: set[str]) -> list[tuple[int, int]]:
@@ -75,3 +75,5 @@ def _ranges(paths: set[str]) -> list[tuple[int, int]]:
 
 
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+if _libc is not None:
+    _libc.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int

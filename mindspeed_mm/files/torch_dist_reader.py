@@ -19,8 +19,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from mindspeed_mm.errors import CheckpointError
-from mindspeed_mm.files import integrity, raw, torch_reader, torch_state, trusted
-from mindspeed_mm.files.layout import STATE_FILE
+from mindspeed_mm.files import integrity, raw, torch_reader, trusted
 from mindspeed_mm.files.mapped import MappedFiles
 from mindspeed_mm.files.pieces import Pieces, Unopened, check_cover
 
@@ -51,8 +50,8 @@ Groups = dict[str, dict[str, Pieces]]
 
 def read(
     directory: Path, groups: Mapping[str, str], record_is_checked: bool = False
-) -> tuple[Groups, MappedFiles, list[Path], dict]:
-    """Whole tensors by group and name, their mapped files, the paths of these, and the plain values beside them.
+) -> tuple[Groups, MappedFiles, list[Path]]:
+    """Whole tensors by group and name, their mapped files, and the paths of these.
 
     groups: prefix of the stored names -> group of the tensors. A file is opened when values in it are used.
     record_is_checked: True if the checkpoint's record has already been compared with the files that it lists.
@@ -67,7 +66,7 @@ def read(
             found.setdefault(groups[prefix], {})[name] = reader.tensor(stored, facts)
     if not found:
         raise CheckpointError(f"{directory}: holds no tensors under {' or '.join(groups)}")
-    return found, reader.files, reader.paths, torch_state.load(directory / STATE_FILE)
+    return found, reader.files, reader.paths
 
 
 class _Reader:

@@ -39,11 +39,11 @@ _DTYPES = {storage.__name__: dtype for dtype, storage in STORAGES.items()}
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Record:
-    """Mapped bytes of one storage: `data` is uint8 [n], `crc` the checksum in the archive."""
+    """Mapped bytes of one storage, and `crc`, their checksum in the archive."""
 
     path: Path
     tensor: str  # name of a tensor in it, for messages
-    data: Tensor
+    data: torch.UntypedStorage
     crc: int
 
 
@@ -95,7 +95,8 @@ def read_part(path: Path, mapped: torch.UntypedStorage, start: int, length: int)
 
 def verify(record: Record) -> None:
     """Compares a record's bytes with its checksum. CheckpointError names the tensor."""
-    if crc32(raw.as_bytes(record.data)) != record.crc:
+    data = torch.empty(0, dtype=torch.uint8).set_(record.data)
+    if crc32(raw.as_bytes(data)) != record.crc:
         raise CheckpointError(
             f"{record.path}: {record.tensor} is damaged, its bytes do not have the checksum that the file says; "
             "fetch or copy the file again"
@@ -214,7 +215,6 @@ class _Maker:
     def __init__(self, path: Path, mapped: torch.UntypedStorage, start: int, entries: dict[str, torch_archive.Entry]):
         self.path, self.mapped, self.start, self.entries = path, mapped, start, entries
         self.records: dict[str, Record] = {}
-        self._slices: dict[str, torch.UntypedStorage] = {}
         self._made: dict[int, object] = {}  # by id; the pickle's values live as long as this object
 
     def made(self, value: Any, name: str) -> Any:
@@ -246,15 +246,12 @@ class _Maker:
                 f"{self.path}: {name} {list(stored.shape)} {dtype} with strides {list(stored.strides)} from value "
                 f"{stored.offset} does not lie in its {held} values; it is damaged"
             )
-        if key not in self._slices:
+        if key not in self.records:
             self._add(key, name)
-        empty = torch.tensor([], dtype=dtype)
-        return empty.set_(self._slices[key]).as_strided(stored.shape, stored.strides, stored.offset)
+        return torch.empty(0, dtype=dtype).set_(self.records[key].data, stored.offset, stored.shape, stored.strides)
 
     def _add(self, key: str, name: str) -> None:
         entry = self.entries[f"data/{key}"]
         begin = self.start + entry.start
         # A slice of the storage and not a view: a view of dtype float32 must start at a multiple of 4.
-        self._slices[key] = storage = self.mapped[begin : begin + entry.nbytes]
-        data = torch.tensor([], dtype=torch.uint8).set_(storage)
-        self.records[key] = Record(self.path, name, data, entry.crc)
+        self.records[key] = Record(self.path, name, self.mapped[begin : begin + entry.nbytes], entry.crc)

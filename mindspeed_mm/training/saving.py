@@ -1,7 +1,7 @@
 """Saves and resumes a run in both checkpoint formats, through the crash-safe store."""
 
+import functools
 from collections.abc import Callable
-from operator import itemgetter
 from pathlib import Path
 
 from torch import Tensor
@@ -69,16 +69,17 @@ class Saver:
         Weights without training state, and any checkpoint with --finetune, start at iteration 0. A checkpoint of
         another program continues with the state that it holds.
         """
-        location = choice.choose(root, self.parallel)
+        opened = functools.cache(torch_state.open_mapped)  # each file is opened once, and closed after the resume
+        location = choice.choose(root, self.parallel, opened)
         if location is None:
             return False
-        held, _ = torch_state.open_mapped(layout.state_files(location.directory)[0])
+        held, _ = opened(layout.state_files(location.directory)[0])
         if self.state.settings.finetune or not origin.is_ours(held):
             self._adopt(location, held)
         else:
             torch_dist_format = layout.is_torch_dist(location.directory)
             read = self._read_torch_dist if torch_dist_format else self._read_ranks
-            self.state.restore(read(location.directory))
+            self.state.restore(read(location.directory, opened))
             _log.info(f"resumed from {location.directory} at iteration {self.state.iteration}")
         return True
 
@@ -127,35 +128,40 @@ class Saver:
                 beat("a part of a checkpoint")
         return integrity.measure(sorted(directory.iterdir()), building, beat)
 
-    def _read_ranks(self, directory: Path) -> Saved:
+    def _read_ranks(self, directory: Path, open_state: choice.OpenState) -> Saved:
         paths, mine = layout.rank_files(directory), self.parallel.tensor_rank
         if len(paths) != self.parallel.tensor_size:
             _log.info(f"resharding from {len(paths)} to {self.parallel.tensor_size} TP ranks")
             mine = 0
-        opened = [torch_state.open_mapped(path) for path in paths]
+        opened = [open_state(path) for path in paths]
         common = opened[mine][0]
-        model = self._weights(directory, paths, opened, lambda content: content["model"])
+        model = self._weights(directory, paths, opened, ["model"])["model"]
         files = [path.with_name(layout.OPTIMIZER_FILE) for path in paths]
         if not files[0].is_file():
             return Saved(common, model, {})
         opened = [torch_state.open_mapped(path) for path in files]
-        keys = list(opened[0][0])
-        return Saved(common, model, {key: self._weights(directory, files, opened, itemgetter(key)) for key in keys})
+        return Saved(common, model, self._weights(directory, files, opened, list(opened[0][0])))
 
-    def _weights(self, directory: Path, paths: list[Path], opened: list, group: Callable[[dict], Named]) -> Weights:
-        """One group of the tensors in the files of all TP ranks; read when they are used."""
-        shards = [
-            {name: value for name, value in group(content).items() if isinstance(value, Tensor)}
-            for content, _ in opened
-        ]
+    def _weights(self, directory: Path, paths: list[Path], opened: list, groups: list[str]) -> dict[str, Weights]:
+        """Groups of the tensors in the files of all TP ranks; read when they are used."""
+        shards: dict[str, list[Named]] = {
+            group: [
+                {name: value for name, value in content[group].items() if isinstance(value, Tensor)}
+                for content, _ in opened
+            ]
+            for group in groups
+        }
         proof = integrity.Proof(paths, [record for _, found in opened for record in found], record_is_checked=True)
-        mapped = MappedFiles(paths, [value for shard in shards for value in shard.values()], proof)
-        return Weights(shards, self.state.dims.get, str(directory), mapped)
+        every = [value for group in shards.values() for shard in group for value in shard.values()]
+        mapped = MappedFiles(paths, every, proof)
+        return {group: Weights(found, self.state.dims.get, str(directory), mapped) for group, found in shards.items()}
 
     # ------------------------------------------------------------------------------------------------------- torch_dist
 
-    def _read_torch_dist(self, directory: Path) -> Saved:
-        common = torch_dist.load_common(directory)
+    def _read_torch_dist(self, directory: Path, open_state: choice.OpenState) -> Saved:
+        path = directory / layout.STATE_FILE
+        common, records = open_state(path)
+        integrity.Proof([path], records, record_is_checked=True).check_all()
         keys = [*_GROUPS] if common["optimizer"] is not None else []
         keys += ["ema_params"] if common["ema_updates"] is not None else []
         found = torch_dist.opened(directory, ["model", *keys], self.state.dims.get)

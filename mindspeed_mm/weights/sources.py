@@ -167,7 +167,8 @@ def _open_torch(path: Path) -> Checkpoint:
 def _open_torch_dist(location: layout.Location) -> Checkpoint:
     """Opens our --ckpt-format torch_dist. Its average is in fp32, as in the run."""
     prefixes = {"model": MODEL, "ema_params": EMA}
-    found, files, paths, held = torch_dist_reader.read(location.directory, prefixes)
+    found, files, paths = torch_dist_reader.read(location.directory, prefixes)
+    held = torch_state.load(location.directory / layout.STATE_FILE)
     iteration = held.get("iteration")
     if None not in (iteration, location.iteration) and iteration != location.iteration:
         raise CheckpointError(

@@ -421,7 +421,8 @@ def dist(saved_torch_dist, tmp_path):
 
 
 def dist_values(directory) -> dict[str, torch.Tensor]:
-    """What the trainer gets, at TP 1."""
+    """What the trainer gets, at TP 1; it reads the plain values first."""
+    torch_state.load(directory / layout.STATE_FILE)
     weights = torch_dist.opened(directory, ["model"], {name: dim for name, (_, dim) in SHAPES.items()}.get)["model"]
     found = {f"model.{name}": torch.empty(weights.shape(name)) for name in weights}
     for name in weights:
