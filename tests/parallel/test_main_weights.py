@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rank_runs import Layout, Run
+from rank_runs import FOUR_BLOCKS, Layout, Run
 from ranks import run_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -90,7 +90,7 @@ def test_an_update_is_megatrons(ranks, layout, settings):
 
 
 def operators(layout: Layout) -> tuple[int, int]:
-    run = Run(layout)
+    run = Run(layout, denoiser=FOUR_BLOCKS)
     run.steps(1)
     run.engine.start_step()
     run.engine.backward(run.step.objective(run.engine.ddp, next(run.stream)).value)

@@ -5,7 +5,7 @@ import zlib
 from types import SimpleNamespace
 
 import torch
-from rank_runs import DENOISER
+from rank_runs import FOUR_BLOCKS
 from small_vae import TINY_8
 
 from mindspeed_mm.config.model import DiffusionConfig, TextEncoderConfig, TokenizerConfig
@@ -37,7 +37,7 @@ class MadeUpText:
         )
 
 
-def sample_model(size=(9, 64, 64), predictor=DENOISER, **diffusion) -> SampleModelConfig:
+def sample_model(size=(9, 64, 64), predictor=FOUR_BLOCKS, **diffusion) -> SampleModelConfig:
     nowhere = {"from_pretrained": "nowhere"}
     return SampleModelConfig(
         ae=AUTOENCODER,
@@ -53,11 +53,11 @@ def sample_model(size=(9, 64, 64), predictor=DENOISER, **diffusion) -> SampleMod
     )
 
 
-IMAGES = dataclasses.replace(DENOISER, image_mask_channels=8)
+IMAGES = dataclasses.replace(FOUR_BLOCKS, image_mask_channels=8)
 
 
 def pipeline(
-    parallel=None, size=(9, 64, 64), options: SamplingOptions | None = None, predictor=DENOISER, **diffusion
+    parallel=None, size=(9, 64, 64), options: SamplingOptions | None = None, predictor=FOUR_BLOCKS, **diffusion
 ) -> T2VPipeline:
     """The same networks at every layout, on the CPU. predictor: IMAGES has inputs for images, which are not zero."""
     torch.manual_seed(0)

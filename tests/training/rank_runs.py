@@ -45,7 +45,7 @@ from mindspeed_mm.types import ImageFeatures, TextFeatures
 from mindspeed_mm.weights import load_denoiser
 
 DENOISER = SparseUMMDiTConfig(
-    num_layers=(1, 2, 1),
+    num_layers=(1, 1, 1),
     sparse_n=(1, 2, 1),
     sparse1d=True,
     double_ff=True,
@@ -57,6 +57,7 @@ DENOISER = SparseUMMDiTConfig(
     pooled_projection_dim=6,
     timestep_embed_dim=16,
 )
+FOUR_BLOCKS = dataclasses.replace(DENOISER, num_layers=(1, 2, 1))  # with a block that skips in groups
 GLOBAL_BATCH = 4
 SEED = 5
 _EVERY_STEP = ReportConfig(log_interval=1)

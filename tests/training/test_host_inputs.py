@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rank_runs import Layout, Run
+from rank_runs import FOUR_BLOCKS, Layout, Run
 from ranks import run_ranks
 from test_cpu_offload import Counted
 
@@ -14,7 +14,7 @@ STEPS, BLOCKS = 2, 3
 
 def both(layout: Layout) -> tuple[bool, int, int, int]:
     """Whether losses, norms and weights are equal; numbers that were stored and fetched; numbers of a block's inputs."""
-    plain, hosted, copies, sizes = Run(layout), Run(layout), Counted(), []
+    (plain, hosted), copies, sizes = (Run(layout, denoiser=FOUR_BLOCKS) for _ in range(2)), Counted(), []
     hosted.network.keep_inputs_on_host(HostInputs(copies, BLOCKS))
     block = hosted.network.blocks()[1]
     block.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].numel() + inputs[1].numel()))

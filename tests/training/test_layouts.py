@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from rank_runs import DENOISER, Layout, curve
+from rank_runs import FOUR_BLOCKS, Layout, curve
 from ranks import run_ranks
 
 STEPS = 12  # of one rank
@@ -12,7 +12,7 @@ TOLERANCE = 1e-4  # relative, of losses and gradient norms, fp32
 
 @pytest.fixture(scope="module")
 def one_rank():
-    return run_ranks(curve, 1, Layout(), STEPS)[0]
+    return run_ranks(curve, 1, Layout(micro_batch=2), STEPS, FOUR_BLOCKS)[0]
 
 
 def check(found, wanted):
@@ -24,11 +24,11 @@ def check(found, wanted):
 @pytest.mark.parametrize(
     ("layout", "steps"),
     [
-        (Layout(tensor=2, sequence_parallel=True, micro_batch=2), 6),  # x DP 2
-        (Layout(context=2, micro_batch=2), 6),  # x DP 2
-        (Layout(tensor=2, context=2, sequence_parallel=True, micro_batch=4), 6),
-        (Layout(), 6),  # DP 4
-        (Layout(overlap=True), 4),
+        (Layout(tensor=2, sequence_parallel=True, micro_batch=2), 4),  # x DP 2
+        (Layout(context=2, micro_batch=2), 4),  # x DP 2
+        (Layout(tensor=2, context=2, sequence_parallel=True, micro_batch=4), 4),
+        (Layout(), 4),  # DP 4
+        (Layout(overlap=True), 3),
         (Layout(tensor=2, context=2, micro_batch=4, overlap=True), 3),
         (Layout(tensor=2, micro_batch=1), 3),  # two micro-batches of each data rank
         (Layout(distributed_optimizer=False), 3),
@@ -37,30 +37,34 @@ def check(found, wanted):
     ids=str,
 )
 def test_four_ranks_give_the_curve_of_one(one_rank, layout, steps):
-    for found in run_ranks(curve, 4, layout, steps):
+    for found in run_ranks(curve, 4, layout, steps, FOUR_BLOCKS):
         assert len(found) == steps
         check(found, one_rank)
 
 
-IMAGES = dataclasses.replace(DENOISER, image_mask_channels=2)
+IMAGES = dataclasses.replace(FOUR_BLOCKS, image_mask_channels=2)
 
 
 def test_image_conditions_give_one_curve_at_every_layout(one_rank):
-    wanted = run_ranks(curve, 1, Layout(), 4, IMAGES)[0]
+    wanted = run_ranks(curve, 1, Layout(micro_batch=2), 4, IMAGES)[0]
     for found in run_ranks(curve, 4, Layout(tensor=2, context=2, sequence_parallel=True, micro_batch=4), 4, IMAGES):
         check(found, wanted)
     losses, plain = ([loss for loss, _ in run] for run in (wanted, one_rank))
     assert losses[0] == plain[0] and losses[3] != plain[3]  # the inputs begin at zero and then learn
 
 
-@pytest.mark.parametrize("layout", [Layout(micro_batch=2), Layout(micro_batch=4), Layout(distributed_optimizer=False)])
+@pytest.mark.parametrize(
+    "layout", [Layout(), Layout(micro_batch=4), Layout(micro_batch=2, distributed_optimizer=False)]
+)
 def test_micro_batches_and_the_plain_optimizer_give_it_too(one_rank, layout):
-    check(run_ranks(curve, 1, layout, 6)[0], one_rank)
+    check(run_ranks(curve, 1, layout, 3, FOUR_BLOCKS)[0], one_rank)
 
 
-@pytest.mark.parametrize("layout", [Layout(recompute_blocks=3), Layout(recompute_feed_forwards=4)])
+@pytest.mark.parametrize(
+    "layout", [Layout(micro_batch=2, recompute_blocks=3), Layout(micro_batch=2, recompute_feed_forwards=4)]
+)
 def test_recomputation_gives_it_bit_for_bit(one_rank, layout):
-    assert run_ranks(curve, 1, layout, 4)[0] == one_rank[:4]
+    assert run_ranks(curve, 1, layout, 3, FOUR_BLOCKS)[0] == one_rank[:3]
 
 
 def test_the_loss_falls(one_rank):
@@ -69,13 +73,13 @@ def test_the_loss_falls(one_rank):
 
 
 def test_bf16_weights_with_fp32_main_weights_follow_the_curve(one_rank):
-    found = run_ranks(curve, 1, Layout(dtype="bf16", micro_batch=4), STEPS)[0]
+    found = run_ranks(curve, 1, Layout(dtype="bf16", micro_batch=4), STEPS, FOUR_BLOCKS)[0]
     for (mine, _), (theirs, _) in zip(found, one_rank, strict=True):
         assert mine == pytest.approx(theirs, rel=5e-2)
 
 
 def test_fp16_finds_its_loss_scale_and_follows_the_curve(one_rank):
-    found = run_ranks(curve, 1, Layout(dtype="fp16", micro_batch=4), 8)[0]
+    found = run_ranks(curve, 1, Layout(dtype="fp16", micro_batch=4), 8, FOUR_BLOCKS)[0]
     overflowed = [norm == float("inf") for _, norm in found]
     assert overflowed[0] and not overflowed[-1]  # the scale starts too high, and a skipped step changes no weight
     start = overflowed.index(False)
@@ -83,15 +87,15 @@ def test_fp16_finds_its_loss_scale_and_follows_the_curve(one_rank):
         assert mine == pytest.approx(theirs, rel=2e-1)
 
 
-DROPOUT = Layout(dropout=0.6)
-DROPOUT_STEPS = 4
+DROPOUT = Layout(dropout=0.6, micro_batch=2)
+DROPOUT_STEPS = 3
 DROPOUT_TOLERANCE = 1e-5  # relative; another mask changes the last loss by more than 1e-3
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["two feed-forwards", "one feed-forward"])
 def with_dropout(request):
     """A network, and its curve on one rank."""
-    denoiser = dataclasses.replace(DENOISER, num_layers=(1, 2, 1), double_ff=request.param)
+    denoiser = dataclasses.replace(FOUR_BLOCKS, double_ff=request.param)
     return denoiser, run_ranks(curve, 1, DROPOUT, DROPOUT_STEPS, denoiser)[0]
 
 
@@ -112,5 +116,5 @@ def test_dropout_drops_the_same_at_every_layout(with_dropout, changes):
 def test_dropout_drops_the_same_in_recomputation_and_something_at_all(with_dropout):
     denoiser, wanted = with_dropout
     assert run_ranks(curve, 1, dataclasses.replace(DROPOUT, recompute_blocks=4), DROPOUT_STEPS, denoiser)[0] == wanted
-    whole = run_ranks(curve, 1, Layout(), DROPOUT_STEPS, denoiser)[0]
+    whole = run_ranks(curve, 1, Layout(micro_batch=2), DROPOUT_STEPS, denoiser)[0]
     assert whole[-1][0] != pytest.approx(wanted[-1][0], rel=100 * DROPOUT_TOLERANCE)

@@ -7,7 +7,7 @@ from pathlib import Path
 import checkpoint_files as originals
 import pytest
 import torch
-from rank_runs import DENOISER, Layout, Run
+from rank_runs import DENOISER, FOUR_BLOCKS, Layout, Run
 from ranks import log_lines, run_ranks
 
 from mindspeed_mm.checkpoint import origin
@@ -54,10 +54,11 @@ def as_run(root: Path, **more) -> None:
         torch.save({**state, **{key: value for key, value in more.items() if key != "args"}}, file)
 
 
-def begun(made: Layout, root: Path, settings: dict, ema: bool = True) -> dict:
+def begun(made: Layout, root: Path, settings: dict, ema: bool = True, denoiser=DENOISER) -> dict:
     """A run that has just begun from `root`, on this rank."""
     torch.manual_seed(0)
-    run = Run(made, CheckpointConfig(load=str(root), **settings), ema=ema, optimizer={"lr_decay_style": "linear"})
+    options = {"ema": ema, "optimizer": {"lr_decay_style": "linear"}, "denoiser": denoiser}
+    run = Run(made, CheckpointConfig(load=str(root), **settings), **options)
     with log_lines() as lines:
         try:
             run.saver.resume(root)
@@ -132,7 +133,7 @@ def test_mms_run_saved_without_its_optimizer_continues_by_its_args(tmp_path, wei
     """MM's launch script gives --no-save-optim --no-save-rng: `args` are all that tells a run from weights."""
     root = originals.write_directory(tmp_path / "load", in_mm(weights[0], 2), iteration=5)
     as_run(root, args={"consumed_train_samples": 10, "iteration": 0, "global_batch_size": 2, "train_iters": 5000})
-    (found,) = run_ranks(begun, 1, Layout(), root, {}, False)
+    (found,) = run_ranks(begun, 1, Layout(micro_batch=4), root, {}, False)
     assert found["place"] == (5, 10, 5, 10) and holds(found["network"], weights[0])
 
 
@@ -143,7 +144,7 @@ def test_finetune_takes_the_weights_alone_of_anything(tmp_path, weights):
         if whole is None:
             form = "torch_dist" if source.name == "ours_dist" else "torch"
             whole = run_ranks(ours, 2, CheckpointConfig(save=str(source), format=form))[0]
-        (found,) = run_ranks(begun, 1, Layout(), source, {"finetune": True})
+        (found,) = run_ranks(begun, 1, Layout(micro_batch=4), source, {"finetune": True})
         assert found["place"] == (0, 0, 0, 0) and found["moments"] == 0
         assert holds(found["network"], whole) and holds(found["average"], whole)
         assert "(--finetune): took the weights" in found["lines"][0]
@@ -152,15 +153,14 @@ def test_finetune_takes_the_weights_alone_of_anything(tmp_path, weights):
 def ours(checkpoint: CheckpointConfig) -> dict[str, torch.Tensor]:
     """A run of ours with two data ranks that saves; its weights."""
     run = Run(Layout(micro_batch=2), checkpoint)
-    run.steps(2)
+    run.steps(1)
     run.saver.save()
     return run.weights()
 
 
 def test_weights_of_another_network_are_named(tmp_path, weights):
-    whole = {name: value for name, value in weights[0].items() if not name.startswith("transformer_blocks.1.1")}
-    root = originals.write_directory(tmp_path / "load", in_mm(whole, 1), iteration=None)
-    (found,) = run_ranks(begun, 1, Layout(), root, {})
+    root = originals.write_directory(tmp_path / "load", in_mm(weights[0], 1), iteration=None)
+    (found,) = run_ranks(begun, 1, Layout(micro_batch=4), root, {}, True, FOUR_BLOCKS)
     assert "does not fit the network" in found["error"] and "num_layers is" in found["error"]
 
 
@@ -178,7 +178,7 @@ def test_nothing_in_args_is_executed(tmp_path, weights):
     root = originals.write_directory(
         tmp_path / "load", in_osp(weights[0], 1), iteration=5, flags={"evil": Evil(tmp_path / "executed")}
     )
-    (found,) = run_ranks(begun, 1, Layout(), root, {})
+    (found,) = run_ranks(begun, 1, Layout(micro_batch=4), root, {})
     assert "holds more than tensors and plain values" in found["error"]
     assert not (tmp_path / "executed").exists()
 

@@ -1,6 +1,7 @@
 """Stop and resume equals never stopped: bit for bit at the same layout, closely at another one."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +9,11 @@ from rank_runs import Layout, Run
 from ranks import run_ranks
 
 from mindspeed_mm.config.run import CheckpointConfig
+from mindspeed_mm.training.saving import Saver
 
-STOP, STEPS = 2, 4
+STOP, STEPS = 2, 3
+FORMS = ("torch", "torch_dist")
+AFTER = 2  # steps at another layout; the moments are seen in the second
 SPOIL = {2: 100.0}  # the first step is skipped or clipped hard
 
 
@@ -66,14 +70,14 @@ def stop_and_resume(layout: Layout, checkpoint: CheckpointConfig, ema: bool) -> 
 @pytest.mark.parametrize(
     ("ranks", "layout", "settings", "ema"),
     [
-        (1, Layout(micro_batch=2, clip_decay=0.9), {}, True),
+        (1, Layout(micro_batch=4, clip_decay=0.9), {}, True),
         (1, Layout(dtype="bf16", micro_batch=4, clip_decay=0.9), {"in_background": True}, False),
         (1, Layout(dtype="fp16", micro_batch=4), {}, True),
         (1, Layout(micro_batch=4, distributed_optimizer=False, dtype="bf16"), {}, True),
         (2, Layout(micro_batch=2, clip_decay=0.9), {"in_background": True}, True),
         (2, Layout(tensor=2, sequence_parallel=True, dtype="bf16", micro_batch=2), {"format": "torch_dist"}, True),
-        (4, Layout(tensor=2, overlap=True, clip_decay=0.9, dropout=0.1), {}, True),
-        (4, Layout(context=2, dtype="bf16"), {"format": "torch_dist", "in_background": True}, True),
+        (4, Layout(tensor=2, micro_batch=2, overlap=True, clip_decay=0.9, dropout=0.1), {}, True),
+        (4, Layout(context=2, micro_batch=2, dtype="bf16"), {"format": "torch_dist", "in_background": True}, True),
     ],
     ids=str,
 )
@@ -84,10 +88,10 @@ def test_resuming_is_exact(tmp_path, ranks, layout, settings, ema):
         assert different == []
 
 
-def saved_and_never_saved(layout: Layout, checkpoint: CheckpointConfig) -> list[str]:
-    """What differs after the same steps between a run that saved on its way and one that did not."""
+def saved_and_never_saved(layout: Layout, checkpoints: list[CheckpointConfig]) -> list[list[str]]:
+    """What differs after the same steps between runs that saved on their way and one that did not."""
     found = []
-    for settings in (checkpoint, CheckpointConfig()):
+    for settings in (CheckpointConfig(), *checkpoints):
         torch.manual_seed(7)
         run = Run(layout, settings, spoil=SPOIL)
         losses = [result.loss for result in run.steps(STOP)]
@@ -96,17 +100,20 @@ def saved_and_never_saved(layout: Layout, checkpoint: CheckpointConfig) -> list[
         losses += [result.loss for result in run.steps(1)]
         run.saver.complete()
         found.append({"losses": losses, **everything(run)})
-    mine, theirs = found
-    return [key for key in mine if not equal(mine[key], theirs[key])]
+    theirs, *saved = found
+    return [[key for key in mine if not equal(mine[key], theirs[key])] for mine in saved]
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"in_background": True}, {"format": "torch_dist"}, {"format": "torch_dist", "in_background": True}]
-)
-def test_a_save_leaves_the_run_as_it_is(tmp_path, settings):
+def test_a_save_leaves_the_run_as_it_is(tmp_path):
     layout = Layout(micro_batch=2, dtype="bf16", overlap=True, clip_decay=0.9, dropout=0.1)
-    checkpoint = CheckpointConfig(save=str(tmp_path), **settings)
-    assert run_ranks(saved_and_never_saved, 2, layout, checkpoint) == [[], []]
+    checkpoints = [
+        CheckpointConfig(save=str(tmp_path / f"{form}_{in_background}"), format=form, in_background=in_background)
+        for form in FORMS
+        for in_background in (False, True)
+    ]
+    for differences in run_ranks(saved_and_never_saved, 2, layout, checkpoints):
+        assert differences == [[]] * 4, checkpoints
+    assert len(list(tmp_path.glob("*/iter_0000002"))) == 4
 
 
 def test_the_comparison_can_fail(tmp_path):
@@ -119,21 +126,25 @@ def test_the_comparison_can_fail(tmp_path):
     assert {"weights", "main", "moments", "counters", "ema"} <= set(different)
 
 
-def begin(layout: Layout, checkpoint: CheckpointConfig) -> list[float]:
-    """Train, saving on the way; the losses after the save."""
-    run = Run(layout, checkpoint)
-    run.steps(STOP)
-    run.saver.save()
-    return [result.loss for result in run.steps(STEPS - STOP)]
+def begin(layout: Layout, root: Path) -> list[float]:
+    """Train, saving on the way in each format; the losses after the saves."""
+    run = Run(layout)
+    run.steps(1)
+    for form in FORMS:
+        run.state.settings = CheckpointConfig(save=str(root / form), format=form)
+        Saver(run.state).save()
+    return [result.loss for result in run.steps(AFTER)]
 
 
-def resume(layout: Layout, checkpoint: CheckpointConfig) -> tuple[list[float], int, list]:
-    run = Run(layout, checkpoint)
-    run.saver.resume(run.saver.store.root)
-    return [result.loss for result in run.steps(STEPS - STOP)], run.ema.updates, run.stream.seen
+def resume(layout: Layout, root: Path) -> list[tuple[list[float], int, int]]:
+    found = []
+    for form in FORMS:
+        run = Run(layout, CheckpointConfig(save=str(root / form), format=form))
+        assert run.saver.resume(root / form)
+        found.append(([result.loss for result in run.steps(AFTER)], run.ema.updates, run.stream.seen))
+    return found
 
 
-@pytest.mark.parametrize("form", ["torch", "torch_dist"])
 @pytest.mark.parametrize(
     ("ranks", "before", "then", "after"),
     [
@@ -143,17 +154,20 @@ def resume(layout: Layout, checkpoint: CheckpointConfig) -> tuple[list[float], i
     ],
     ids=str,
 )
-def test_another_layout_follows_the_curve(tmp_path, form, ranks, before, then, after):
-    checkpoint = CheckpointConfig(save=str(tmp_path), format=form)
-    wanted = run_ranks(begin, ranks, before, checkpoint)[0]
-    for losses, updates, seen in run_ranks(resume, then, after, checkpoint):
-        assert losses == pytest.approx(wanted, rel=1e-4)
-        assert updates == STEPS
-        assert seen == STEPS * 4  # each sample once
+def test_another_layout_follows_the_curve(tmp_path, ranks, before, then, after):
+    """From a checkpoint in each format."""
+    wanted = run_ranks(begin, ranks, before, tmp_path)[0]
+    for of_rank in run_ranks(resume, then, after, tmp_path):
+        assert len(of_rank) == len(FORMS)
+        for losses, updates, seen in of_rank:
+            assert losses == pytest.approx(wanted, rel=1e-4)
+            assert updates == 1 + AFTER
+            assert seen == (1 + AFTER) * 4  # each sample once
 
 
 def resume_another_network(checkpoint: CheckpointConfig, folder) -> str:
-    run = Run(Layout(), checkpoint)
+    run = Run(Layout(micro_batch=4), checkpoint)
+    run.saver.save()
     run.state.dims = {}
     with torch.no_grad():
         run.network.register_parameter("intruder", torch.nn.Parameter(torch.zeros(1)))
@@ -165,6 +179,5 @@ def resume_another_network(checkpoint: CheckpointConfig, folder) -> str:
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     checkpoint = CheckpointConfig(save=str(tmp_path))
-    run_ranks(begin, 1, Layout(), checkpoint)
     (message,) = run_ranks(resume_another_network, 1, checkpoint, tmp_path)
     assert message.startswith("CheckpointError: the checkpoint is of another network: it differs in intruder")

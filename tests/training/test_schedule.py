@@ -105,7 +105,9 @@ def test_the_log_names_what_the_curve_now_follows():
 
 def curve(checkpoint: CheckpointConfig, batch: int, steps: int, resumes: bool) -> list[float]:
     """Learning rates of a run, the steps of which are the real ones; it saves at its end."""
-    run = Run(Layout(), checkpoint, batch=batch, optimizer={"lr_decay_style": "cosine", "lr_decay_iters": 8})
+    run = Run(
+        Layout(micro_batch=2), checkpoint, batch=batch, optimizer={"lr_decay_style": "cosine", "lr_decay_iters": 8}
+    )
     if resumes:
         run.saver.resume(run.saver.store.root)
     found = [result.report.learning_rate for result in run.steps(steps)]

@@ -11,10 +11,11 @@ from ranks import log_lines, run_ranks
 from mindspeed_mm.config.run import CheckpointConfig
 from mindspeed_mm.errors import TrainingDiverged
 
-BAD_STEP = 6  # counted from 0: step 7
+BAD_STEP = 3  # counted from 0
 BAD_SAMPLE = BAD_STEP * GLOBAL_BATCH + 1
 WHOLE_STEP = tuple(range(BAD_STEP * GLOBAL_BATCH, (BAD_STEP + 1) * GLOBAL_BATCH))
-STEPS = 10
+STEPS = 6
+END = BAD_STEP + 6  # of a whole run
 ADAPTIVE = Layout(clip_decay=0.9)
 PLAIN = Layout(clip_decay=None)
 
@@ -80,33 +81,33 @@ def test_fixed_clipping_skips_only_what_is_not_finite():
 
 
 def diverge(checkpoint: CheckpointConfig, bad_steps: int):
-    """A whole run in which so many steps in a row are bad, from step 7 on; its error, log and last iteration."""
+    """A whole run in which so many steps in a row are bad, from BAD_STEP on; its error, log and last iteration."""
     first = BAD_STEP * GLOBAL_BATCH
     spoil = dict.fromkeys(range(first, first + bad_steps * GLOBAL_BATCH, GLOBAL_BATCH), math.nan)
     run = Run(ADAPTIVE, checkpoint, spoil=spoil)
     with log_lines() as lines:
         try:
-            run.trainer(train_iters=14).fit()
+            run.trainer(train_iters=END).fit()
         except TrainingDiverged as error:
             return str(error), lines, run.state.iteration
     return None, lines, run.state.iteration
 
 
 def test_five_in_a_row_end_the_run_and_leave_the_good_checkpoint(tmp_path):
-    checkpoint = CheckpointConfig(save=str(tmp_path), save_interval=4)
+    checkpoint = CheckpointConfig(save=str(tmp_path), save_interval=3)
     ((error, lines, iteration),) = run_ranks(diverge, 1, checkpoint, 5)
     assert error.startswith("5 steps in a row were skipped; the last saved checkpoint is from before them")
     assert iteration == BAD_STEP + 5
-    assert "iteration 7: skipped, gradient norm nan; samples: sample24" in lines
-    # Iteration 8 is after two skipped steps: as good as iteration 6.
-    assert (tmp_path / "latest_checkpointed_iteration.txt").read_text() == "8"
-    assert sorted(item.name for item in tmp_path.glob("iter_*")) == ["iter_0000004", "iter_0000008"]
+    assert "iteration 4: skipped, gradient norm nan; samples: sample12" in lines
+    # Iteration 6 is after three skipped steps: as good as iteration 3.
+    assert (tmp_path / "latest_checkpointed_iteration.txt").read_text() == "6"
+    assert sorted(item.name for item in tmp_path.glob("iter_*")) == ["iter_0000003", "iter_0000006"]
 
 
 def test_four_in_a_row_do_not(tmp_path):
     ((error, lines, iteration),) = run_ranks(diverge, 1, CheckpointConfig(save=str(tmp_path)), 4)
     assert error is None
-    assert iteration == 14
+    assert iteration == END
     assert sum("skipped, gradient norm nan" in line and "samples" in line for line in lines) == 4
     assert "skipped steps: 4" in lines[-2]
 
