@@ -15,7 +15,7 @@ from mindspeed_mm.models.wfvae.chunks import Chunk
 from mindspeed_mm.schema import build, node_from_python
 from mindspeed_mm.training.autoencoder_loss import AutoencoderLoss, kl_divergence
 
-STEPS = 6
+STEPS = 4
 
 
 def small_autoencoder(**changes):
@@ -135,7 +135,7 @@ def test_training_lowers_the_loss(world, trained):
     fresh, video = small_autoencoder(), torch.full((1, 3, 9, 32, 32), -0.6)
     learned = small_autoencoder()
     learned.load_state_dict(trained)
-    (more,) = run_ranks(train, 1, world, world / "more.pt", "--train-iters", 5 * STEPS)
+    (more,) = run_ranks(train, 1, world, world / "more.pt", "--train-iters", 30)
     longer = small_autoencoder()
     longer.load_state_dict(more)
     with torch.no_grad():

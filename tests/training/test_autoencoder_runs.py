@@ -163,13 +163,19 @@ def hang_in_the_first_step() -> None:
 
 
 def test_a_hang_ends_the_program_with_its_stacks(world, tmp_path):
-    arguments = flags(world, "--train-iters", 3, "--hang-timeout-minutes", 0.1)
+    arguments = flags(world, "--train-iters", 3, "--hang-timeout-minutes", 0.07)
     process = forked_from_server(program, arguments, str(tmp_path / "printed"), hang_in_the_first_step)
     process.join(timeout=240)
     printed = (tmp_path / "printed").read_text()
     assert process.exitcode == EXIT_CODE, printed
-    assert "no progress for 6 s; its threads:" in printed and "in stuck_here" in printed
+    assert "no progress for 4 s; its threads:" in printed and "in stuck_here" in printed
     assert "last finished the start of iteration 0" in printed
+
+
+def wait_shortly() -> None:
+    from mindspeed_mm.checkpoint import lock
+
+    lock._GRACE_S = 0.5
 
 
 def test_a_second_run_in_a_folder_is_refused(world, tmp_path):
@@ -177,7 +183,7 @@ def test_a_second_run_in_a_folder_is_refused(world, tmp_path):
     lock.take()
     try:
         arguments = flags(world, "--train-iters", 1, "--save", tmp_path)
-        process = forked_from_server(program, arguments, str(tmp_path / "printed"))
+        process = forked_from_server(program, arguments, str(tmp_path / "printed"), wait_shortly)
         process.join(timeout=240)
     finally:
         lock.release()

@@ -207,9 +207,9 @@ def test_beats_keep_the_watchdog_quiet(alone):
         from mindspeed_mm.parallel.pulse import Pulse
         from mindspeed_mm.training.watchdog import Watchdog
 
-        with Watchdog(Pulse(dist.HashStore(), 0, 1), minutes=2 / 60) as watchdog:
+        with Watchdog(Pulse(dist.HashStore(), 0, 1), minutes=1 / 60) as watchdog:
             for iteration in range(8):
-                time.sleep(0.5)
+                time.sleep(0.25)
                 watchdog.beat("the step", iteration)
         """
     )
@@ -222,12 +222,12 @@ def test_a_rank_without_a_sign_of_life_is_named(alone):
         from mindspeed_mm.parallel.pulse import Pulse
         from mindspeed_mm.training.heartbeat import Heartbeat
 
-        with Heartbeat(Pulse(dist.HashStore(), 0, 2), gone_after_s=3.0):
+        with Heartbeat(Pulse(dist.HashStore(), 0, 2), gone_after_s=2.0):
             time.sleep(60)
         """
     )
     assert result.returncode == EXIT_CODE
-    assert "[rank 0] rank 1 is gone: no sign of life for 3 s; ending" in result.stderr
+    assert "[rank 0] rank 1 is gone: no sign of life for 2 s; ending" in result.stderr
 
 
 def test_what_one_rank_has_found_ends_the_others(alone):
