@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from rank_runs import Layout, Run
 from ranks import run_ranks
-from tiny_denoiser import CONFIG
+from tiny_denoiser import CONFIG as SIX_BLOCKS
 from torch.overrides import TorchFunctionMode
 
 from mindspeed_mm.config.model import DiffusionConfig
@@ -34,6 +34,7 @@ from mindspeed_mm.training.task import FlowMatchingTask
 from mindspeed_mm.types import Batch, Posterior, TextFeatures
 
 DEVICE = torch.device("meta")
+CONFIG = dataclasses.replace(SIX_BLOCKS, num_layers=(1, 2, 1))  # a block of each kind
 FRAMES, HEIGHT, WIDTH, TOKENS = 3, 8, 10, 7
 
 
@@ -169,7 +170,7 @@ def test_the_loss_scale_lies_on_the_host():
 
 def object_collectives_and_waits(steps: int) -> tuple[int, int]:
     """How often a trainer's loop sends Python objects to other ranks, and waits for its device."""
-    run = Run(Layout())
+    run = Run(Layout(micro_batch=2))
     trainer = run.trainer(train_iters=steps)
     names = ("all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list")
     with contextlib.ExitStack() as stack:
