@@ -207,9 +207,9 @@ def test_beats_keep_the_watchdog_quiet(alone):
         from mindspeed_mm.parallel.pulse import Pulse
         from mindspeed_mm.training.watchdog import Watchdog
 
-        with Watchdog(Pulse(dist.HashStore(), 0, 1), minutes=1 / 60) as watchdog:
-            for iteration in range(8):
-                time.sleep(0.25)
+        with Watchdog(Pulse(dist.HashStore(), 0, 1), minutes=2 / 60) as watchdog:
+            for iteration in range(5):
+                time.sleep(0.5)
                 watchdog.beat("the step", iteration)
         """
     )

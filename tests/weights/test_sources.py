@@ -116,14 +116,10 @@ def without_tail(whole: dict) -> dict:
     }
 
 
-OF_EACH_LAYOUT = ("osp", "mm4", "torch_dist", "pt", "safetensors")  # how a path is found does not depend on TP
-
-
 @pytest.mark.parametrize("tensor_size", [1, 2])
 def test_training_starts_from_every_source(every_source, whole, tensor_size, tmp_path):
     torch.save(without_tail(whole), tmp_path / "whole.pt")
-    paths = every_source if tensor_size == 1 else {name: every_source[name] for name in OF_EACH_LAYOUT}
-    for wrong in run_ranks(wrong_in_training, tensor_size, paths, tensor_size, tmp_path / "whole.pt"):
+    for wrong in run_ranks(wrong_in_training, tensor_size, every_source, tensor_size, tmp_path / "whole.pt"):
         assert wrong == []
 
 
