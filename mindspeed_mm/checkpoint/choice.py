@@ -18,7 +18,6 @@ from mindspeed_mm import atomic, logs
 from mindspeed_mm.checkpoint.store import bring_back
 from mindspeed_mm.errors import CheckpointError
 from mindspeed_mm.files import integrity, layout, torch_state
-from mindspeed_mm.files.torch_reader import Record
 from mindspeed_mm.parallel.collectives import from_first_rank
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.meeting import meet
@@ -27,7 +26,6 @@ _log = logs.get(__name__)
 PATIENCE_S = 60.0  # seconds in which a network file system may show a new file; NFS keeps a listing for up to a minute
 _POLL_S = 0.5
 _T = typing.TypeVar("_T")
-OpenState = Callable[[Path], tuple[dict, list[Record]]]  # as torch_state.open_mapped
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,7 +58,7 @@ def look(root: Path, parallel: ParallelContext) -> Found:
 
 
 def choose(
-    root: Path, parallel: ParallelContext, open_state: OpenState = torch_state.open_mapped
+    root: Path, parallel: ParallelContext, open_state: torch_state.OpenState = torch_state.open_mapped
 ) -> layout.Location | None:
     """The checkpoint to load, the same on every rank; collective: the tracker's, or the latest undamaged one before
     it.
@@ -199,7 +197,7 @@ def _attempt(differs: Callable[[], str | None]) -> str | None:
         return str(error)
 
 
-def _damage(location: layout.Location, parallel: ParallelContext, open_state: OpenState) -> str | None:
+def _damage(location: layout.Location, parallel: ParallelContext, open_state: torch_state.OpenState) -> str | None:
     """Reason why a checkpoint is unusable, the same on every rank, or None; each rank checks its share of the files."""
     mine = None
     try:
@@ -213,7 +211,7 @@ def _damage(location: layout.Location, parallel: ParallelContext, open_state: Op
     return meet("checking", parallel, mine, lambda reasons: next((one for one in reasons if one is not None), None))
 
 
-def _check_iteration(location: layout.Location, parallel: ParallelContext, open_state: OpenState) -> None:
+def _check_iteration(location: layout.Location, parallel: ParallelContext, open_state: torch_state.OpenState) -> None:
     """Raises CheckpointError if a file's iteration is not that of its directory's name, for example after a rename."""
     if location.iteration is None:
         return

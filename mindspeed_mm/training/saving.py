@@ -128,7 +128,7 @@ class Saver:
                 beat("a part of a checkpoint")
         return integrity.measure(sorted(directory.iterdir()), building, beat)
 
-    def _read_ranks(self, directory: Path, open_state: choice.OpenState) -> Saved:
+    def _read_ranks(self, directory: Path, open_state: torch_state.OpenState) -> Saved:
         paths, mine = layout.rank_files(directory), self.parallel.tensor_rank
         if len(paths) != self.parallel.tensor_size:
             _log.info(f"resharding from {len(paths)} to {self.parallel.tensor_size} TP ranks")
@@ -158,10 +158,8 @@ class Saver:
 
     # ------------------------------------------------------------------------------------------------------- torch_dist
 
-    def _read_torch_dist(self, directory: Path, open_state: choice.OpenState) -> Saved:
-        path = directory / layout.STATE_FILE
-        common, records = open_state(path)
-        integrity.Proof([path], records, record_is_checked=True).check_all()
+    def _read_torch_dist(self, directory: Path, open_state: torch_state.OpenState) -> Saved:
+        common = torch_state.load(directory / layout.STATE_FILE, record_is_checked=True, open_state=open_state)
         keys = [*_GROUPS] if common["optimizer"] is not None else []
         keys += ["ema_params"] if common["ema_updates"] is not None else []
         found = torch_dist.opened(directory, ["model", *keys], self.state.dims.get)

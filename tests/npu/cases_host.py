@@ -19,8 +19,6 @@ from mindspeed_mm.parallel.megatron_engine import MegatronEngine
 from mindspeed_mm.parallel.seeds import generator
 from mindspeed_mm.platforms.npu import NpuPlatform
 
-SMALL = DENOISER
-
 
 class Counting(OnHost):
     """Also counts the bytes of blocks, which are all that is uint8, on their way from the host."""
@@ -52,11 +50,11 @@ def _passes(adapter: AdapterConfig) -> tuple[list[torch.Tensor], list[int], list
     device, sample = platform.device(0), FakeEncoders()(FakeBatch((0,)))
     with Counting() as counted:
         home = "cpu" if loads_on_host(adapter) else device
-        network = build_denoiser(SMALL, parallel, device=home, seed=3).train()
+        network = build_denoiser(DENOISER, parallel, device=home, seed=3).train()
         stream = None
         if loads_on_host(adapter):
-            stream = hold_base(network, SMALL, adapter, device, platform.copies())
-        for name, branch in attach_trained(network, SMALL, adapter, parallel, seed=7).items():
+            stream = hold_base(network, DENOISER, adapter, device, platform.copies())
+        for name, branch in attach_trained(network, DENOISER, adapter, parallel, seed=7).items():
             branch.lora_B.data.copy_(torch.randn(branch.lora_B.shape, generator=generator(0, name)))
         moved = []
         for _ in range(2):
