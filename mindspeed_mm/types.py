@@ -11,6 +11,13 @@ from torch import Tensor
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def sent(tensor: Tensor, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Tensor:
+    """The tensor on `device`, in `dtype`. The host does not wait for a copy to CUDA; one to an NPU it does wait for, since
+    torch_npu keeps memory of the host until the copy is done only where it is pinned."""
+    queued = device is not None and torch.device(device).type == "cuda"
+    return tensor.to(device=device, dtype=dtype, non_blocking=queued)
+
+
 class Tensors:
     """Base of frozen dataclasses that hold tensors, other such records and plain values.
 
@@ -44,7 +51,7 @@ class Tensors:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """The record on another device; `dtype` converts its floating-point tensors."""
-        return self.map(lambda value: value.to(device=device, dtype=dtype if value.is_floating_point() else None))
+        return self.map(lambda value: sent(value, device, dtype if value.is_floating_point() else None))
 
     def chunk(self, count: int) -> list[Self]:
         """`count` equal parts along the batch axis: the inverse of `concatenate`."""

@@ -30,7 +30,7 @@ from mindspeed_mm.models.sparse_ummdit.masks import key_mask
 from mindspeed_mm.models.sparse_ummdit.modulation import FinalNorm
 from mindspeed_mm.models.sparse_ummdit.norms import NORMS
 from mindspeed_mm.ops import rope3d
-from mindspeed_mm.ops.attention import attend
+from mindspeed_mm.ops.attention import RealKeys, attend, with_some
 from mindspeed_mm.ops.skiparse import padding
 from mindspeed_mm.parallel.alone import Alone
 
@@ -41,13 +41,11 @@ class JointAttentionProcessor:
     _attention_backend = None
     _parallel_config = None
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, keys: RealKeys | None) -> Tensor:
         """See `ops.attention.attend`. An NPU without a chosen backend takes the fused operator there."""
         if self._attention_backend is None and q.device.type == "npu":
-            return attend(q, k, v, keep)
-        mask = None
-        if keep is not None:
-            mask = (keep | ~keep.any(1, keepdim=True))[:, None, None, :]
+            return attend(q, k, v, keys)
+        mask = None if keys is None else keys.keep[:, None, None, :]
         q, k, v = (x.transpose(0, 1) for x in (q, k, v))
         backend, parallel = self._attention_backend, self._parallel_config
         out = dispatch_attention_fn(q, k, v, attn_mask=mask, backend=backend, parallel_config=parallel)
@@ -74,14 +72,14 @@ class DispatchedAttention(JointAttention, AttentionModuleMixin):
         video: Tensor,
         text: Tensor,
         rope: tuple[Tensor, Tensor],
-        keep: Tensor | None,
+        keys: RealKeys | None,
         places: Places | None = None,
     ) -> Any:
-        out, text_out = super().forward(video.transpose(0, 1), text.transpose(0, 1), rope, keep, places)
+        out, text_out = super().forward(video.transpose(0, 1), text.transpose(0, 1), rope, keys, places)
         return out.transpose(0, 1) if text_out is None else (out.transpose(0, 1), text_out.transpose(0, 1))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
-        return self.processor(q, k, v, keep)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: RealKeys | None) -> Tensor:
+        return self.processor(q, k, v, keys)
 
 
 class SparseUMMDiTBlock(Block):
@@ -94,10 +92,10 @@ class SparseUMMDiTBlock(Block):
         video: Tensor,
         text: Tensor,
         rope: tuple[Tensor, Tensor],
-        keep: Tensor | None,
+        keys: RealKeys | None,
         places: Places | None,
     ) -> tuple[Tensor, Tensor | None]:
-        found = self.attn1(video.transpose(0, 1), text.transpose(0, 1), rope, keep, places)
+        found = self.attn1(video.transpose(0, 1), text.transpose(0, 1), rope, keys, places)
         out, text_out = found if isinstance(found, tuple) else (found, None)
         return out.transpose(0, 1), None if text_out is None else text_out.transpose(0, 1)
 
@@ -118,16 +116,16 @@ class SparseUMMDiTStage(nn.ModuleList):
     ) -> tuple[Tensor, Tensor]:
         """Video [S,B,D] and text [L,B,D] through the stage.
 
-        shared: condition, rope and masks. joins, skips: in the second half, how the stage takes the output of its
+        shared: condition, rope and real keys. joins, skips: in the second half, how the stage takes the output of its
         mirror stage, and that output.
         """
         video, text = hidden_states, encoder_hidden_states
-        condition, rope, masks = shared
+        condition, rope, keys = shared
         if joins is not None and skips is not None:
             video = joins[0](torch.cat((video, skips[0]), dim=-1))
             text = joins[1](torch.cat((text, skips[1]), dim=-1))
         for block in self:
-            inputs = (video, text, condition, rope, masks[block.pattern])
+            inputs = (video, text, condition, rope, keys[block.pattern])
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 video, text = self._gradient_checkpointing_func(block, *inputs, False, False)
             else:
@@ -230,8 +228,8 @@ class SparseUMMDiTTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, Pe
         sequence, keep = self._divisible(math.prod(extent), encoder_hidden_states, encoder_attention_mask)
         text = self.caption_projection(sequence).transpose(0, 1).contiguous()
         rope = self.rope(extent, hidden_states.device)
-        masks = self._masks(math.prod(extent), sequence, keep)
-        video = self._stages(video, text, (condition, rope, masks))
+        keys = self._keys(math.prod(extent), sequence, keep)
+        video = self._stages(video, text, (condition, rope, keys))
         video = self.proj_out(self.norm_out(self.norm_final(video), condition))
         sample = unpatchify(video, extent, config.patch_size, config.velocity_channels)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
@@ -282,8 +280,8 @@ class SparseUMMDiTTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, Pe
         keep = text.new_ones(text.shape[:2], dtype=torch.bool) if keep is None else keep.bool()
         return F.pad(text, (0, 0, 0, extra)), F.pad(keep, (0, extra))
 
-    def _masks(self, tokens: int, text: Tensor, keep: Tensor | None) -> dict[tuple[int, bool], Tensor | None]:
-        """The mask of each pattern's keys (`key_masks`), by the shapes alone; None where all keys are real."""
+    def _keys(self, tokens: int, text: Tensor, keep: Tensor | None) -> dict[tuple[int, bool], RealKeys | None]:
+        """The real keys of each pattern (`keys_of`), by the shapes alone; None where all are real."""
         stages: Any = self.transformer_blocks
         patterns = dict.fromkeys(block.pattern for stage in stages for block in stage)
         real = text.new_ones(text.shape[:2], dtype=torch.bool) if keep is None else keep.bool()
@@ -291,7 +289,7 @@ class SparseUMMDiTTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, Pe
         return {
             pattern: None
             if keep is None and padding(tokens, pattern[0]) == 0
-            else _by_rank(key_mask(pattern, video, real), text.shape[1], self._ranks)
+            else RealKeys(with_some(_by_rank(key_mask(pattern, video, real), text.shape[1], self._ranks)))
             for pattern in patterns
         }
 

@@ -21,26 +21,28 @@ _MASK_ELEMENTS = 1 << 24  # 16 MiB of bool; a 1024x1024 attention of 16 samples
 _WIDEST_ROTATED, _MOST_ROTATED = 896, 1000  # channels; batch, and heads
 
 
+def mask_is_large(q: Tensor, k: Tensor) -> bool:
+    """True if a mask of q [S,B,H,D] and k [L,B,H,D] would be a large tensor: then use `attend_real`."""
+    return q.shape[1] * q.shape[0] * k.shape[0] > _MASK_ELEMENTS
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
     """Attention over the keys with keep = True: q [S,B,H,D], k and v [L,B,H,D], keep [B,L] bool or None -> [S,B,H,D].
 
-    Each row of keep needs a True. On a small problem a mask costs less than reading the lengths from the device. On a
-    large one the mask would be the largest tensor, so the real keys are packed instead.
+    Each row of keep needs a True.
     """
     if keep is None:
         return attend_tokens_first(q, k, v)
+    masked = (~keep)[:, None, None, :].expand(-1, -1, q.shape[0], -1).contiguous()
+    return attend_tokens_first(q, k, v, masked)
+
+
+def attend_real(q: Tensor, k: Tensor, v: Tensor, places: Tensor, ends: Sequence[int]) -> Tensor:
+    """The same over packed keys, without a mask. places [U], ends: see `attention.RealKeys`."""
     queries, batch = q.shape[:2]
-    if batch * queries * k.shape[0] <= _MASK_ELEMENTS:
-        masked = (~keep)[:, None, None, :].expand(-1, -1, queries, -1).contiguous()
-        return attend_tokens_first(q, k, v, masked)
-    # The lengths are needed on the host: waits for the device once here, not in every operator below.
-    keep = keep.cpu()
-    lengths = keep.sum(1).tolist()
-    sample, key = keep.nonzero(as_tuple=True)  # samples one after the other
-    real = (key * batch + sample).to(k.device)
-    k, v = (x.flatten(0, 1).index_select(0, real) for x in (k, v))
+    k, v = (x.flatten(0, 1).index_select(0, places) for x in (k, v))
     q_ends = [queries * (sample + 1) for sample in range(batch)]
-    out = attend_packed(q.transpose(0, 1).flatten(0, 1), k, v, q_ends, list(itertools.accumulate(lengths)))
+    out = attend_packed(q.transpose(0, 1).flatten(0, 1), k, v, q_ends, ends)
     return out.unflatten(0, (batch, queries)).transpose(0, 1)
 
 

@@ -1,24 +1,74 @@
-"""Attention with masks that depend on the key alone, so that no [S,S] mask is built.
+"""Attention over the real keys of a batch. Masks depend on the key alone, so that no [S,S] mask is built.
 
-An NPU uses the fused operator; other devices use the `plain_` twins, which also serve as its reference in tests.
+NPUs and CUDA use fused operators over packed keys (`ascend.py`, `cuda.py`); other devices use the `plain_` twins, which
+also serve as the reference in tests.
 """
 
+import dataclasses
+import itertools
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mindspeed_mm.ops import ascend
+from mindspeed_mm.ops import ascend, cuda
+from mindspeed_mm.types import sent
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v over the keys with keep = True.
+@dataclasses.dataclass(frozen=True, slots=True)
+class RealKeys:
+    """Which keys of a batch are real.
 
-    q, k, v: [S,B,H,D]; keep: [B,S] bool or None for all. Returns [S,B,H,D]. A sample without a real key attends to all
-    its keys, as with the original's additive -10000.
+    keep: [B,L] bool on the device, a True in each row. For operators that take the real keys alone, one sample after the
+    other: places: [U] int64 on the device, of the real keys among all [L*B]; starts: [B+1] int32 on the device, where each
+    sample's begin, and U; ends: where they end, on the host. None where `real_keys` did not find them.
     """
-    if keep is not None:
-        keep = keep | ~keep.any(1, keepdim=True)
+
+    keep: Tensor
+    places: Tensor | None = None
+    starts: Tensor | None = None
+    ends: tuple[int, ...] = ()
+
+
+def real_keys(keep: Tensor, device: torch.device | None = None) -> RealKeys:
+    """The real keys of keep [B,L] bool, for attention on `device` (default: that of keep).
+
+    A sample without a real key attends to all its keys, as with the original's additive -10000. Give keep on the host:
+    from a device it is read, which waits for it.
+    """
+    device = keep.device if device is None else device
+    if device.type != "npu" and not (device.type == "cuda" and cuda.has_kernel(device)):
+        return RealKeys(sent(with_some(keep), device))
+    keep = with_some(keep.cpu())
+    sample, key = keep.nonzero(as_tuple=True)  # samples one after the other
+    places = sent(key * len(keep) + sample, device)
+    ends = list(itertools.accumulate(keep.sum(1).tolist()))
+    keep = sent(keep, device)
+    if device.type == "npu":
+        return RealKeys(keep, places, ends=tuple(ends))
+    # On the device, since a compiler would trace again for other numbers on the host.
+    return RealKeys(keep, places, sent(torch.tensor([0, *ends], dtype=torch.int32), device))
+
+
+def with_some(keep: Tensor) -> Tensor:
+    """keep [B,L], all True where a row has no True."""
+    return keep | ~keep.any(1, keepdim=True)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, keys: RealKeys | None) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v over the real keys: q [S,B,H,D], k and v [L,B,H,D] -> [S,B,H,D].
+
+    keys: None if all are real.
+    """
+    keep = None if keys is None else keys.keep
     if q.device.type == "npu":
-        return ascend.attend(q, k, v, keep)
+        if keys is None or not ascend.mask_is_large(q, k):
+            return ascend.attend(q, k, v, keep)
+        keys = keys if keys.places is not None else real_keys(keys.keep)
+        assert keys.places is not None  # `real_keys` finds them for an NPU
+        return ascend.attend_real(q, k, v, keys.places, keys.ends)
+    if keys is not None and keys.places is not None and keys.starts is not None and cuda.takes(q):
+        return cuda.attend_real(q, k, v, keys.places, keys.starts)
     return plain_attend(q, k, v, keep)
 
 
@@ -30,7 +80,7 @@ def attend_frames(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def plain_attend(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
-    """`attend` in operators of every device; each row of keep needs a True."""
+    """`attend` in operators of every device. keep: [B,L] bool, a True in each row, or None for all."""
     q, k, v = (x.permute(1, 2, 0, 3) for x in (q, k, v))
     mask = None if keep is None else keep[:, None, None, :]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).permute(2, 0, 1, 3)

@@ -18,7 +18,7 @@ from mindspeed_mm.models.denoiser import Conditions, Denoiser
 from mindspeed_mm.parallel.seeds import generator
 from mindspeed_mm.training.encoders import Encoded
 from mindspeed_mm.training.task import FlowMatchingTask
-from mindspeed_mm.types import TextFeatures
+from mindspeed_mm.types import TextFeatures, sent
 
 
 class Teacher:
@@ -96,7 +96,7 @@ class StepDistillation(FlowMatchingTask):
         return self.unweighted
 
     def target(self, sample: Encoded, noise: Tensor, noisy: Tensor, sigma: Tensor) -> Tensor:
-        levels = self._levels(LatentGrid(*noisy.shape[2:])).to(sigma.device)
+        levels = sent(self._levels(LatentGrid(*noisy.shape[2:])), sigma.device)
         following = levels[(levels[None] >= sigma[:, None]).sum(1)]  # levels fall
         latents, width = noisy.float(), (sigma - following) / self.teacher_steps
         for index in range(self.teacher_steps):
@@ -112,7 +112,7 @@ class StepDistillation(FlowMatchingTask):
     def _sigma(self, z0: Tensor, addresses: tuple[tuple[int, int], ...]) -> Tensor:
         """Beginnings of steps, each as often as the others."""
         draws = [torch.randint(self.steps, (1,), generator=generator(self.seed, "step", *place)) for place in addresses]
-        return self._levels(LatentGrid(*z0.shape[2:]))[torch.cat(draws)].to(z0.device)
+        return sent(self._levels(LatentGrid(*z0.shape[2:]))[torch.cat(draws)], z0.device)
 
     def _levels(self, grid: LatentGrid) -> Tensor:
         """The noise levels of sampling, on the CPU."""

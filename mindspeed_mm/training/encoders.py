@@ -14,7 +14,7 @@ from mindspeed_mm.models.denoiser import Conditions
 from mindspeed_mm.models.text.encoders import TextEncoders
 from mindspeed_mm.models.wfvae.model import WFVAE
 from mindspeed_mm.parallel.seeds import derive, generator
-from mindspeed_mm.types import Batch, ImageFeatures, Posterior, Tensors, TextFeatures
+from mindspeed_mm.types import Batch, ImageFeatures, Posterior, Tensors, TextFeatures, sent
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class FrozenEncoders:
             frames, height, width = extent = _real_extent(keep, strides)
             known = self.images.draw(rng, extent, strides[0])
             one[:frames, :height, :width] = image_conditions.pixel_mask(known, extent)
-        return image_conditions.encode_known(self.autoencoder, batch.clips, pixels.to(batch.clips.device))
+        return image_conditions.encode_known(self.autoencoder, batch.clips, sent(pixels, batch.clips.device))
 
     @torch.no_grad()
     def posterior(self, batch: Batch) -> Posterior:
@@ -114,4 +114,4 @@ def _real_extent(keep: Tensor, strides: Grid) -> Grid:
 def per_sample_noise(like: Tensor, seed: int, purpose: str, addresses: tuple[tuple[int, int], ...]) -> Tensor:
     """Standard normal noise [B,...] from one generator per sample, the same for any batch and layout."""
     draws = [torch.randn(like.shape[1:], generator=generator(seed, purpose, *address)) for address in addresses]
-    return torch.stack(draws).to(device=like.device, dtype=like.dtype)
+    return sent(torch.stack(draws), like.device, like.dtype)

@@ -11,6 +11,7 @@ from mindspeed_mm.diffusion import flow, schedule
 from mindspeed_mm.families.base import DenoiserConfig
 from mindspeed_mm.parallel.seeds import SampleDraws, generator
 from mindspeed_mm.training.encoders import Encoded, per_sample_noise
+from mindspeed_mm.types import sent
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,4 +71,4 @@ class FlowMatchingTask:
     def _sigma(self, z0: Tensor, addresses: tuple[tuple[int, int], ...]) -> Tensor:
         grid = LatentGrid(*z0.shape[2:])
         draws = [schedule.draw(self.diffusion, grid, 1, generator(self.seed, "sigma", *place)) for place in addresses]
-        return torch.cat(draws).to(z0.device)
+        return sent(torch.cat(draws), z0.device)

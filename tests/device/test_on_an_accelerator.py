@@ -10,7 +10,7 @@ import torch
 from denoiser_cases import CASES, Case, relative, run
 from vae_weights import load_case
 
-from mindspeed_mm.ops.attention import attend
+from mindspeed_mm.ops.attention import attend, real_keys
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.platforms.select import select
 
@@ -77,7 +77,7 @@ def test_attention_and_its_gradients_equal_a_cpus(device, dtype, padded):
 
     def attended(where: torch.device, floats: torch.dtype) -> list[torch.Tensor]:
         q, k, v = (value.to(where, floats).requires_grad_() for value in drawn)
-        out = attend(q, k, v, None if keep is None else keep.to(where))
+        out = attend(q, k, v, None if keep is None else real_keys(keep, where))
         return [out.detach(), *torch.autograd.grad(out.float().square().sum(), (q, k, v))]
 
     wanted = attended(torch.device("cpu"), torch.float32)

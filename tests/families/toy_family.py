@@ -15,7 +15,7 @@ from mindspeed_mm import families
 from mindspeed_mm.families.base import DenoiserFamily, Dialect, Parameter, Renaming
 from mindspeed_mm.models import build as builders
 from mindspeed_mm.models.denoiser import Denoiser
-from mindspeed_mm.ops.attention import attend
+from mindspeed_mm.ops.attention import RealKeys, attend, real_keys
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.linear import ColumnLinear, RowLinear, together
 from mindspeed_mm.schema import option
@@ -89,10 +89,10 @@ class Layer(nn.Module):
         self.ask, self.tell, self.say = (ColumnLinear(*sizes, bias=False) for _ in range(3))
         self.join = RowLinear(*sizes, bias=False)
 
-    def forward(self, video: Tensor, text: Tensor, keep: Tensor) -> Tensor:
-        """video [S,B,D], text [L,B,D], keep [B,S+L] -> video."""
+    def forward(self, video: Tensor, text: Tensor, keys: RealKeys) -> Tensor:
+        """video [S,B,D], text [L,B,D], keys of [B,S+L] -> video."""
         asked, told, said = (x.unflatten(2, (-1, self.head_dim)) for x in self._projections(torch.cat((video, text))))
-        return video + self.join(attend(asked[: len(video)], told, said, keep).flatten(2))
+        return video + self.join(attend(asked[: len(video)], told, said, keys).flatten(2))
 
     def _projections(self, tokens: Tensor) -> tuple[Tensor, ...]:
         return together(tokens, self.ask, self.tell, self.say)
@@ -118,9 +118,10 @@ class Toy(Denoiser):
         real = (
             torch.ones(tokens.shape[1::-1], dtype=torch.bool, device=tokens.device) if keep is None else keep.flatten(1)
         )
+        keys = real_keys(torch.cat((real, conditions.text.keep), dim=1), tokens.device)
         for layer in self.layers:
             before_block()
-            video = layer(video, text, torch.cat((real, conditions.text.keep), dim=1))
+            video = layer(video, text, keys)
         return self.velocity_of(video).permute(1, 2, 0).unflatten(2, latents.shape[2:])
 
 

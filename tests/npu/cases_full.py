@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from simulation.device import OnHost
 from simulation.trace import Trace
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mindspeed_mm.config.model import DiffusionConfig, TrainModelConfig
@@ -137,13 +138,17 @@ def block_kernels(network, device: torch.device) -> Trace:
     inputs = block_inputs(network.config, device)
     keep = torch.ones(sparsity, TOKENS // sparsity + WORDS, dtype=torch.bool)
     keep[:, TOKENS // sparsity + 100 :] = False
-    keep = keep.to(device)
+    keys = attention_ops.real_keys(keep, device)
     with Trace() as trace:
-        out = block(*inputs, keep, True)
+        out = block(*inputs, keys, True)
         torch.autograd.backward(out, [torch.empty_like(part) for part in out])
     assert [part.shape for part in out] == [part.shape for part in inputs[:2]]
     assert all(part.grad.shape == part.shape for part in inputs[:3])
     return trace
+
+
+def plain_attend(q: Tensor, k: Tensor, v: Tensor, keys: attention_ops.RealKeys | None) -> Tensor:
+    return attention_ops.plain_attend(q, k, v, None if keys is None else keys.keep)
 
 
 @contextlib.contextmanager
@@ -154,7 +159,7 @@ def plain_twins():
         (norms, "layer_norm", norms.plain_layer_norm),
         (rope3d, "rotate", rope3d.plain_rotate),
         (joint_attention, "rotate", rope3d.plain_rotate),
-        (joint_attention, "attend", attention_ops.plain_attend),
+        (joint_attention, "attend", plain_attend),
     ]
     patched = [twin for twin in twins if hasattr(twin[0], twin[1])]
     before = [getattr(module, name) for module, name, _ in patched]

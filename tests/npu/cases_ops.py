@@ -48,31 +48,40 @@ def attention_inputs(dtype: torch.dtype) -> list[Tensor]:
     return [draw(*shape, dtype=dtype, seed=seed) for seed, shape in enumerate(shapes)]
 
 
-def real_keys(device: torch.device) -> Tensor:
+def kept() -> Tensor:
     """[B,L]: holes in the middle, a padded end, and a sample without any real key."""
     keep = torch.ones(SAMPLES, KEYS, dtype=torch.bool)
     keep[0, 3:5] = False
     keep[1, 7:] = False
     keep[2] = False
-    return keep.to(device)
+    return keep
 
 
-def masked_attention(attend: Callable) -> Callable:
-    return lambda q, k, v: attend(q, k, v, real_keys(q.device))
+def masked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return attention.attend(q, k, v, attention.real_keys(kept(), q.device))
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`attend` as for a problem too large for a mask."""
     limit, ascend._MASK_ELEMENTS = ascend._MASK_ELEMENTS, 0
     try:
-        return attention.attend(q, k, v, real_keys(q.device))
+        return masked_attention(q, k, v)
+    finally:
+        ascend._MASK_ELEMENTS = limit
+
+
+def mask_alone_packed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same where nobody has found the places of the keys before."""
+    limit, ascend._MASK_ELEMENTS = ascend._MASK_ELEMENTS, 0
+    try:
+        return attention.attend(q, k, v, attention.RealKeys(attention.with_some(kept().to(q.device))))
     finally:
         ascend._MASK_ELEMENTS = limit
 
 
 def plain_masked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Written out: no kernel, and the mask as numbers."""
-    keep = real_keys(q.device)
+    keep = kept().to(q.device)
     keep[2] = True  # no real key: all of them
     scores = torch.einsum("sbhd,lbhd->bhsl", q.float(), k.float()) / DIM**0.5
     weights = scores.add(torch.where(keep, 0.0, -1e9)[:, None, None]).softmax(-1)
@@ -130,8 +139,9 @@ CASES: dict[str, tuple[Callable, Callable, Callable[[torch.dtype], list[Tensor]]
         lambda q, k, v: attention.plain_attend(q, k, v, None),
         attention_inputs,
     ),
-    "attention_masked": (masked_attention(attention.attend), plain_masked_attention, attention_inputs),
+    "attention_masked": (masked_attention, plain_masked_attention, attention_inputs),
     "attention_packed": (packed_attention, plain_masked_attention, attention_inputs),
+    "attention_mask_alone_packed": (mask_alone_packed, plain_masked_attention, attention_inputs),
     "attention_heads_first": (attention.attend_frames, F.scaled_dot_product_attention, heads_first_inputs),
     "attention_heads_first_masked": (
         lambda q, k, v: ascend.attend_heads_first(q, k, v, hidden(q.device)),

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.sparse_ummdit.dropout import Dropout, Places, applied
 from mindspeed_mm.models.sparse_ummdit.norms import HeadNorm
-from mindspeed_mm.ops.attention import attend
+from mindspeed_mm.ops.attention import RealKeys, attend
 from mindspeed_mm.ops.skiparse import join_text, split_text
 from mindspeed_mm.parallel.layout import Layout
 
@@ -48,13 +48,13 @@ class JointAttention(nn.Module):
         video: Tensor,
         text: Tensor,
         rope: tuple[Tensor, Tensor],
-        keep: Tensor | None,
+        keys: RealKeys | None,
         places: Places | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attention on video [S,B,D] and text [L,B,D] (this rank's tokens), returned in the same shapes.
 
-        rope: tables for all S tokens of the video. keep: [k*B, S'/k + L] bool, real keys of each part, None if all are
-        real (see `masks.py`). places: for dropout; None without.
+        rope: tables for all S tokens of the video. keys: the real ones of each part, [k*B, S'/k + L], None if all are real
+        (see `masks.py`). places: for dropout; None without.
         """
         video_in, text_in, video_out, text_out = (None,) * 4 if places is None else places.around_attention()
         projected = self.parallel.together(video, self.to_q, self.to_k, self.to_v, drops=video_in)
@@ -64,7 +64,7 @@ class JointAttention(nn.Module):
         q, k = self.norm_q(q, rope), self.norm_k(k, rope)
         text_q, text_k = self.norm_added_q(text_q), self.norm_added_k(text_k)
 
-        out = self.attend(self._joint(q, text_q), self._joint(k, text_k), self._joint(v, text_v), keep)
+        out = self.attend(self._joint(q, text_q), self._joint(k, text_k), self._joint(v, text_v), keys)
         video, text = split_text(out, self.sparsity, self.group, q.shape[0])
         project, dropout = self.to_out
         video = applied(project, self.parallel.join_heads(video).flatten(2), video_out)
@@ -74,9 +74,9 @@ class JointAttention(nn.Module):
             return video, None
         return video, applied(self.to_add_out, self.parallel.join_heads(text).flatten(2), text_out)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: RealKeys | None) -> Tensor:
         """The attention operator, [S,B,H,D] each; a subclass may choose another."""
-        return attend(q, k, v, keep)
+        return attend(q, k, v, keys)
 
     def _heads(self, x: Tensor) -> Tensor:
         """[S/CP,B,H*D/TP] -> [S,B,H/(TP*CP),D]."""

@@ -10,6 +10,7 @@ from mindspeed_mm.models.sparse_ummdit.attention import JointAttention
 from mindspeed_mm.models.sparse_ummdit.dropout import Dropout, Places, applied
 from mindspeed_mm.models.sparse_ummdit.modulation import BlockNorm
 from mindspeed_mm.models.sparse_ummdit.norms import NORMS
+from mindspeed_mm.ops.attention import RealKeys
 from mindspeed_mm.ops.lean import gated, gelu, recomputed
 from mindspeed_mm.parallel.layout import Layout
 from mindspeed_mm.parallel.recompute import maybe_recompute
@@ -99,12 +100,12 @@ class Block(nn.Module):
         text: Tensor,
         condition: Tensor,
         rope: tuple[Tensor, Tensor],
-        keep: Tensor | None,
+        keys: RealKeys | None,
         recompute_feed_forward: bool = False,
         lean: bool = True,
         places: Places | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """rope, keep, places: see `JointAttention`. recompute_feed_forward: recompute its activations in the backward
+        """rope, keys, places: see `JointAttention`. recompute_feed_forward: recompute its activations in the backward
         pass.
 
         lean: recompute cheap intermediate results; for a block that is not recomputed as a whole.
@@ -112,7 +113,7 @@ class Block(nn.Module):
         video, text = _within_half_range(video, self.training), _within_half_range(text, self.training)
         video_in, text_in, gate, text_gate, again = self.norm1(video, text, condition, lean)
         with again:
-            video_out, text_out = self.attended(video_in, text_in, rope, keep, places)
+            video_out, text_out = self.attended(video_in, text_in, rope, keys, places)
         video = gated(video, gate, video_out)
         if text_out is not None:
             text = gated(text, text_gate, text_out)
@@ -124,11 +125,11 @@ class Block(nn.Module):
         video: Tensor,
         text: Tensor,
         rope: tuple[Tensor, Tensor],
-        keep: Tensor | None,
+        keys: RealKeys | None,
         places: Places | None,
     ) -> tuple[Tensor, Tensor | None]:
         """`attn1`, see there; a subclass may call it in another way."""
-        return self.attn1(video, text, rope, keep, places)
+        return self.attn1(video, text, rope, keys, places)
 
     def _feed_forward(
         self, video: Tensor, text: Tensor, condition: Tensor, lean: bool, places: Places | None

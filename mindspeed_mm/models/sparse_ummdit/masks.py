@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from mindspeed_mm.ops.attention import RealKeys, real_keys
 from mindspeed_mm.ops.skiparse import padding, skip_keep
-from mindspeed_mm.types import TextFeatures
+from mindspeed_mm.types import TextFeatures, sent
 
 Pattern = tuple[int, bool]  # (sparsity, group)
 
@@ -36,15 +37,15 @@ def without_padding(text: TextFeatures, columns: Tensor) -> TextFeatures:
     """Keeps the tokens in `columns` (see `used_columns`), which are on the device of `text.keep`."""
     if columns.numel() == text.keep.shape[1]:
         return text
-    return TextFeatures(text.sequence[:, columns.to(text.sequence.device)], text.keep[:, columns], text.pooled)
+    return TextFeatures(text.sequence[:, sent(columns, text.sequence.device)], text.keep[:, columns], text.pooled)
 
 
-def key_masks(
+def keys_of(
     patterns: set[Pattern], video: Tensor | None, text: Tensor, tokens: int, device: torch.device | None = None
-) -> dict[Pattern, Tensor | None]:
-    """The mask of each pattern's keys, [k*B, S'/k + L] bool: a part of the video, then the text; None where all are real.
+) -> dict[Pattern, RealKeys | None]:
+    """The real keys of each pattern, [k*B, S'/k + L]: a part of the video, then the text; None where all are real.
 
-    video: [B,S] bool or None for all real; text: [B,L] bool; tokens: S. device: of the masks; default: the text's. Where
+    video: [B,S] bool or None for all real; text: [B,L] bool; tokens: S. device: of the attention; default: the text's. Where
     keys are padded decides which masks are made, so with `video` and `text` on a device the host waits for it.
     """
     if video is not None:
@@ -55,12 +56,14 @@ def key_masks(
     else:
         text_is_real = False  # every pattern then has a mask
     return {
-        (k, group): None if text_is_real and padding(tokens, k) == 0 else key_mask((k, group), video, text).to(device)
+        (k, group): None
+        if text_is_real and padding(tokens, k) == 0
+        else real_keys(key_mask((k, group), video, text), device)
         for k, group in patterns
     }
 
 
 def key_mask(pattern: Pattern, video: Tensor, text: Tensor) -> Tensor:
-    """The mask of one pattern's keys; see `key_masks`."""
+    """The mask of one pattern's keys; see `keys_of`."""
     k, group = pattern
     return torch.cat((skip_keep(video, k, group), text.repeat(k, 1)), dim=1)

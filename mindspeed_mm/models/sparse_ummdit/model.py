@@ -21,7 +21,7 @@ from mindspeed_mm.models.denoiser import Conditions, Denoiser
 from mindspeed_mm.models.sparse_ummdit.block import Block, skip_join
 from mindspeed_mm.models.sparse_ummdit.dropout import Places
 from mindspeed_mm.models.sparse_ummdit.embeddings import PatchEmbed, TimeTextEmbed, unpatchify
-from mindspeed_mm.models.sparse_ummdit.masks import key_masks, patch_keep, used_columns, without_padding
+from mindspeed_mm.models.sparse_ummdit.masks import keys_of, patch_keep, used_columns, without_padding
 from mindspeed_mm.models.sparse_ummdit.modulation import FinalNorm
 from mindspeed_mm.models.sparse_ummdit.norms import NORMS
 from mindspeed_mm.models.step_cache import StepCache
@@ -31,7 +31,7 @@ from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.host_inputs import HostInputs, HostPass
 from mindspeed_mm.parallel.recompute import maybe_recompute
 from mindspeed_mm.parallel.seeds import SampleDraws
-from mindspeed_mm.types import ImageFeatures, TextFeatures
+from mindspeed_mm.types import ImageFeatures, TextFeatures, sent
 
 
 class SparseUMMDiT(Denoiser):
@@ -87,7 +87,7 @@ class SparseUMMDiT(Denoiser):
         tokens = math.prod(extent)
         columns = used_columns(text.keep, token_parts(self.parallel))
         text = without_padding(text.to(dtype=self.dtype), columns)
-        places = self._dropout_places(draws, tokens, columns.to(latents.device))
+        places = self._dropout_places(draws, tokens, columns, latents.device)
 
         condition = self.time_text_embed(sigma, text.pooled)
         video = split_tokens(self._embed(latents, conditions.image), self.parallel)
@@ -95,10 +95,10 @@ class SparseUMMDiT(Denoiser):
         scale = self.config.interpolation_scale
         rope = rope3d.tables(extent, self.config.head_dim, scale, self._rope_offset(draws, extent), latents.device)
         patches = None if keep is None else patch_keep(keep, self.config.patch_size)
-        masks = key_masks({block.pattern for block in self.blocks()}, patches, text.keep, tokens, latents.device)
+        keys = keys_of({block.pattern for block in self.blocks()}, patches, text.keep, tokens, latents.device)
 
         waiting = HostPass(self._host_inputs)
-        video = self._stages(video, words, (condition, rope, masks, places, waiting, before_block), step_cache)
+        video = self._stages(video, words, (condition, rope, keys, places, waiting, before_block), step_cache)
         video = self.norm_out(self.norm_final(video), condition)
         video = self.proj_out(join_tokens(video, self.parallel))
         return unpatchify(video, extent, self.config.patch_size, self.config.velocity_channels)
@@ -113,7 +113,7 @@ class SparseUMMDiT(Denoiser):
     def _stages(self, video: Tensor, text: Tensor, shared: tuple, step_cache: StepCache | None) -> Tensor:
         """Runs the U: stages of the first half push their outputs, those of the second half pop them.
 
-        shared: arguments of every block: condition, rope, masks, places of dropout, what waits on the host, and the callback
+        shared: arguments of every block: condition, rope, real keys, places of dropout, what waits on the host, and the callback
         before it.
         """
         skips: list[tuple[Tensor, Tensor]] = []
@@ -132,7 +132,7 @@ class SparseUMMDiT(Denoiser):
 
     def _stage(self, index: int, video: Tensor, text: Tensor, skips: list, shared: tuple) -> tuple[Tensor, Tensor]:
         """Runs one stage; `skips` is the stack of outputs that the second half has not used yet."""
-        condition, rope, masks, places, waiting, before_block = shared
+        condition, rope, keys, places, waiting, before_block = shared
         middle = len(self.transformer_blocks) // 2
         if index > middle and self.config.skip_connection:
             skip_video, skip_text = skips.pop()
@@ -143,10 +143,10 @@ class SparseUMMDiT(Denoiser):
             before_block()
             whole = depth <= self.recompute_blocks and self.training
             feed_forward = depth <= self.recompute_feed_forwards
-            mask, dropped = masks[block.pattern], None if places is None else places.at(depth)
+            real, dropped = keys[block.pattern], None if places is None else places.at(depth)
             with waiting.keeping(whole, depth, video, text):
                 video, text = maybe_recompute(
-                    whole, block, video, text, condition, rope, mask, feed_forward, not whole, dropped
+                    whole, block, video, text, condition, rope, real, feed_forward, not whole, dropped
                 )
         if index < middle and self.config.skip_connection:
             skips.append((video, text))
@@ -165,7 +165,9 @@ class SparseUMMDiT(Denoiser):
         t, h, w = draws.integers("rope", limits)
         return t, h, w
 
-    def _dropout_places(self, draws: SampleDraws | None, tokens: int, columns: Tensor) -> Places | None:
+    def _dropout_places(
+        self, draws: SampleDraws | None, tokens: int, columns: Tensor, device: torch.device
+    ) -> Places | None:
         """Places of this forward pass; None without dropout."""
         rates = {"dropout": self.config.dropout, "adapter dropout": self.adapter_dropout}
         if not self.training or not any(rates.values()):
@@ -175,9 +177,9 @@ class SparseUMMDiT(Denoiser):
                 f"dropout {max(rates.values())} in training needs draws, its seeds of each sample; without dropout call eval()"
             )
         own, adapters = (
-            torch.tensor(draws.seeds(name), device=columns.device) if rate else None for name, rate in rates.items()
+            sent(torch.tensor(draws.seeds(name)), device) if rate else None for name, rate in rates.items()
         )
-        return Places.of(own, adapters, tokens, columns, self.parallel)
+        return Places.of(own, adapters, tokens, sent(columns, device), self.parallel)
 
     def keep_inputs_on_host(self, inputs: HostInputs) -> None:
         self._host_inputs = inputs

@@ -8,7 +8,7 @@ from tiny_denoiser import CONFIG
 from torch.nn import functional as F
 
 from mindspeed_mm.models.build import build_denoiser
-from mindspeed_mm.models.sparse_ummdit.masks import key_masks, used_columns, without_padding
+from mindspeed_mm.models.sparse_ummdit.masks import keys_of, used_columns, without_padding
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.types import TextFeatures
 
@@ -53,10 +53,10 @@ def test_a_sample_without_any_real_text_keeps_all_tokens():
 )
 def test_there_is_a_mask_only_where_a_key_is_not_real(tokens, video, text, masked):
     video = None if video is None else torch.tensor(video, dtype=torch.bool)
-    masks = key_masks({(k, group) for k in masked for group in (False, True)}, video, torch.tensor(text).bool(), tokens)
-    for (k, group), mask in masks.items():
-        assert (mask is not None) == masked[k], (k, group)
-        assert mask is None or not mask.all()
+    found = keys_of({(k, group) for k in masked for group in (False, True)}, video, torch.tensor(text).bool(), tokens)
+    for (k, group), keys in found.items():
+        assert (keys is not None) == masked[k], (k, group)
+        assert keys is None or not keys.keep.all()
 
 
 @pytest.mark.parametrize("batch", [1, 2])

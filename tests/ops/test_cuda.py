@@ -1,0 +1,154 @@
+"""Attention over packed keys, as CUDA computes it: its numbers with a plain kernel, and the kernels that a network takes."""
+
+import ctypes
+import dataclasses
+import shutil
+import subprocess
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_denoiser import CONFIG
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mindspeed_mm.models.build import build_denoiser
+from mindspeed_mm.models.denoiser import Conditions
+from mindspeed_mm.ops import attention, cuda
+from mindspeed_mm.parallel.alone import Alone
+from mindspeed_mm.parallel.seeds import SampleDraws
+from mindspeed_mm.types import TextFeatures
+
+KEEP = torch.arange(10)[None] < torch.tensor([[10], [7], [0], [1]])
+KEEP[0, 3:5] = False
+TEXT = 8  # tokens, of which samples use fewer
+
+
+def plain_kernel(q, k, v, q_starts, k_starts, longest_q, longest_k) -> Tensor:
+    """torch's `varlen_attn`, one sequence after the other."""
+    assert (q_starts.dtype, k_starts.dtype) == (torch.int32, torch.int32)
+    parts = []
+    for sample in range(len(q_starts) - 1):
+        mine = (x[starts[sample] : starts[sample + 1]].transpose(0, 1)
+                for x, starts in ((q, q_starts), (k, k_starts), (v, k_starts)))  # fmt: skip
+        parts.append(F.scaled_dot_product_attention(*mine).transpose(0, 1))
+        assert len(parts[-1]) <= longest_q and k_starts[sample + 1] - k_starts[sample] <= longest_k
+    return torch.cat(parts)
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    monkeypatch.setattr(cuda, "_kernel", lambda: plain_kernel)
+    monkeypatch.setattr(cuda, "has_kernel", lambda device: True)
+
+
+def test_packed_keys_give_the_numbers_and_gradients_of_the_mask(kernel):
+    drawn = [torch.randn(length, 4, 2, 16, generator=torch.Generator().manual_seed(length)) for length in (6, 10, 10)]
+    cpu = torch.device("cpu")
+    keys = attention.real_keys(KEEP, cpu)
+    real = keys.keep.sum(1).cumsum(0)
+    assert real.tolist() == [8, 15, 25, 26]  # a sample without a real key has all ten
+    sample, key = keys.keep.nonzero(as_tuple=True)
+
+    def computed(attend) -> list[Tensor]:
+        q, k, v = (x.clone().requires_grad_() for x in drawn)
+        out = attend(q, k, v)
+        return [out, *torch.autograd.grad(out.square().sum(), (q, k, v))]
+
+    packed = computed(lambda q, k, v: cuda.attend_real(q, k, v, key * 4 + sample, F.pad(real, (1, 0)).to(torch.int32)))
+    for found, wanted in zip(packed, computed(lambda *x: attention.plain_attend(*x, keys.keep)), strict=True):
+        assert (found - wanted).abs().max() < 1e-5
+
+
+class OnCuda(TorchDispatchMode):
+    """Runs operators of CUDA tensors without a card and without memory, others as they are, and notes the former's names.
+
+    Reading such a tensor on the host is an error, and so is a copy to the device that the host would wait for.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.called: list[str] = []
+        self.copied = 0
+        self.waited: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        of_cuda = any(isinstance(x, FakeTensor) for x in tree_leaves((args, kwargs)))
+        to_cuda = str(kwargs.get("device", "cpu")).startswith("cuda")
+        if not of_cuda and not to_cuda:
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        if name == "_to_copy" and not of_cuda:
+            self.copied += 1
+            if not kwargs.get("non_blocking"):
+                self.waited.append("".join(traceback.format_stack(limit=6)[:-1]))
+        self.called.append(name)
+        return func(*args, **kwargs)
+
+
+def forward(dtype: str, words: list[int], dropout: float = 0.0) -> OnCuda:
+    """A forward pass on CUDA, of samples with so many words; their masks are on the host, as in training."""
+    config = dataclasses.replace(CONFIG, dropout=dropout)
+    network = build_denoiser(config, Alone(), device="meta", dtype=dtype, seed=None).train(dropout > 0)
+    draws = SampleDraws(0, tuple((0, place) for place in range(len(words)))) if dropout else None
+    keep = torch.arange(TEXT)[None] < torch.tensor(words)[:, None]
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), OnCuda() as cuda_device:
+        for module in network.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype, device="cuda")))
+        text = TextFeatures(
+            torch.empty(len(words), TEXT, 12, device="cuda"), keep, torch.empty(len(words), 6, device="cuda")
+        )
+        latents = torch.empty(len(words), 4, 3, 8, 8, device="cuda")
+        out = network(latents, torch.empty(len(words), device="cuda"), Conditions(text), draws=draws)
+    assert out.device.type == "cuda" and out.shape == latents.shape
+    return cuda_device
+
+
+@pytest.fixture(scope="module")
+def without_a_card(tmp_path_factory):
+    """FakeTensors of CUDA also where torch is built for CPUs."""
+    if torch.version.cuda:
+        return
+    if not shutil.which("g++"):
+        pytest.skip("no g++")
+    library = tmp_path_factory.mktemp("cuda") / "guard.so"
+    torch_at = Path(torch.__file__).parent
+    words = ("g++", "-std=c++20", "-shared", "-fPIC", "-O0", "-I", torch_at / "include", "-L", torch_at / "lib")
+    subprocess.run([*words, "-o", library, Path(__file__).with_name("cuda_guard.cpp"), "-lc10"], check=True)
+    ctypes.CDLL(str(library))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words", "attended"),
+    [
+        ("bf16", [5, 5], ["all"] * 6),
+        ("bf16", [5], ["all"] * 6),
+        ("bf16", [5, 3], ["packed"] * 6),
+        ("fp32", [5, 3], ["masked"] * 6),  # the kernel takes 16 bits
+    ],
+)
+def test_a_16_bit_kernel_gets_real_keys_and_no_mask(without_a_card, monkeypatch, dtype, words, attended):
+    calls, plain = [], attention.plain_attend
+    monkeypatch.setattr(cuda, "has_kernel", lambda device: True)
+    monkeypatch.setattr(
+        attention, "plain_attend", lambda *x: calls.append("all" if x[3] is None else "masked") or plain(*x)
+    )
+    calls += ["packed"] * forward(dtype, words).called.count("_varlen_attn")
+    assert calls == attended
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_the_host_waits_for_no_copy_of_a_forward_pass(without_a_card, monkeypatch, train):
+    monkeypatch.setattr(cuda, "has_kernel", lambda device: True)
+    device = forward("bf16", [5, 3], dropout=0.1 if train else 0.0)
+    assert not device.waited, "-----".join(device.waited)
+    # The text's columns; of three patterns the mask, the places of real keys, where each sample's begin; for dropout seeds
+    # and columns.
+    assert device.copied == 1 + 3 * 3 + (2 if train else 0)
