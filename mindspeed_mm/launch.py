@@ -68,7 +68,7 @@ def start(launch: LaunchConfig, allow_tf32: bool = False, allow_internal_format:
     with _kept():
         from mindspeed_mm.platforms.select import select  # imports torch, which the variables precede
 
-        platform = select(launch.device, launch.mindspeed)
+        platform = select(launch.device, launch.mindspeed, launch.flash_attention)
         platform.prepare(allow_tf32, allow_internal_format)
         platform.device(int(os.environ.get("LOCAL_RANK", "0")))
         from mindspeed_mm.parallel import descriptors

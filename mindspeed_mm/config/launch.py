@@ -15,6 +15,12 @@ class LaunchConfig:
         help="device to run on; auto: the best available one",
     )
     mindspeed: str = flag("auto", "--mindspeed", choices=("auto", "on", "off"), help="NPU: use MindSpeed's adaptor")
+    flash_attention: str = flag(
+        "torch",
+        "--flash-attention",
+        choices=("torch", "FA3", "FA4"),
+        help="CUDA: FlashAttention in 16 bits; torch: the one inside torch; FA3 and FA4 need a package of their own",
+    )
     tensor_size: int = flag(
         1, "--tensor-model-parallel-size", at_least=1, at_most=2**16, help="ranks that share each layer"
     )

@@ -26,6 +26,10 @@ class CudaPlatform(Platform):
     backend = "cpu:gloo,cuda:nccl"  # gloo carries the optimizer's shards for checkpoints
     fused_adamw = True
 
+    def __init__(self, flash_attention: str = "torch"):
+        """flash_attention: "torch", or an implementation that torch knows: FA3 (2407.08608) or FA4."""
+        self.flash_attention = flash_attention
+
     def prepare(self, allow_tf32: bool = False, allow_internal_format: bool = False) -> None:
         if not torch.cuda.is_available():
             raise ConfigError(
@@ -35,6 +39,8 @@ class CudaPlatform(Platform):
         connections_on_demand()
         torch.backends.cuda.matmul.allow_tf32 = allow_tf32
         torch.backends.cudnn.allow_tf32 = allow_tf32
+        if self.flash_attention != "torch":
+            _activate(self.flash_attention)
 
     def device(self, local_rank: int) -> torch.device:
         if local_rank >= torch.cuda.device_count():
@@ -89,3 +95,22 @@ class CudaPlatform(Platform):
     def set_rng_state(self, state: torch.Tensor | None) -> None:
         if state is not None:
             torch.cuda.set_rng_state(state)
+
+
+def _activate(implementation: str) -> None:
+    """Lets torch's attention call a FlashAttention that is installed beside torch."""
+    from torch.nn import attention
+
+    if implementation not in getattr(attention, "list_flash_attention_impls", list)():
+        raise ConfigError(
+            f"--flash-attention {implementation}: torch {torch.__version__} does not know it; need 2.11 or newer"
+        )
+    try:
+        attention.activate_flash_attention_impl(implementation)
+    except (ImportError, RuntimeError) as error:
+        package = {"FA3": "flash_attn_3, built from FlashAttention's folder hopper", "FA4": "flash-attn-4"}[
+            implementation
+        ]
+        raise ConfigError(
+            f"--flash-attention {implementation}: {error}; install {package}, or leave the option out"
+        ) from error

@@ -11,14 +11,19 @@ from mindspeed_mm.platforms.cpu import CpuPlatform
 from mindspeed_mm.platforms.cuda import CudaPlatform
 from mindspeed_mm.platforms.npu import NpuPlatform
 
-PLATFORMS = {"cpu": lambda mindspeed: CpuPlatform(), "cuda": lambda mindspeed: CudaPlatform(), "npu": NpuPlatform}
+PLATFORMS = ("cpu", "cuda", "npu")
 
 
-def select(device: str = "auto", mindspeed: str = "auto") -> Platform:
+def select(device: str = "auto", mindspeed: str = "auto", flash_attention: str = "torch") -> Platform:
     """The platform for `--device`; "auto" takes an NPU, else a GPU, else the CPU. It still needs `prepare()`."""
     if device != "auto" and device not in PLATFORMS:
         raise ConfigError(f"--device {device}: not one of auto, {', '.join(PLATFORMS)}")
-    return PLATFORMS[_find() if device == "auto" else device](mindspeed)
+    device = _find() if device == "auto" else device
+    if device == "cuda":
+        return CudaPlatform(flash_attention)
+    if flash_attention != "torch":
+        raise ConfigError(f"--flash-attention {flash_attention}: runs on CUDA; leave it out on --device {device}")
+    return NpuPlatform(mindspeed) if device == "npu" else CpuPlatform()
 
 
 def _find() -> str:

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from torch import nn
 
 from mindspeed_mm.families.wfvae import FAMILY, WFVAEConfig
 from mindspeed_mm.models.build import build_autoencoder
@@ -69,10 +70,18 @@ def test_the_peak_of_a_pass_is_within_five_percent_of_the_allocator(seed):
     z, video = torch.zeros(1, config.latent_dim, *grid), torch.zeros(1, 3, *size)
     assert FAMILY.decode_bytes is not None
     assert FAMILY.encode_bytes is not None
-    assert FAMILY.decode_bytes(config, size, 4) == pytest.approx(allocated(lambda: autoencoder.decode(z)), rel=0.05)
-    assert FAMILY.encode_bytes(config, size, 4) == pytest.approx(
-        allocated(lambda: autoencoder.encode_moments(video)), rel=0.05
-    )
+    for planned, call in (
+        (FAMILY.decode_bytes(config, size, 4), lambda: autoencoder.decode(z)),
+        (FAMILY.encode_bytes(config, size, 4), lambda: autoencoder.encode_moments(video)),
+    ):
+        found = allocated(call)
+        assert 0.95 * planned <= found <= 1.05 * planned + most_padding(autoencoder)
+
+
+def most_padding(autoencoder) -> int:
+    """Bytes that a processor may add to a convolution's copy of its weights: oneDNN pads channels to blocks of up to 64."""
+    weights = [layer.weight for layer in autoencoder.modules() if isinstance(layer, nn.Conv2d | nn.Conv3d)]
+    return max(4 * weight[0, 0].numel() * (-weight.shape[0] % 64) * weight.shape[1] for weight in weights)
 
 
 def test_tiles_bound_the_memory_of_a_frame():
