@@ -18,6 +18,10 @@ def sent(tensor: Tensor, device: torch.device | str | None, dtype: torch.dtype |
     return tensor.to(device=device, dtype=dtype, non_blocking=queued)
 
 
+# Results below this size are kept for the backward pass; larger ones are made or gathered again there.
+LEAST_RECOMPUTED_BYTES = 2**20
+
+
 class Tensors:
     """Base of frozen dataclasses that hold tensors, other such records and plain values.
 

@@ -268,10 +268,7 @@ def _condition(config: "SparseUMMDiTConfig", share: Share, widths: int) -> Itera
 
 
 def _condition_backward(config: "SparseUMMDiTConfig", share: Share, widths: int) -> Iterator[Collective]:
-    if share.tensor == 1 or share.frozen:
-        return
-    yield Collective("all-reduce", "tensor", share.batch * config.timestep_embed_dim * _FP32, beside_products=True)
-    if share.sequence_parallel:
+    if share.sequence_parallel and not share.frozen:
         yield Collective("reduce-scatter", "tensor", share.batch * widths * config.hidden_size * _FP32)
 
 
@@ -279,6 +276,8 @@ def _ends(config: "SparseUMMDiTConfig", share: Share, buffers: _Buffers) -> Iter
     """Tokens are split before the first block and joined after the last one; the last norm has a condition, too."""
     yield from _condition(config, share, 2)
     yield from _condition_backward(config, share, 2)
+    if share.tensor > 1 and not share.frozen:
+        yield Collective("all-reduce", "tensor", share.batch * config.timestep_embed_dim * _FP32)
     if share.sequence_parallel:
         yield Collective("all-gather", "tensor", buffers.video)
     if share.context > 1:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from mindspeed_mm import types
 from mindspeed_mm.ops import norms, rope3d
 
 
@@ -157,10 +158,6 @@ def gelu(x: Tensor, approximate: str) -> Tensor:
     return F.gelu(x, approximate=approximate)  # torch's 16-bit kernels compute in fp32 and round once
 
 
-# Smaller results are kept: to make one again, hooks run for every tensor that the operators after it keep.
-LEAST_RECOMPUTED_BYTES = 2**20
-
-
 def recomputed(on: bool, function: Callable, *arguments: Tensor) -> tuple[Tensor, AbstractContextManager]:
     """`recomputed_all` of one function."""
     (result,), again = recomputed_all(on, (function, arguments))
@@ -170,7 +167,7 @@ def recomputed(on: bool, function: Callable, *arguments: Tensor) -> tuple[Tensor
 def recomputed_all(on: bool, *calls: tuple[Callable, Sequence[Tensor]]) -> tuple[list[Tensor], AbstractContextManager]:
     """Returns the result of each call function(*arguments), and a context. Inside the context, an operator that would
     keep such a result for its backward pass keeps the arguments instead, and calls the function again; results below
-    LEAST_RECOMPUTED_BYTES are kept.
+    `types.LEAST_RECOMPUTED_BYTES` are kept: to make one again, hooks run for every tensor that the operators after it keep.
 
     Use it for cheap functions with contiguous results whose arguments are kept anyway. With `on` false these are plain
     calls. Do not use it inside a checkpointed function (`parallel/recompute.py`), which would then hold the arguments.
@@ -183,7 +180,7 @@ def recomputed_all(on: bool, *calls: tuple[Callable, Sequence[Tensor]]) -> tuple
     again = {  # where a result lies -> its size and how to make it again
         result.data_ptr(): (result.numel(), function, tuple(argument.detach() for argument in arguments))
         for result, (function, arguments) in zip(results, calls, strict=True)
-        if on and result.nbytes >= LEAST_RECOMPUTED_BYTES
+        if on and result.nbytes >= types.LEAST_RECOMPUTED_BYTES
     }
     if not again:
         return results, contextlib.nullcontext()

@@ -32,6 +32,9 @@ class Alone:
     def condition(self, in_features: int, out_features: int) -> WideLinear:
         return WideLinear(in_features, out_features)
 
+    def shared(self, condition: Tensor) -> Tensor:
+        return condition
+
     def together(self, x: Tensor, *layers: nn.Module, drops: Drops | None = None) -> tuple[Tensor, ...]:
         return tuple(layer(x) for layer in layers)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.megatron import (
     all_to_all,
+    copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
     scatter_to_sequence_parallel_region,
 )
@@ -38,6 +39,21 @@ def join_tokens(x: Tensor, parallel: ParallelContext) -> Tensor:
         x = gather_from_sequence_parallel_region(x, tensor_parallel_output_grad=False, group=parallel.context)
         x = _ScaleGradient.apply(x, parallel.context_size)
     return x
+
+
+def shared(condition: Tensor, parallel: ParallelContext) -> Tensor:
+    """A condition [B,C] that every rank holds whole, for linears whose outputs are split over TP: each leaves a part of
+    its gradient on each rank, and here the parts of all linears are summed."""
+    return (
+        condition
+        if parallel.tensor_size == 1
+        else copy_to_tensor_model_parallel_region(condition, group=parallel.tensor)
+    )
+
+
+def in_parts(gradient_of: Tensor, parallel: ParallelContext) -> Tensor:
+    """A `shared` condition, for a function that gives every rank the whole gradient."""
+    return gradient_of if parallel.tensor_size == 1 else _ScaleGradient.apply(gradient_of, 1 / parallel.tensor_size)
 
 
 def sum_of_sample(value: Tensor, parallel: ParallelContext) -> Tensor:

@@ -196,6 +196,11 @@ class ParallelContext:
 
         return ConditionLinear(in_features, out_features, self)
 
+    def shared(self, condition: Tensor) -> Tensor:
+        from mindspeed_mm.parallel.collectives import shared
+
+        return shared(condition, self)
+
     def together(self, x: Tensor, *layers: Any, drops: Drops | None = None) -> tuple[Tensor, ...]:
         from mindspeed_mm.parallel.linear import together
 

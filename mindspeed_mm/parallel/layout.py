@@ -41,6 +41,10 @@ class Layout(Protocol):
         """A linear of a condition [B,in] that every rank holds whole, in the condition's dtype: [B,out]."""
         ...
 
+    def shared(self, condition: Tensor) -> Tensor:
+        """A condition that goes into several `condition` linears: over TP its gradient is summed here, once for all."""
+        ...
+
     def together(self, x: Tensor, *layers: Any, drops: Drops | None = None) -> tuple[Tensor, ...]:
         """Several `column` linears on one input. drops: for dropout of their adapters."""
         ...

@@ -18,11 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from mindspeed_mm import types
+from mindspeed_mm.parallel.collectives import in_parts
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.megatron import (
     ColumnParallelLinear,
     RowParallelLinear,
     all_gather_last_dim_from_tensor_parallel_region,
+    gather_from_sequence_parallel_region,
     gather_from_tensor_model_parallel_region,
     linear_with_frozen_weight,
     linear_with_grad_accumulation_and_async_allreduce,
@@ -71,7 +74,12 @@ class ColumnLinear(ColumnParallelLinear):
     def forward(self, x: Tensor, drops: Drops | None = None) -> Tensor:
         weight, again = _for_product(self, x.dtype)
         with again:
-            y = super().forward(x, weight=weight)[0] if self.split else F.linear(x, weight, self.bias)
+            if not self.split:
+                y = F.linear(x, weight, self.bias)
+            elif _gathers_once(self, x):
+                y = F.linear(gather_from_sequence_parallel_region(x, group=self.tp_group), weight, self.bias)
+            else:
+                y = super().forward(x, weight=weight)[0]
         return y if self.adapters is None else self.adapters(x, y, weight, self.bias, drops)
 
 
@@ -141,16 +149,20 @@ def together(x: Tensor, *layers: ColumnLinear, drops: Drops | None = None) -> tu
     weight, again = made_again(joined) if held else (joined(), contextlib.nullcontext())
     trained = any(layer.held is None and layer.weight.requires_grad for layer in layers)
     linear = linear_with_grad_accumulation_and_async_allreduce if trained else linear_with_frozen_weight
+    bias = torch.cat(biases) if biases else None
     with again:
-        y = linear(
-            x,
-            weight,
-            torch.cat(biases) if biases else None,
-            gradient_accumulation_fusion=False,
-            allreduce_dgrad=first.allreduce_dgrad,
-            sequence_parallel=first.sequence_parallel,
-            tp_group=first.tp_group,
-        )
+        if _gathers_once(first, x):
+            y = F.linear(gather_from_sequence_parallel_region(x, group=first.tp_group), weight, bias)
+        else:
+            y = linear(
+                x,
+                weight,
+                bias,
+                gradient_accumulation_fusion=False,
+                allreduce_dgrad=first.allreduce_dgrad,
+                sequence_parallel=first.sequence_parallel,
+                tp_group=first.tp_group,
+            )
     rows = [layer.output_size_per_partition for layer in layers]
     return tuple(
         part if layer.adapters is None else layer.adapters(x, part, own, layer.bias, drops)
@@ -161,6 +173,7 @@ def together(x: Tensor, *layers: ColumnLinear, drops: Drops | None = None) -> tu
 class ConditionLinear(ColumnParallelLinear):
     """y = x W^T + b for a condition x [B,in] that every rank holds whole; the output [B,out] is whole too.
 
+    x comes from `Layout.shared`, which sums its gradient over TP.
     Computed in x's dtype: the condition is fp32 beside bf16 weights, and the original relied on matmul promoting.
     Under sequence parallel each rank uses the output on its own tokens, so its gradient is summed over TP.
     """
@@ -176,10 +189,11 @@ class ConditionLinear(ColumnParallelLinear):
             bias=True,
             gather_output=False,
             skip_bias_add=True,
+            disable_grad_reduce=True,
             tp_group=parallel.tensor,
         )
         self.split = parallel.tensor_size > 1
-        self._tokens_are_split = parallel.sequence_parallel
+        self._parallel = parallel
         self.held: Held | None = None
         self.adapters: nn.Module | None = None
 
@@ -196,15 +210,20 @@ class ConditionLinear(ColumnParallelLinear):
             else:
                 y = F.linear(x, weight, self.bias.to(x.dtype))
         if self.adapters is not None:
-            y = self.adapters(x, y, weight, self.bias)
+            y = self.adapters(in_parts(x, self._parallel), y, weight, self.bias)
         if not self.split:
             return y
-        if self._tokens_are_split:
+        if self._parallel.sequence_parallel:
             return all_gather_last_dim_from_tensor_parallel_region(y, group=self.tp_group)
         return gather_from_tensor_model_parallel_region(y, group=self.tp_group)
 
 
 LINEARS = (ColumnLinear, RowLinear, ConditionLinear)
+
+
+def _gathers_once(layer: ColumnLinear, x: Tensor) -> bool:
+    """True if an input is so small that it is gathered once and kept: Megatron gathers it again in the backward pass."""
+    return layer.sequence_parallel and x.nbytes * layer.tp_group.size() < types.LEAST_RECOMPUTED_BYTES
 
 
 def weight_of(layer: Any, dtype: torch.dtype) -> Tensor:

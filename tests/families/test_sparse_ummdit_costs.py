@@ -10,11 +10,11 @@ import random_cases
 import torch
 from ranks import run_ranks
 
+from mindspeed_mm import types
 from mindspeed_mm.families import sparse_ummdit_costs
 from mindspeed_mm.families.base import Share
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.build import build_denoiser
-from mindspeed_mm.ops import lean
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.types import TORCH_DTYPES, TextFeatures
 
@@ -90,7 +90,7 @@ def counted(number: int) -> tuple[int, int]:
         parameter.grad = torch.zeros_like(parameter)
     floats = {"dtype": TORCH_DTYPES[dtype]}
     # as in a large network, where no result is so small that it is kept
-    with mock.patch.object(lean, "LEAST_RECOMPUTED_BYTES", 0), remembering() as memory:
+    with mock.patch.object(types, "LEAST_RECOMPUTED_BYTES", 0), remembering() as memory:
         latents = torch.zeros(share.batch, config.in_channels, t, 2 * h, 2 * w, **floats)
         sequence = torch.zeros(share.batch, share.text_tokens, config.caption_channels, **floats)
         text = TextFeatures(

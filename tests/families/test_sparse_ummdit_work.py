@@ -44,8 +44,8 @@ def counted(number: int) -> tuple[int, dict, int, int]:
     from torch.testing._internal.distributed.fake_pg import FakeStore
     from torch.utils.flop_counter import FlopCounterMode
 
+    from mindspeed_mm import types
     from mindspeed_mm.models.build import build_denoiser
-    from mindspeed_mm.ops import lean
     from mindspeed_mm.parallel.context import ParallelContext
     from mindspeed_mm.types import TORCH_DTYPES, TextFeatures
 
@@ -74,7 +74,7 @@ def counted(number: int) -> tuple[int, dict, int, int]:
 
     groups = {"tensor": parallel.tensor, "context": parallel.context}
     # as in a large network, where no result is so small that it is kept
-    with mock.patch.object(lean, "LEAST_RECOMPUTED_BYTES", 0):
+    with mock.patch.object(types, "LEAST_RECOMPUTED_BYTES", 0):
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops, CollectiveCounter(groups) as seen:
             passes()
         with MovedBytes() as moved:

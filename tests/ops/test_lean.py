@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mindspeed_mm import types
 from mindspeed_mm.ops import lean, norms, rope3d
 
 EXTENT, DIM = (2, 3, 4), 32
@@ -82,7 +83,7 @@ def test_a_compilers_gelu_is_the_same(monkeypatch):
 
 @pytest.mark.parametrize(("least_bytes", "times"), [(0, 2), (5 * 2 * 8 * 4, 2), (5 * 2 * 8 * 4 + 1, 1)])
 def test_recomputed_calls_the_function_again_unless_it_is_small_and_gives_every_bit(monkeypatch, least_bytes, times):
-    monkeypatch.setattr(lean, "LEAST_RECOMPUTED_BYTES", least_bytes)
+    monkeypatch.setattr(types, "LEAST_RECOMPUTED_BYTES", least_bytes)
     x, weight = random(5, 2, 8), random(3, 8)
     wanted = torch.autograd.grad(F.linear(F.gelu(x), weight).sin().sum(), (x, weight))
     calls = []
@@ -102,7 +103,7 @@ def test_recomputed_calls_the_function_again_unless_it_is_small_and_gives_every_
 
 def test_recomputed_leaves_what_follows_the_function_alone(monkeypatch):
     """Such as a dropout between it and the linear: the linear's input is another tensor then, which it keeps."""
-    monkeypatch.setattr(lean, "LEAST_RECOMPUTED_BYTES", 0)
+    monkeypatch.setattr(types, "LEAST_RECOMPUTED_BYTES", 0)
     x, weight = random(5, 2, 8), random(3, 8)
     active, again = lean.recomputed(True, F.gelu, x)
     dropped = active * 2

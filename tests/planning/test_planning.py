@@ -17,7 +17,7 @@ from ranks import run_ranks
 from torch.utils._python_dispatch import _disable_current_modes
 
 import mindspeed_mm as mm
-from mindspeed_mm import families
+from mindspeed_mm import families, types
 from mindspeed_mm.adapters.attach import attach_trained
 from mindspeed_mm.adapters.base import StreamedWeight, hold_base, loads_on_host
 from mindspeed_mm.cli import planning
@@ -27,7 +27,6 @@ from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.families.adapters import AdapterConfig
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.models.build import build_denoiser
-from mindspeed_mm.ops import lean
 from mindspeed_mm.ops.packed import Packed
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.host_inputs import HostInputs
@@ -141,7 +140,7 @@ def step_memory(
         "gradients": sum(buffer.grad_data.nbytes for buffer in engine.ddp.buffers),
         "moments": sum(value.nbytes for values in engine.moments().values() for value in values),
     }
-    with mock.patch.object(lean, "LEAST_RECOMPUTED_BYTES", 0), TensorMemory() as counted:
+    with mock.patch.object(types, "LEAST_RECOMPUTED_BYTES", 0), TensorMemory() as counted:
         text = TextFeatures(torch.zeros(1, 64, 64), torch.ones(1, 64, dtype=torch.bool), torch.zeros(1, 32))
         draws = SampleDraws(0, ((0, 0),))
         velocity = network(torch.zeros(1, 8, 2, 32, 32), torch.full((1,), 0.5), text, draws=draws)
