@@ -3,6 +3,7 @@
 import io
 import re
 import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -94,7 +95,7 @@ def test_the_video_at_work_shows_a_picture_to_who_asks(painting):
         client = client_of(address)
         first, second = (client.videos.create(prompt=prompt).id for prompt in ("a", "b"))
         while desk.worker.progress(first) == 0:
-            pass
+            time.sleep(0.01)
         assert client.videos.retrieve(second).queue_position == 1
         assert client.videos.retrieve(first).queue_position is None and client.videos.retrieve(first).started_at > 0
         assert painting.pictures == 0
@@ -103,7 +104,7 @@ def test_the_video_at_work_shows_a_picture_to_who_asks(painting):
         with pytest.raises(openai.ConflictError, match="is queued"):
             fetched(client, second, "thumbnail")
         while desk.worker.previews.look(first) is None:
-            pass
+            time.sleep(0.01)
         with Image.open(io.BytesIO(fetched(client, first, "thumbnail"))) as picture:
             assert (picture.format, picture.size) == ("JPEG", (64, 36))
         painting.go.set()
