@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mindspeed_mm.sampling.writer import write_video
 
-FRAMES, SIZE, FPS = 17, 32, 8  # 8n+1 frames, the lengths that the autoencoder takes
+FRAMES, SIZE, FPS = 17, 48, 8  # 8n+1 frames, the lengths that the autoencoder takes
 COLOURS = {
     "red": (225, 40, 40),
     "green": (40, 185, 70),
@@ -25,11 +25,11 @@ COLOURS = {
     "white": (240, 240, 240),
     "purple": (165, 50, 200),
 }
-SHAPES = ("circle", "bar", "pillar")  # these differ by more than corners, of which 32 pixels leave little
+SHAPES = ("circle", "bar", "pillar")  # these differ by more than corners, of which small pictures leave little
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # y grows downwards
 # Differs from every colour in brightness, since mp4 keeps brightness edges sharp but halves the resolution of colour.
 BACKGROUNDS = {"dark": (20, 20, 30), "grey": (165, 165, 170)}
-RADIUS = (8.0, 9.0)  # pixels
+RADIUS = (12.0, 13.5)  # pixels
 HALF_EXTENT = {"circle": (0.8, 0.8), "bar": (1.0, 0.45), "pillar": (0.45, 1.0)}  # across and down, in radii
 
 
