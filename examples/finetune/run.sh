@@ -17,7 +17,7 @@ if [[ ${FAST:-0} == 1 ]]; then
     : "${BASE_ITERS:=4}" "${ADAPTER_ITERS:=4}" "${CLIPS:=16}" "${MBS:=4}" "${PROMPTS:=1}" "${STEPS:=2}"
 fi
 : "${BASE_ITERS:=1000}" "${ADAPTER_ITERS:=300}" "${CLIPS:=640}" "${MBS:=16}" "${PROMPTS:=8}" "${STEPS:=20}"
-: "${KIND:=lora}" "${RANK:=2}" "${ALPHA:=$RANK}" "${TARGETS:=attention}" "${LR:=1e-2}" "${SCALES:=0 0.5 1}" "${SEED:=1234}"
+: "${KIND:=lora}" "${RANK:=2}" "${ALPHA:=$RANK}" "${TARGETS:=attention}" "${LR:=1e-2}" "${SCALES:=0 0.75 1}" "${SEED:=1234}"
 RANKS=${RANKS:-1} DEVICE=${DEVICE:-cpu} # a network of this size is three times as slow on two ranks: they mostly wait
 export -n RANK # torch reads this name as the number of a process, and one process would wait for number 0
 export LOG_DIR=$OUT/logs
