@@ -7,6 +7,7 @@ started again with another number of processes. Samples are encoded one at a tim
 
 import collections
 import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from mindspeed_mm.training.features import text_settings, video_settings
 from mindspeed_mm.types import Batch, TextFeatures, TokenIds
 
 _log = logs.get(__name__)
+_MOST_WAITING = 0.1  # of the time; above it the log says what may help
 _NO_TEXT = TokenIds(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool))
 
 
@@ -94,9 +96,13 @@ class Extraction:
             lost=lambda task, item, reason: dataclasses.replace(task, fault=f"{task.clip.row.path}: {reason}"),
             timeout_s=preprocess.timeout,
         )
+        began, waited, results = time.monotonic(), 0.0, pool.run(mine)
         with stopping.item_by_item(says=self._is_first) as request:
             try:
-                for task, made in zip(mine, self._bar(pool.run(mine), "clips", len(mine)), strict=True):
+                for task in self._bar(mine, "clips", len(mine)):
+                    asked = time.monotonic()
+                    made = next(results)
+                    waited += time.monotonic() - asked
                     writer.add(*self._video_entry(task, made))
                     if isinstance(made, str):
                         bad += 1
@@ -108,6 +114,7 @@ class Extraction:
                 pool.close()
                 writer.flush()
         self._name_special(special)
+        self._name_waits(waited, time.monotonic() - began, num_workers)
         return self._total(len(mine) - bad), self._total(bad)
 
     def _name_special(self, mine: collections.Counter[str]) -> None:
@@ -116,6 +123,14 @@ class Extraction:
         if self._is_first:
             for trait, count in sorted(everyone.items()):
                 _log.info(f"data: crops of clips encoded: {count}: {treatment(trait)}")
+
+    def _name_waits(self, waited_s: float, all_s: float, num_workers: int) -> None:
+        """Logs the share of the time in which the processes had no clip to encode. Collective."""
+        times = self.hosts.gather((waited_s, all_s))
+        share = sum(waited for waited, _ in times) / max(sum(whole for _, whole in times), 1e-9)
+        if self._is_first:
+            advice = "; more --num-workers may help" if share > _MOST_WAITING else ""
+            _log.info(f"{VIDEO}: encoding waited for clips in {share:.0%} of the time ({num_workers} workers{advice})")
 
     def _missing_videos(self, crops: int) -> list[Task]:
         known = sources.done_videos(self.folder)

@@ -40,6 +40,7 @@ def test_the_fast_path_trains_samples_and_judges(tmp_path, warm_python):
     ):
         section = output[output.index(part) :]
         assert re.search(r"^colour \d+\.\d\ndirection \d+\.\d\nshape \d+\.\d\n", section, re.MULTILINE), section
+    assert re.search(r"video: encoding waited for clips in \d+% of the time \(1 workers", output + errors)
     clips = output[output.index("the judge on") :]
     assert clips.splitlines()[1:4] == ["colour 100.0", "direction 100.0", "shape 100.0"]
     report = json.loads((out / "score.json").read_text())
