@@ -4,7 +4,6 @@ torch's attention takes its fastest kernels (FlashAttention, 2205.14135) only wi
 a slower one, so the real keys are packed instead. tests/device compares with the plain twin on a card.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,6 @@ _WIDEST_HEAD, _HEAD_MULTIPLE = 256, 8  # of FlashAttention
 _LEAST_CAPABILITY = (8, 0)  # Ampere
 
 
-@functools.cache
 def _kernel() -> Callable[..., Any] | None:
     """torch's attention of packed sequences; None in a torch before 2.10."""
     try:

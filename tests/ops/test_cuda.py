@@ -152,3 +152,23 @@ def test_the_host_waits_for_no_copy_of_a_forward_pass(without_a_card, monkeypatc
     # The text's columns; of three patterns the mask, the places of real keys, where each sample's begin; for dropout seeds
     # and columns.
     assert device.copied == 1 + 3 * 3 + (2 if train else 0)
+
+
+def test_a_compiler_sees_one_graph_and_traces_once_more_for_other_lengths():
+    """Traced alone, since a CPU has no such kernel."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return lambda *arguments: (torch.empty(6, 3, 2, 16, dtype=torch.bfloat16),)
+
+    attend = torch.compile(lambda *x: attention.attend(*x) * 1, fullgraph=True, backend=backend)
+    q, k, v = (torch.randn(length, 3, 2, 16).bfloat16() for length in (6, 10, 10))
+    for lengths in ([10, 7, 3], [10, 7, 2], [9, 4, 1], [1, 1, 1]):
+        keep = torch.arange(10)[None] < torch.tensor(lengths)[:, None]
+        sample, key = keep.nonzero(as_tuple=True)
+        starts = F.pad(keep.sum(1).cumsum(0), (1, 0)).to(torch.int32)
+        attend(q, k, v, attention.RealKeys(keep, key * 3 + sample, starts))
+    assert len(graphs) == 2
+    assert all("_varlen_attn" in graph.code for graph in graphs)
+    torch.compiler.reset()
