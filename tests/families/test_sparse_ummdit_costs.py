@@ -1,4 +1,8 @@
-"""The formulas of training memory equal the tensors that real steps keep, for layouts that nobody chose by hand."""
+"""The formulas of training memory equal the tensors that real steps keep, for layouts that nobody chose by hand.
+
+The ranks are torch's fake group: gloo's threads hold tensors a little longer than a pass does, and so many that a count of
+small networks sees it.
+"""
 
 import random
 import sys
@@ -8,7 +12,7 @@ from unittest import mock
 import pytest
 import random_cases
 import torch
-from ranks import run_ranks
+from ranks import from_own_process
 
 from mindspeed_mm import types
 from mindspeed_mm.families import sparse_ummdit_costs
@@ -72,11 +76,14 @@ def remembering():
 
 
 def counted(number: int) -> tuple[int, int]:
-    """Bytes that a real step on this rank keeps, and its peak."""
+    """Bytes that a real step on one of the ranks keeps, and its peak."""
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
     config, (t, h, w), share = case(number)
-    parallel = ParallelContext.start(
-        tensor_size=share.tensor, context_size=share.context, sequence_parallel=share.sequence_parallel
-    )
+    ranks = share.tensor * share.context
+    dist.init_process_group("fake", store=FakeStore(), rank=number % ranks, world_size=ranks)
+    parallel = ParallelContext.start("fake", share.tensor, share.context, share.sequence_parallel)
     dtype = {2: "bf16", 4: "fp32"}[share.itemsize]
     network = build_denoiser(
         config,
@@ -101,14 +108,25 @@ def counted(number: int) -> tuple[int, int]:
         velocity = network(latents, torch.full((share.batch,), 0.5), text)
         kept = memory.now
         velocity.float().square().mean().backward()
-    return kept, memory.peak
+        peak = memory.peak
+    parallel.stop()
+    return kept, peak
+
+
+def all_counted() -> list[tuple[int, int]]:
+    return [counted(number) for number in range(CASES)]
+
+
+@pytest.fixture(scope="module")
+def found() -> list[tuple[int, int]]:
+    return from_own_process(all_counted)
 
 
 @pytest.mark.parametrize("number", range(CASES))
-def test_kept_and_peak_within_five_percent(number):
+def test_kept_and_peak_within_five_percent(found, number):
     config, _, share = case(number)
     kept = sum(sparse_ummdit_costs.kept_bytes(config, share).values())
     peak = sparse_ummdit_costs.peak_bytes(config, share)
-    for found_kept, found_peak in run_ranks(counted, share.tensor * share.context, number):
-        assert kept == pytest.approx(found_kept, rel=0.05), share
-        assert peak == pytest.approx(found_peak, rel=0.05), share
+    found_kept, found_peak = found[number]
+    assert kept == pytest.approx(found_kept, rel=0.05), share
+    assert peak == pytest.approx(found_peak, rel=0.05), share
