@@ -44,16 +44,14 @@ def join_tokens(x: Tensor, parallel: ParallelContext) -> Tensor:
 def shared(condition: Tensor, parallel: ParallelContext) -> Tensor:
     """A condition [B,C] that every rank holds whole, for linears whose outputs are split over TP: each leaves a part of
     its gradient on each rank, and here the parts of all linears are summed."""
-    return (
-        condition
-        if parallel.tensor_size == 1
-        else copy_to_tensor_model_parallel_region(condition, group=parallel.tensor)
-    )
+    if parallel.tensor_size == 1:
+        return condition
+    return copy_to_tensor_model_parallel_region(condition, group=parallel.tensor)
 
 
-def in_parts(gradient_of: Tensor, parallel: ParallelContext) -> Tensor:
+def in_parts(condition: Tensor, parallel: ParallelContext) -> Tensor:
     """A `shared` condition, for a function that gives every rank the whole gradient."""
-    return gradient_of if parallel.tensor_size == 1 else _ScaleGradient.apply(gradient_of, 1 / parallel.tensor_size)
+    return condition if parallel.tensor_size == 1 else _ScaleGradient.apply(condition, 1 / parallel.tensor_size)
 
 
 def sum_of_sample(value: Tensor, parallel: ParallelContext) -> Tensor:

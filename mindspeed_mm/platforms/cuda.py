@@ -19,6 +19,7 @@ _PEAKS = {
     "L40S": 362,
     "A10": 125,
 }
+_PACKAGES = {"FA3": "flash_attn_3, built from FlashAttention's folder hopper", "FA4": "flash-attn-4"}
 
 
 class CudaPlatform(Platform):
@@ -103,14 +104,11 @@ def _activate(implementation: str) -> None:
 
     if implementation not in getattr(attention, "list_flash_attention_impls", list)():
         raise ConfigError(
-            f"--flash-attention {implementation}: torch {torch.__version__} does not know it; need 2.11 or newer"
+            f"--flash-attention {implementation}: torch {torch.__version__} does not know it; install a newer one"
         )
     try:
         attention.activate_flash_attention_impl(implementation)
     except (ImportError, RuntimeError) as error:
-        package = {"FA3": "flash_attn_3, built from FlashAttention's folder hopper", "FA4": "flash-attn-4"}[
-            implementation
-        ]
         raise ConfigError(
-            f"--flash-attention {implementation}: {error}; install {package}, or leave the option out"
+            f"--flash-attention {implementation}: {error}; install {_PACKAGES[implementation]}, or leave the option out"
         ) from error
