@@ -61,22 +61,22 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attention.attend(q, k, v, attention.real_keys(kept(), q.device))
 
 
-def packed_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def packed_attention(keys_on: Callable[[torch.device], attention.RealKeys]) -> Callable:
     """`attend` as for a problem too large for a mask."""
-    limit, ascend._MASK_ELEMENTS = ascend._MASK_ELEMENTS, 0
-    try:
-        return masked_attention(q, k, v)
-    finally:
-        ascend._MASK_ELEMENTS = limit
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        limit, ascend._MASK_ELEMENTS = ascend._MASK_ELEMENTS, 0
+        try:
+            return attention.attend(q, k, v, keys_on(q.device))
+        finally:
+            ascend._MASK_ELEMENTS = limit
+
+    return attend
 
 
-def mask_alone_packed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The same where nobody has found the places of the keys before."""
-    limit, ascend._MASK_ELEMENTS = ascend._MASK_ELEMENTS, 0
-    try:
-        return attention.attend(q, k, v, attention.RealKeys(attention.with_some(kept().to(q.device))))
-    finally:
-        ascend._MASK_ELEMENTS = limit
+def mask_alone(device: torch.device) -> attention.RealKeys:
+    """Keys whose places nobody has found before."""
+    return attention.RealKeys(attention.with_some(kept().to(device)))
 
 
 def plain_masked_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -140,8 +140,12 @@ CASES: dict[str, tuple[Callable, Callable, Callable[[torch.dtype], list[Tensor]]
         attention_inputs,
     ),
     "attention_masked": (masked_attention, plain_masked_attention, attention_inputs),
-    "attention_packed": (packed_attention, plain_masked_attention, attention_inputs),
-    "attention_mask_alone_packed": (mask_alone_packed, plain_masked_attention, attention_inputs),
+    "attention_packed": (
+        packed_attention(lambda device: attention.real_keys(kept(), device)),
+        plain_masked_attention,
+        attention_inputs,
+    ),
+    "attention_mask_alone_packed": (packed_attention(mask_alone), plain_masked_attention, attention_inputs),
     "attention_heads_first": (attention.attend_frames, F.scaled_dot_product_attention, heads_first_inputs),
     "attention_heads_first_masked": (
         lambda q, k, v: ascend.attend_heads_first(q, k, v, hidden(q.device)),
