@@ -83,6 +83,7 @@ def start(launch: LaunchConfig, allow_tf32: bool = False, allow_internal_format:
         launch.timeout_minutes,
         _seat(launch.timeout_minutes),
         guidance_parallel=launch.guidance_parallel,
+        share_memory=platform.shares_memory,
     )
     _log.info(
         f"{platform.name}: TP {parallel.tensor_size}, CP {parallel.context_size}, DP {parallel.data_size}"

@@ -2,6 +2,8 @@
 
 import dataclasses
 import datetime
+import os
+import socket
 import warnings
 from typing import Any
 
@@ -63,10 +65,12 @@ class ParallelContext:
         timeout_minutes: float = 10,
         seat: Seat | None = None,
         guidance_parallel: bool = False,
+        share_memory: bool = False,
     ) -> "ParallelContext":
         """Starts the process group (unless one is running) and Megatron's groups in it; collective over all ranks.
 
-        seat: default torchrun's, from the environment.
+        seat: default torchrun's, from the environment. share_memory: ranks of one machine exchange small CPU tensors
+        of a layer through memory (`same_host.py`).
         """
         if not dist.is_initialized():
             store, rank, world_size = (None, -1, -1) if seat is None else (seat.store, seat.rank, seat.world_size)
@@ -80,7 +84,8 @@ class ParallelContext:
             distributed_timeout_minutes=max(1, round(timeout_minutes)),
         )
         context = cls.current(sequence_parallel)
-        return context._in_pairs() if guidance_parallel else context
+        context = context._in_pairs() if guidance_parallel else context
+        return context._in_memory(datetime.timedelta(minutes=timeout_minutes)) if share_memory else context
 
     @classmethod
     def current(cls, sequence_parallel: bool = False) -> "ParallelContext":
@@ -115,6 +120,18 @@ class ParallelContext:
         guidance, _ = dist.new_subgroups_by_enumeration(pairs)
         data, _ = dist.new_subgroups_by_enumeration(halves)
         return dataclasses.replace(self, guidance=guidance, data=data)
+
+    def _in_memory(self, timeout: datetime.timedelta) -> "ParallelContext":
+        """With groups of TP and CP that use shared memory; collective over all ranks."""
+        from mindspeed_mm.parallel.same_host import through_memory
+
+        hosts: list = [None] * self.world_size
+        dist.all_gather_object(hosts, socket.gethostname())
+        spins = hosts.count(socket.gethostname()) <= _cores()
+        names = ("tensor", "context", "data_and_context")
+        return dataclasses.replace(
+            self, **{name: through_memory(getattr(self, name), timeout, spins) for name in names}
+        )
 
     def stop(self) -> None:
         """Leaves all groups."""
@@ -237,3 +254,8 @@ class ParallelContext:
                 gradient_accumulation_fusion=False,
                 params_dtype=torch.float32,
             )
+
+
+def _cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -68,6 +68,7 @@ class MegatronEngine:
                 ),
                 network,
             )
+            self._exchange_through(parallel.data_and_context)
             if settings.overlap_param_gather:
                 Gathering(self.ddp, units)
             options = _optimizer_config(settings, dtype)
@@ -90,6 +91,13 @@ class MegatronEngine:
         self._partial = _partial_gradients(network) if parallel.tensor_size > 1 else []
         self._alone = parallel.data_and_context.size() == 1  # nothing to exchange with other data ranks
         self._schedule: Schedule | None = None
+
+    def _exchange_through(self, group: dist.ProcessGroup) -> None:
+        """Megatron looks its group up; this is the same one, which may have a faster way (`same_host.py`)."""
+        for bucket_group in self.ddp.bucket_groups:
+            for name, value in vars(bucket_group).items():
+                if isinstance(value, dist.ProcessGroup) and group == value:
+                    setattr(bucket_group, name, group)
 
     def replace_inner(self, make: Callable[[torch.optim.Optimizer], torch.optim.Optimizer]) -> None:
         """Replaces the AdamW inside Megatron's optimizer by make(AdamW), over the same parameter groups."""

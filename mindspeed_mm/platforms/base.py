@@ -17,6 +17,7 @@ class Platform:
 
     name = ""  # the torch device type: "cpu", "cuda" or "npu"
     backend = ""  # the torch.distributed backend for its tensors
+    shares_memory = False  # True if a process can read what another of the same machine writes into memory of both
     fused_adamw = False  # True if torch.optim.AdamW(fused=True) is one kernel per tensor on this device
 
     def prepare(self, allow_tf32: bool = False, allow_internal_format: bool = False) -> None:

@@ -26,6 +26,7 @@ _CPU = torch.device("cpu")
 class CpuPlatform(Platform):
     name = "cpu"
     backend = "gloo"
+    shares_memory = True
     fused_adamw = True
 
     def prepare(self, allow_tf32: bool = False, allow_internal_format: bool = False) -> None:

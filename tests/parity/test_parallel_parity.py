@@ -14,10 +14,15 @@ from mindspeed_mm.platforms.cpu import CpuPlatform
 OUTPUT, GRADIENT = 1e-5, 1e-4
 
 
-def differences(path, tensor_size: int, context_size: int, sequence_parallel: bool) -> dict[str, float]:
+def differences(
+    path, tensor_size: int, context_size: int, sequence_parallel: bool, share_memory: bool
+) -> dict[str, float]:
     """Largest differences of this rank's output and gradients from the golden ones; runs on every rank."""
     parallel = ParallelContext.start(
-        tensor_size=tensor_size, context_size=context_size, sequence_parallel=sequence_parallel
+        tensor_size=tensor_size,
+        context_size=context_size,
+        sequence_parallel=sequence_parallel,
+        share_memory=share_memory,
     )
     assert parallel.data_size == 1
     case = Case.read(path)
@@ -43,6 +48,7 @@ def differences(path, tensor_size: int, context_size: int, sequence_parallel: bo
     return found
 
 
+@pytest.mark.parametrize("share_memory", [False, True], ids=["gloo", "memory"])
 @pytest.mark.parametrize(
     ("name", "tensor_size", "context_size", "sequence_parallel"),
     [
@@ -63,10 +69,10 @@ def differences(path, tensor_size: int, context_size: int, sequence_parallel: bo
         ("a_base_4x16_div", 2, 2, True),
     ],
 )
-def test_layout_equals_one_rank(golden, name, tensor_size, context_size, sequence_parallel):
+def test_layout_equals_one_rank(golden, name, tensor_size, context_size, sequence_parallel, share_memory):
     path = golden(f"predictor/{name}.safetensors")
     ranks = tensor_size * context_size
-    for found in run_ranks(differences, ranks, path, tensor_size, context_size, sequence_parallel):
+    for found in run_ranks(differences, ranks, path, tensor_size, context_size, sequence_parallel, share_memory):
         assert len(found) > 20
         for key, value in found.items():
             assert value < (OUTPUT if key in ("evaluation", "training") else GRADIENT), key
