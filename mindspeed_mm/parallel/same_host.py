@@ -318,6 +318,8 @@ def _received(link: socket.socket, group: dist.ProcessGroup) -> tuple[mmap.mmap,
     link.send(_MESSAGE.pack(group.rank()))
     _, (memory, *ends), _, _ = socket.recv_fds(link, 1, group.size())
     try:
+        if len(ends) < group.size() - 1:
+            raise RuntimeError(f"{len(ends)} of {group.size() - 1} sockets came: too many open files (ulimit -n)")
         return mmap.mmap(memory, 0), [socket.socket(fileno=end) for end in ends]
     finally:
         os.close(memory)

@@ -23,16 +23,17 @@ def sockets() -> int:
     return found
 
 
-def sockets_of_a_layout() -> int:
+def sockets_of_a_layout(share_memory: bool) -> int:
     before = sockets()
-    parallel = ParallelContext.start(tensor_size=2)
+    parallel = ParallelContext.start(tensor_size=2, share_memory=share_memory)
     Hosts(parallel).gather(parallel.rank)
     return sockets() - before
 
 
-def test_groups_that_carry_nothing_open_no_connections():
+@pytest.mark.parametrize("share_memory", [False, True])
+def test_groups_that_carry_nothing_open_no_connections(share_memory):
     """46 at 4 ranks when each of Megatron's groups connected all of its members at once."""
-    assert max(run_ranks(sockets_of_a_layout, 4)) <= 30
+    assert max(run_ranks(sockets_of_a_layout, 4, share_memory)) <= 30
 
 
 @pytest.fixture
