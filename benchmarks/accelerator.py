@@ -71,8 +71,8 @@ PARTS = (
     Part(
         "The denoiser's step at v1.5's width",
         "benchmarks/denoiser.py --device {device}",
-        "--extent 8 36 36 --width 3072 --dtype bf16 --compile",
-        "--extent 2 8 8 --width 128 --stages 2 2 2 --sparsities 2 4 2 --repeats 1",
+        "--extent 8 36 36 --width 3072 --dtype bf16 --compile --fp8-format hybrid",
+        "--extent 2 8 8 --width 128 --fp8-format hybrid --stages 2 2 2 --sparsities 2 4 2 --repeats 1",
         90,
     ),
     Part(

@@ -1,7 +1,7 @@
 """The denoiser's step: SUV, dense, and SUV in the original's way (as it is, and with a kernel that reads one row of the mask), in turns
 on the same input and weights.
 
-    python benchmarks/denoiser.py [--extent T H W ...] [--width N] [--device cuda --dtype bf16]
+    python benchmarks/denoiser.py [--extent T H W ...] [--width N] [--device cuda --dtype bf16 --compile --fp8-format hybrid]
 
 The width shrinks with the tokens, so that attention has the share of a block's arithmetic that it has in v1.5 at
 121x576x1024: 36,864 tokens x 3072 channels become 4608 x 384. Peak memory is what the step allocates (`common.py`).
@@ -15,8 +15,12 @@ import torch
 from common import clock_of, denoiser, denoiser_config, denoiser_inputs, measure, peak_bytes, synchronize, table
 from original_way import OriginalWay
 
+from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
 from mindspeed_mm.families.sparse_ummdit_costs import forward_flops
+from mindspeed_mm.models.float8 import use_float8
+from mindspeed_mm.ops.float8 import FORMATS
+from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.platforms.select import select
 from mindspeed_mm.types import TORCH_DTYPES
 
@@ -62,6 +66,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--without-dense", action="store_true")
     parser.add_argument("--compile", action="store_true", help="a row with compiled blocks as well")
+    parser.add_argument(
+        "--fp8-format", choices=tuple(FORMATS), help="a row with products in float8 as well, compiled with --compile"
+    )
     return parser.parse_args()
 
 
@@ -81,7 +88,23 @@ def networks(options: argparse.Namespace) -> dict[str, tuple[torch.nn.Module, Sp
         compiled = denoiser(sparse, options.device, options.dtype)
         compiled.compile_blocks()
         rows["SUV, --compile"] = (compiled, sparse)
+    if options.fp8_format is not None:
+        rows |= float8_row(sparse, options)
     return rows
+
+
+def float8_row(config: SparseUMMDiTConfig, options: argparse.Namespace) -> dict:
+    """One row; none, and a line that says why, where the device has no such products."""
+    try:
+        select(options.device).check_float8(TORCH_DTYPES[options.dtype])
+    except ConfigError as error:
+        print(f"{error}\n")
+        return {}
+    network = denoiser(config, options.device, options.dtype)
+    use_float8(network, options.fp8_format, ParallelContext.current())
+    if options.compile:
+        network.compile_blocks()
+    return {f"SUV{', --compile' * options.compile}, --fp8-format {options.fp8_format}": (network, config)}
 
 
 def step(network: torch.nn.Module, inputs: tuple, device: str) -> Callable[[], float]:

@@ -356,6 +356,14 @@ class RunFlags(TrainingFlags):
         section=_PRECISION,
         help="take each component's precision from the JSON (ae.dtype, weight_dtype)",
     )
+    fp8_format: str | None = flag(
+        None,
+        "--fp8-format",
+        choices=("e4m3", "hybrid"),
+        section=_PRECISION,
+        help="run the products of attention and feed-forward linears in float8 (CUDA of capability 8.9, CPU); hybrid: "
+        "gradients in e5m2; default: in the precision of the weights",
+    )
     optimizer: OptimizerSettings = group(OptimizerSettings, "optimizer", required=("lr",))
     adapter: AdapterConfig = group(AdapterConfig, "adapters: train a small part beside a frozen network")
     trained: TrainedConfig = group(TrainedConfig, "partial training")

@@ -4,6 +4,7 @@ They return a plain tensor and keep Megatron's parameter names (`weight`, `bias`
 state how their parameters are split (`partition.py` reads it). With one TP rank they run as ordinary linears, which
 torch.compile can trace. Each may carry adapters (`adapters/`), which add to its output. The weight of a frozen one may be
 held in another form (`Held`); then `weight` is None, and each use makes the weight for itself.
+Products may be another's (`Product`), such as float8's.
 Dropout of adapters needs the places of x's tokens (`Drops`); without them there is none.
 """
 
@@ -48,6 +49,14 @@ class Held(Protocol):
         ...
 
 
+class Product(Protocol):
+    """x W^T in another way, forward and backward. For a column linear it exchanges what is exchanged of x and of its
+    gradient, for a row linear nothing.
+    """
+
+    def __call__(self, x: Tensor, weight: Tensor) -> Tensor: ...
+
+
 def _no_initialization(weight: Tensor) -> None:
     """Does nothing: `perform_initialization` is off, but Megatron requires a function."""
 
@@ -70,11 +79,14 @@ class ColumnLinear(ColumnParallelLinear):
         self.split = parallel.tensor_size > 1
         self.held: Held | None = None
         self.adapters: nn.Module | None = None
+        self.product: Product | None = None
 
     def forward(self, x: Tensor, drops: Drops | None = None) -> Tensor:
         weight, again = _for_product(self, x.dtype)
         with again:
-            if not self.split:
+            if self.product is not None:
+                y = _plus(self.product(x, weight), self.bias)
+            elif not self.split:
                 y = F.linear(x, weight, self.bias)
             elif _gathers_once(self, x):
                 y = F.linear(gather_from_sequence_parallel_region(x, group=self.tp_group), weight, self.bias)
@@ -103,19 +115,24 @@ class RowLinear(RowParallelLinear):
         self.split = parallel.tensor_size > 1
         self.held: Held | None = None
         self.adapters: nn.Module | None = None
+        self.product: Product | None = None
 
     def forward(self, x: Tensor, drops: Drops | None = None) -> Tensor:
         weight, again = _for_product(self, x.dtype)
         with again:
-            if not self.split:
+            if self.product is not None:
+                y = self._summed(self.product(x, weight)) if self.split else _plus(self.product(x, weight), self.bias)
+            elif not self.split:
                 y = F.linear(x, weight, self.bias)
+            elif self.held is None:
+                y = super().forward(x)[0]
             else:
-                y = super().forward(x)[0] if self.held is None else self._summed(x, weight)
+                y = self._summed(self._of_frozen(x, weight))
         return y if self.adapters is None else self.adapters(x, y, weight, self.bias, drops)
 
-    def _summed(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Megatron's row linear of a frozen weight; its own takes none as argument."""
-        y = linear_with_frozen_weight(
+    def _of_frozen(self, x: Tensor, weight: Tensor) -> Tensor:
+        """This rank's part of Megatron's row linear of a frozen weight; its own takes none as argument."""
+        return linear_with_frozen_weight(
             x,
             weight,
             None,
@@ -124,21 +141,24 @@ class RowLinear(RowParallelLinear):
             sequence_parallel=False,
             tp_group=self.tp_group,
         )
+
+    def _summed(self, y: Tensor) -> Tensor:
+        """The output of all ranks' parts."""
         if self.sequence_parallel:
             y = reduce_scatter_to_sequence_parallel_region(y, group=self.tp_group)
         else:
             y = reduce_from_tensor_model_parallel_region(y, group=self.tp_group)
-        return y if self.bias is None else y + self.bias
+        return _plus(y, self.bias)
 
 
 def together(x: Tensor, *layers: ColumnLinear, drops: Drops | None = None) -> tuple[Tensor, ...]:
     """Applies several column linears to one input, each [S,B,out/TP].
 
     Over several TP ranks they form one product, so that the input is gathered, and its gradient reduced, only once. On
-    one rank that would only copy the weights. drops: for dropout of their adapters.
+    one rank that would only copy the weights, which a `Product` does anyway. drops: for dropout of their adapters.
     """
     first = layers[0]
-    if not first.split:
+    if not first.split and first.product is None:
         return tuple(layer(x, drops) for layer in layers)
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
 
@@ -151,7 +171,9 @@ def together(x: Tensor, *layers: ColumnLinear, drops: Drops | None = None) -> tu
     linear = linear_with_grad_accumulation_and_async_allreduce if trained else linear_with_frozen_weight
     bias = torch.cat(biases) if biases else None
     with again:
-        if _gathers_once(first, x):
+        if first.product is not None:
+            y = _plus(first.product(x, weight), bias)
+        elif _gathers_once(first, x):
             y = F.linear(gather_from_sequence_parallel_region(x, group=first.tp_group), weight, bias)
         else:
             y = linear(
@@ -224,6 +246,10 @@ LINEARS = (ColumnLinear, RowLinear, ConditionLinear)
 def _gathers_once(layer: ColumnLinear, x: Tensor) -> bool:
     """True if an input is so small that it is gathered once and kept: Megatron gathers it again in the backward pass."""
     return layer.sequence_parallel and x.nbytes * layer.tp_group.size() < types.LEAST_RECOMPUTED_BYTES
+
+
+def _plus(y: Tensor, bias: Tensor | None) -> Tensor:
+    return y if bias is None else y + bias
 
 
 def weight_of(layer: Any, dtype: torch.dtype) -> Tensor:

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
         tp_group: dist.ProcessGroup
         sequence_parallel: bool
         allreduce_dgrad: bool
+        input_size: int
         output_size_per_partition: int
 
         def __init__(self, in_features: int, out_features: int, **options: Any): ...
@@ -76,6 +77,8 @@ if TYPE_CHECKING:
         bias: nn.Parameter | None
         tp_group: dist.ProcessGroup
         sequence_parallel: bool
+        input_size_per_partition: int
+        output_size: int
 
         def __init__(self, in_features: int, out_features: int, **options: Any): ...
         def forward(self, *arguments: Any, **options: Any) -> Any: ...

@@ -57,6 +57,10 @@ class Platform:
         """Memory in bytes that this process may use on its device."""
         raise NotImplementedError
 
+    def check_float8(self, dtype: torch.dtype) -> None:
+        """Raises ConfigError if the device cannot multiply float8 numbers into results of `dtype`."""
+        raise ConfigError(f"--fp8-format: {self.name} devices have no products in float8 here; leave the option out")
+
     def copies(self) -> Copies:
         """How frozen weights come from the host."""
         return Copies()

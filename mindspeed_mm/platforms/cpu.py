@@ -42,6 +42,9 @@ class CpuPlatform(Platform):
         with cuda_type_names(), _CudaMeansCpu():
             yield
 
+    def check_float8(self, dtype: torch.dtype) -> None:
+        """torch has these products for a CPU, too: slow ones, to try."""
+
     def peak_memory(self) -> int:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux

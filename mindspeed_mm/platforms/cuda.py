@@ -19,6 +19,7 @@ _PEAKS = {
     "L40S": 362,
     "A10": 125,
 }
+_FLOAT8_CAPABILITY = (8, 9)
 _PACKAGES = {"FA3": "flash_attn_3, built from FlashAttention's folder hopper", "FA4": "flash-attn-4"}
 
 
@@ -50,6 +51,16 @@ class CudaPlatform(Platform):
             )
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
+
+    def check_float8(self, dtype: torch.dtype) -> None:
+        capability = torch.cuda.get_device_capability()
+        if capability < _FLOAT8_CAPABILITY:
+            least, found = (".".join(map(str, version)) for version in (_FLOAT8_CAPABILITY, capability))
+            raise ConfigError(
+                f"--fp8-format needs a GPU of capability {least}; {torch.cuda.get_device_name()} has {found}"
+            )
+        if dtype != torch.bfloat16:  # torch's kernel with a scale for each row writes no other
+            raise ConfigError(f"--fp8-format needs --bf16 on CUDA; the denoiser is {dtype}".replace("torch.", ""))
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()

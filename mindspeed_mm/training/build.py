@@ -18,6 +18,7 @@ from mindspeed_mm.families.adapters import is_adapter, plain_name
 from mindspeed_mm.families.base import DenoiserConfig
 from mindspeed_mm.models.build import build_autoencoder, build_denoiser
 from mindspeed_mm.models.denoiser import Denoiser
+from mindspeed_mm.models.float8 import use_float8
 from mindspeed_mm.models.text.encoders import TextEncoders
 from mindspeed_mm.models.wfvae.model import WFVAE
 from mindspeed_mm.optim.adaptive_clip import AdaptiveClip, FixedClip
@@ -175,6 +176,10 @@ def _denoiser(
     adapter = _with_adapter(network, config, parallel)
     if adapter is None:
         _freeze(network, config.trained)
+    if config.fp8_format is not None:
+        platform.check_float8(TORCH_DTYPES[config.precision.denoiser])
+        count = use_float8(network, config.fp8_format, parallel)
+        _log.info(f"{count} linears compute in float8 ({config.fp8_format})")
     if config.recompute.num_offloaded:
         network.keep_inputs_on_host(HostInputs(platform.copies(), config.recompute.num_offloaded))
     if config.compile:

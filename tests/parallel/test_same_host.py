@@ -118,17 +118,20 @@ def summed(group: SameHostGroup, numbers: int = 3) -> None:
     dist.all_reduce(torch.ones(numbers), group=group)
 
 
-def with_one_gone() -> tuple[str, float]:
+def with_one_gone(when: str) -> tuple[str, float]:
     group = in_memory()
     if group.rank() == 1:
+        if when == "while the other waits":
+            group._heard(group._files[0], time.perf_counter())
         same_host._close(group._peers)
         return "", 0.0
     begin = time.monotonic()
     return words(functools.partial(summed, group)), time.monotonic() - begin
 
 
-def test_a_rank_that_is_gone_is_noticed_at_once():
-    (said, seconds), _ = run_ranks(with_one_gone, 2)
+@pytest.mark.parametrize("when", ["before", "while the other waits"])
+def test_a_rank_that_is_gone_is_noticed_at_once(when):
+    (said, seconds), _ = run_ranks(with_one_gone, 2, when)
     assert "connection closed by peer" in said
     assert seconds < 5
 

@@ -23,6 +23,7 @@ from mindspeed_mm.families.adapters import AdapterConfig
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig, parameters
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.models.denoiser import Conditions
+from mindspeed_mm.models.float8 import use_float8
 from mindspeed_mm.optim.adaptive_clip import AdaptiveClip, FixedClip
 from mindspeed_mm.optim.ema import Ema
 from mindspeed_mm.optim.step import OptimizerStep
@@ -80,6 +81,7 @@ class Layout:
     clip_decay: float | None = None
     recompute_blocks: int = 0
     recompute_feed_forwards: int = 0
+    fp8_format: str | None = None
     compile: str | None = None  # a backend of torch.compile
     dropout: float = 0.0
     adapter: AdapterConfig | None = None
@@ -224,6 +226,8 @@ class Run:
                 self.blocks = hold_base(self.network, denoiser, layout.adapter, torch.device("cpu"), Copies())
             attach_trained(self.network, denoiser, layout.adapter, self.parallel, seed=7)
             record = AdapterRecord(layout.adapter, denoiser.model_id, base="3")
+        if layout.fp8_format is not None:
+            use_float8(self.network, layout.fp8_format, self.parallel)
         if layout.compile is not None:
             self.network.compile_blocks(layout.compile)
         settings = OptimizerSettings(

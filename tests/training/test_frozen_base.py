@@ -48,6 +48,7 @@ def test_streamed_packed_blocks_change_no_bit():
     [
         (1, {"kind": "lora", "dtype": "bf16", "micro_batch": 2, "recompute_blocks": BLOCKS}),
         (2, {"tensor": 2, "sequence_parallel": True, "micro_batch": 2, "recompute_feed_forwards": 2}),
+        (2, {"tensor": 2, "sequence_parallel": True, "micro_batch": 2, "fp8_format": "hybrid"}),
     ],
     ids=str,
 )

@@ -11,6 +11,7 @@ from mindspeed_mm.adapters.attach import attach_trained
 from mindspeed_mm.adapters.base import hold_base
 from mindspeed_mm.families.adapters import AdapterConfig
 from mindspeed_mm.models.build import build_denoiser
+from mindspeed_mm.models.float8 import use_float8
 from mindspeed_mm.ops import rope3d
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.platforms.copies import Copies
@@ -58,6 +59,18 @@ def test_a_block_is_one_graph_of_inductor_and_gives_the_same_numbers():
     block.forward = forward
     assert_close(step(network), wanted)
     assert [kept.count((tokens, 4 * 32)) for tokens in (30, 5)] == [1, 1]
+
+
+def test_a_block_with_products_in_float8_is_one_graph():
+    network = build_denoiser(CONFIG, ParallelContext.current(), seed=1).train()
+    plain = step(network)
+    use_float8(network, "hybrid", ParallelContext.current())
+    wanted = step(network)
+    with pytest.raises(AssertionError):
+        assert_close(wanted, plain)
+    block = network.transformer_blocks[1][1]
+    block.forward = torch.compile(block.forward, backend="aot_eager", fullgraph=True)
+    assert_close(step(network), wanted)
 
 
 def test_every_block_is_one_graph_at_changing_lengths():
