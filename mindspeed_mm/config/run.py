@@ -361,8 +361,8 @@ class RunFlags(TrainingFlags):
         "--fp8-format",
         choices=("e4m3", "hybrid"),
         section=_PRECISION,
-        help="run the products of attention and feed-forward linears in float8 (CUDA of capability 8.9, CPU); hybrid: "
-        "gradients in e5m2; default: in the precision of the weights",
+        help="run the products of attention and feed-forward linears in float8 (CUDA of capability 8.9 and newer, "
+        "CPU); hybrid: gradients in e5m2; default: in the precision of the weights",
     )
     optimizer: OptimizerSettings = group(OptimizerSettings, "optimizer", required=("lr",))
     adapter: AdapterConfig = group(AdapterConfig, "adapters: train a small part beside a frozen network")

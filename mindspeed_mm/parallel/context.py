@@ -69,8 +69,8 @@ class ParallelContext:
     ) -> "ParallelContext":
         """Starts the process group (unless one is running) and Megatron's groups in it; collective over all ranks.
 
-        seat: default torchrun's, from the environment. share_memory: ranks of one machine exchange small CPU tensors
-        of a layer through memory (`same_host.py`).
+        seat: default torchrun's, from the environment. share_memory: ranks of one machine exchange CPU tensors of layers
+        and gradients through memory (`same_host.py`).
         """
         if not dist.is_initialized():
             store, rank, world_size = (None, -1, -1) if seat is None else (seat.store, seat.rank, seat.world_size)
@@ -122,7 +122,7 @@ class ParallelContext:
         return dataclasses.replace(self, guidance=guidance, data=data)
 
     def _in_memory(self, timeout: datetime.timedelta) -> "ParallelContext":
-        """With groups of TP and CP that use shared memory; collective over all ranks."""
+        """With groups of layers and of gradients that use shared memory; collective over all ranks."""
         from mindspeed_mm.parallel.same_host import through_memory
 
         hosts: list = [None] * self.world_size

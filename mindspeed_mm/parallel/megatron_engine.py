@@ -95,7 +95,7 @@ class MegatronEngine:
     def _exchange_through(self, group: dist.ProcessGroup) -> None:
         """Megatron looks its group up; this is the same one, which may have a faster way (`same_host.py`)."""
         for bucket_group in self.ddp.bucket_groups:
-            for name, value in vars(bucket_group).items():
+            for name, value in list(vars(bucket_group).items()):
                 if isinstance(value, dist.ProcessGroup) and group == value:
                     setattr(bucket_group, name, group)
 

@@ -82,6 +82,7 @@ class Layout:
     recompute_blocks: int = 0
     recompute_feed_forwards: int = 0
     fp8_format: str | None = None
+    share_memory: bool = False  # exchanges through memory instead of gloo
     compile: str | None = None  # a backend of torch.compile
     dropout: float = 0.0
     adapter: AdapterConfig | None = None
@@ -206,7 +207,10 @@ class Run:
         self.layout = layout
         denoiser = dataclasses.replace(denoiser, dropout=layout.dropout)
         self.parallel = ParallelContext.start(
-            tensor_size=layout.tensor, context_size=layout.context, sequence_parallel=layout.sequence_parallel
+            tensor_size=layout.tensor,
+            context_size=layout.context,
+            sequence_parallel=layout.sequence_parallel,
+            share_memory=layout.share_memory,
         )
         self.network = build_denoiser(
             denoiser,

@@ -33,6 +33,9 @@ def check(found, wanted):
         (Layout(tensor=2, micro_batch=1), 3),  # two micro-batches of each data rank
         (Layout(distributed_optimizer=False), 3),
         (Layout(distributed_optimizer=False, overlap=True), 3),
+        (Layout(overlap=True, share_memory=True), 3),
+        (Layout(tensor=2, sequence_parallel=True, micro_batch=2, share_memory=True), 3),
+        (Layout(distributed_optimizer=False, share_memory=True), 3),
     ],
     ids=str,
 )

@@ -96,6 +96,7 @@ def wrong_in_training(paths: dict, tensor_size: int, whole_file) -> list[str]:
         config = SimpleNamespace(
             model=SimpleNamespace(predictor=dataclasses.replace(TINY, from_pretrained=str(path))),
             precision=SimpleNamespace(denoiser="bf16"),
+            fp8_format=None,
             adapter=AdapterConfig(),
             trained=TrainedConfig(),
             seed=0,
