@@ -4,20 +4,17 @@ import dataclasses
 
 import pytest
 import torch
-from denoiser_cases import Case, run, train_gradients
+from denoiser_cases import Case
 from rank_runs import Layout, curve
 from ranks import run_ranks
+from test_parallel_parity import GRADIENT, OUTPUT, computed
 
-from mindspeed_mm.config.optimizer import OptimizerSettings
 from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.models.float8 import use_float8
 from mindspeed_mm.parallel.context import ParallelContext
-from mindspeed_mm.parallel.megatron_engine import MegatronEngine
 from mindspeed_mm.parallel.partition import partition_dims, shard
-from mindspeed_mm.platforms.cpu import CpuPlatform
 
-OUTPUT, GRADIENT = 1e-5, 1e-4
 CASE = "predictor/a_base_4x16_div.safetensors"
 
 
@@ -27,20 +24,13 @@ def results(path, form: str | None, parallel: ParallelContext):
     network = case.network(parallel)
     if form is not None:
         assert use_float8(network, form, parallel) > 20
-    with torch.no_grad():
-        evaluation = run(network.eval(), case.inputs())
-    settings = OptimizerSettings(lr_decay_iters=1, use_distributed_optimizer=False)
-    engine = MegatronEngine(network, parallel, CpuPlatform(), settings)
-    engine.start_step()
-    out, *_ = train_gradients(case, engine.ddp)
-    engine.finish_gradients()
-    return evaluation, out, network
+    return *computed(case, network, parallel), network
 
 
 def of_one_rank(path, form: str | None) -> dict[str, torch.Tensor]:
     evaluation, out, network = results(path, form, ParallelContext.start())
     gradients = {name: parameter.main_grad.clone() for name, parameter in network.named_parameters()}
-    return {"evaluation": evaluation, "training": out.detach(), **gradients}
+    return {"evaluation": evaluation, "training": out, **gradients}
 
 
 def differences(path, form: str, wanted: dict[str, torch.Tensor], sequence_parallel: bool) -> dict[str, float]:

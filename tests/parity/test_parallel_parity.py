@@ -14,6 +14,18 @@ from mindspeed_mm.platforms.cpu import CpuPlatform
 OUTPUT, GRADIENT = 1e-5, 1e-4
 
 
+def computed(case: Case, network, parallel: ParallelContext) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs in evaluation and in training; leaves the gradients in `main_grad`."""
+    with torch.no_grad():
+        evaluation = run(network.eval(), case.inputs())
+    settings = OptimizerSettings(lr_decay_iters=1, use_distributed_optimizer=False)
+    engine = MegatronEngine(network, parallel, CpuPlatform(), settings)
+    engine.start_step()
+    out, *_ = train_gradients(case, engine.ddp)
+    engine.finish_gradients()
+    return evaluation, out.detach()
+
+
 def differences(
     path, tensor_size: int, context_size: int, sequence_parallel: bool, share_memory: bool
 ) -> dict[str, float]:
@@ -27,13 +39,7 @@ def differences(
     assert parallel.data_size == 1
     case = Case.read(path)
     network = case.network(parallel)
-    with torch.no_grad():
-        evaluation = run(network.eval(), case.inputs())
-    settings = OptimizerSettings(lr_decay_iters=1, use_distributed_optimizer=False)
-    engine = MegatronEngine(network, parallel, CpuPlatform(), settings)
-    engine.start_step()
-    out, *_ = train_gradients(case, engine.ddp)
-    engine.finish_gradients()
+    evaluation, out = computed(case, network, parallel)
     found = {
         "evaluation": (evaluation - case.tensors["out"]).abs().max().item(),
         "training": (out - case.tensors["out_train"]).abs().max().item(),
