@@ -5,6 +5,7 @@ import dataclasses
 import shutil
 import subprocess
 import traceback
+import types
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from mindspeed_mm.models.build import build_denoiser
 from mindspeed_mm.models.denoiser import Conditions
-from mindspeed_mm.ops import attention, cuda
+from mindspeed_mm.ops import attention, cuda, float8
 from mindspeed_mm.parallel.alone import Alone
 from mindspeed_mm.parallel.seeds import SampleDraws
 from mindspeed_mm.types import TextFeatures
@@ -152,6 +153,23 @@ def test_the_host_waits_for_no_copy_of_a_forward_pass(without_a_card, monkeypatc
     # The text's columns; of three patterns the mask, the places of real keys, where each sample's begin; for dropout seeds
     # and columns.
     assert device.copied == 1 + 3 * 3 + (2 if train else 0)
+
+
+@pytest.mark.parametrize("form", float8.FORMATS)
+def test_products_in_float8_have_operands_that_cuda_takes(without_a_card, form):
+    """torch's own rules: layouts, sizes, scales and dtypes."""
+    with FakeTensorMode(), torch.no_grad():
+        x, weight, gradient = (
+            torch.empty(size, device="cuda", dtype=torch.bfloat16) for size in ((5, 3, 64), (32, 64), (5, 3, 32))
+        )
+        assert float8.linear(x, weight, form).shape == gradient.shape
+        saved = types.SimpleNamespace(
+            saved_tensors=(x, weight), form=form, exchanges=float8.Exchanges(), needs_input_grad=(True, True)
+        )
+        of_x, of_weight, *_ = float8._Linear.backward(saved, gradient)
+        assert (of_x.shape, of_weight.shape) == (x.shape, weight.shape)
+        with pytest.raises(RuntimeError, match="divisible by 16"):
+            float8.linear(x[..., :60], weight[:, :60], form)
 
 
 def test_a_compiler_sees_one_graph_and_traces_once_more_for_other_lengths():
