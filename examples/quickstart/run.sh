@@ -17,7 +17,7 @@ OUT=${OUT:-$HERE/out}
 if [[ ${FAST:-0} == 1 ]]; then
     : "${TRAIN_ITERS:=6}" "${CLIPS:=24}" "${MBS:=4}" "${SEEN:=2}" "${UNSEEN:=1}" "${STEPS:=4}"
 fi
-: "${TRAIN_ITERS:=900}" "${LR:=4e-3}" "${CLIPS:=960}" "${MBS:=32}" "${SEEN:=32}" "${UNSEEN:=16}" "${STEPS:=20}"
+: "${TRAIN_ITERS:=1300}" "${LR:=4e-3}" "${CLIPS:=960}" "${MBS:=32}" "${SEEN:=32}" "${UNSEEN:=16}" "${STEPS:=20}"
 : "${WEIGHTS:=ema}" "${PREPARE_FLAGS:=}" "${SEED:=1234}"
 export DEVICE=${DEVICE:-cpu} SEED MBS
 export NPUS_PER_NODE=${RANKS:-2} TP=${RANKS:-2} LOG_DIR=$OUT/logs
@@ -40,24 +40,24 @@ step "$PYTHON" $HERE/prepare.py --out "$OUT" --clips "$CLIPS" --seen "$SEEN" --u
 echo "the judge on every tenth of the clips themselves:"
 step "$PYTHON" $HERE/score.py "$OUT/data/data.txt" --every "$((CLIPS < 100 ? 1 : 10))"
 
-stage 2 "encoding clips and captions once" 6
+stage 2 "encoding clips and captions once" 5
 step "$PYTHON" tools/extract_features.py --mm-data "$OUT/data.json" --mm-model "$OUT/model.json" --device "$DEVICE" \
     --model_custom_precision --micro-batch-size "$MBS"
 
-stage 3 "training on $TP ranks, TP=$TP" 12
+stage 3 "training on $TP ranks, TP=$TP" 9
 step env MM_DATA="$OUT/data.json" MM_MODEL="$OUT/model.json" SAVE="$OUT/checkpoints" TRAIN_ITERS="$TRAIN_ITERS" LR="$LR" \
     SAVE_INTERVAL="$TRAIN_ITERS" LOG_INTERVAL=50 RECOM_FFN_LAYERS=0 \
     bash examples/opensoraplan1.5/pretrain_opensoraplan1_5.sh \
     --lr-decay-style cosine --lr-decay-iters "$TRAIN_ITERS" --min-lr 0 --ema-decay 0.99
 
-stage 4 "merging the shards" 93
+stage 4 "merging the shards" 94
 MERGE=()
 if [[ $WEIGHTS == ema ]]; then
     MERGE=(--ema)
 fi
 step "$PYTHON" examples/opensoraplan1.5/convert_mm_to_ckpt.py --load_dir "$OUT/checkpoints" --save_dir "$OUT/merged" "${MERGE[@]}"
 
-stage 5 "sampling $((SEEN + UNSEEN)) prompts" 93
+stage 5 "sampling $((SEEN + UNSEEN)) prompts" 94
 step env MM_MODEL="$OUT/sample.json" bash examples/opensoraplan1.5/inference_t2v_1_5.sh
 
 stage 6 "do the videos obey their prompts?" 99
