@@ -155,10 +155,10 @@ def together(x: Tensor, *layers: ColumnLinear, drops: Drops | None = None) -> tu
     """Applies several column linears to one input, each [S,B,out/TP].
 
     Over several TP ranks they form one product, so that the input is gathered, and its gradient reduced, only once. On
-    one rank that would only copy the weights, which a `Product` does anyway. drops: for dropout of their adapters.
+    one rank that would only copy the weights. drops: for dropout of their adapters.
     """
     first = layers[0]
-    if not first.split and first.product is None:
+    if not first.split:
         return tuple(layer(x, drops) for layer in layers)
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
 
