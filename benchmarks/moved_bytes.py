@@ -19,10 +19,11 @@ class MovedBytes(TorchDispatchMode):
         self.total = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
         name = func._opname
         if func.namespace == "aten" and name not in (*_PRODUCTS, *_EMPTY) and "attention" not in name:
-            self._add(name, (args, kwargs), result)
+            self._add(name, (args, {key: value for key, value in kwargs.items() if key != "out"}), result)
         return result
 
     def _add(self, name: str, given, result) -> None:

@@ -21,11 +21,27 @@ from mindspeed_mm import types
 from mindspeed_mm.ops import norms, rope3d
 
 
-def _plain(x: Tensor) -> bool:
-    return torch.compiler.is_compiling() or x.device.type == "npu"
+def _compiling() -> bool:
+    return torch.compiler.is_compiling()
 
 
 # ---------------------------------------------------------------------------------------------------------- modulation
+# Operators take 16-bit and fp32 tensors together and compute in fp32. With `out` they round to 16 bits themselves, except
+# on an NPU. So a copy in fp32 is made only where several operators read it.
+
+
+def _product(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+    """a * b in fp32, in the shape and dtype of `like`."""
+    if like.device.type == "npu":
+        return (a * b).to(like.dtype)
+    return torch.mul(a, b, out=torch.empty_like(like))
+
+
+def _sum_of_product(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """x + a * b in fp32, in the shape and dtype of x."""
+    if x.device.type == "npu":
+        return (a * b).add_(x).to(x.dtype)
+    return torch.addcmul(x, a, b, out=torch.empty_like(x))
 
 
 def modulated_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, scale: Tensor, shift: Tensor) -> Tensor:
@@ -34,14 +50,16 @@ def modulated_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, sc
 
     adaLN (2212.09748, section 3.2), computed in fp32.
     """
-    if _plain(x):
+    if _compiling() or x.device.type == "npu":
         return modulate(norms.layer_norm(x, weight, bias, eps), scale, shift)
     return _ModulatedLayerNorm.apply(x, weight, bias, eps, scale, shift)
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """x [S,B,D] times (1 + scale [B,D]) plus shift [B,D]: in fp32, returned in x's dtype."""
-    return (x.float() * (1 + scale) + shift).to(x.dtype)
+    if _compiling():
+        return (x.float() * (1 + scale) + shift).to(x.dtype)
+    return _Modulated.apply(x, scale, shift)
 
 
 class _ModulatedLayerNorm(torch.autograd.Function):
@@ -49,39 +67,51 @@ class _ModulatedLayerNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, eps, scale, shift):
-        width = x.shape[-1:]
-        gain, offset = weight * (1 + scale), bias * (1 + scale) + shift
+        width, factor = x.shape[-1:], 1 + scale
+        gain, offset = weight * factor, torch.addcmul(shift, bias, factor)
         if x.shape[1] == 1:  # the kernel's own affine map suffices for one sample
-            y, mean, rstd = torch.native_layer_norm(x.float(), width, gain[0].float(), offset[0].float(), eps)
+            y, mean, rstd = torch.native_layer_norm(x.float(), width, gain[0], offset[0], eps)
+            y = y.to(x.dtype)
         else:
             y, mean, rstd = torch.native_layer_norm(x.float(), width, None, None, eps)
-            y = torch.addcmul(offset, y, gain)
-        ctx.save_for_backward(x, weight, bias, scale, mean, rstd)
-        return y.to(x.dtype)
+            y = torch.addcmul(offset, y, gain, out=torch.empty_like(x))
+        ctx.save_for_backward(x, weight, bias, factor, gain, mean, rstd)
+        return y
 
     @staticmethod
     def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch: *grad_outputs
-        x, weight, bias, scale, mean, rstd = ctx.saved_tensors
+        x, weight, bias, factor, gain, mean, rstd = ctx.saved_tensors
         wide, gradient, width = x.float(), gradient.float(), x.shape[-1:]
-        gain = (weight * (1 + scale)).float()
         backward = torch.ops.aten.native_layer_norm_backward
-        if x.shape[1] == 1:
-            dx, d_gain, d_offset = backward(
-                gradient, wide, width, mean, rstd, gain[0], torch.zeros_like(gain[0]), [True, True, True]
-            )
+        if x.shape[1] == 1:  # the kernel only asks whether there is an offset
+            dx, d_gain, d_offset = backward(gradient, wide, width, mean, rstd, gain[0], gain[0], [True, True, True])
             d_gain, d_offset = d_gain[None], d_offset[None]
         else:
             normed = (wide - mean) * rstd
             d_gain, d_offset = (gradient * normed).sum(0), gradient.sum(0)
             dx, _, _ = backward(gradient * gain, wide, width, mean, rstd, None, None, [True, False, False])
-        d_weight, d_bias = (d_gain * (1 + scale)).sum(0), (d_offset * (1 + scale)).sum(0)
-        d_scale = d_gain * weight + d_offset * bias
+        d_weight, d_bias = (d_gain * factor).sum(0), (d_offset * factor).sum(0)
+        d_scale = torch.addcmul(d_gain * weight, d_offset, bias)
         return dx.to(x.dtype), d_weight.to(weight.dtype), d_bias.to(bias.dtype), None, d_scale, d_offset
+
+
+class _Modulated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scale, shift):
+        factor = 1 + scale
+        ctx.save_for_backward(x, factor)
+        return (x * factor).add_(shift).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch: *grad_outputs
+        x, factor = ctx.saved_tensors
+        wide = gradient.float()
+        return _product(gradient, factor, x), (wide * x).sum(0), wide.sum(0)
 
 
 def gated(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
     """x + gate [B,D] * update, both [S,B,D]: in fp32, returned in x's dtype."""
-    if _plain(x):
+    if _compiling():
         return (x.float() + gate * update.float()).to(x.dtype)
     return _Gated.apply(x, gate, update)
 
@@ -90,13 +120,12 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, gate, update):
         ctx.save_for_backward(gate, update)
-        return torch.addcmul(x.float(), gate, update.float()).to(x.dtype)
+        return _sum_of_product(x, gate, update)
 
     @staticmethod
     def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch: *grad_outputs
         gate, update = ctx.saved_tensors
-        wide = gradient.float()
-        return gradient, (wide * update.float()).sum(0), (wide * gate).to(update.dtype)
+        return gradient, (gradient.float() * update).sum(0), _product(gradient, gate, update)
 
 
 # --------------------------------------------------------------------------------------------------- queries and keys
@@ -104,7 +133,7 @@ class _Gated(torch.autograd.Function):
 
 def normed_rotated(x: Tensor, weight: Tensor, eps: float, rope: tuple[Tensor, Tensor] | None) -> Tensor:
     """Queries or keys x [S,B,H,D]: RMS norm with weight [D], then RoPE, if any, by tables [S,1,1,D]; in x's dtype."""
-    if _plain(x):
+    if _compiling() or x.device.type == "npu":
         x = norms.rms_norm(x, weight, eps)
         return x if rope is None else rope3d.rotate(x, *rope)
     return _NormedRotated.apply(x, weight, eps, *(rope or (None, None)))
@@ -116,27 +145,29 @@ class _NormedRotated(torch.autograd.Function):
         wide = x.float()
         scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(x, weight, scale, cos, sin)
-        normed = wide.mul(scale).mul_(weight)
-        return (normed if cos is None else _rotated(normed, cos, sin)).to(x.dtype)
+        if cos is None:
+            return _product(wide * scale, weight, x)
+        return _rotated(wide.mul(scale).mul_(weight), cos, sin).to(x.dtype)
 
     @staticmethod
     def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch: *grad_outputs
         x, weight, scale, cos, sin = ctx.saved_tensors
-        gradient = gradient.float() if cos is None else _rotated(gradient.float(), cos, -sin)
-        normed = x.float() * scale
+        gradient = gradient.float() if cos is None else _rotated(gradient.float(), cos, sin, turn=-1)
+        normed = x * scale
         d_weight = (gradient * normed).sum((0, 1, 2))
         gradient = gradient * weight
         along = (gradient * normed).mean(-1, keepdim=True)
-        return (gradient - normed * along).mul_(scale).to(x.dtype), d_weight.to(weight.dtype), None, None, None
+        dx = gradient.addcmul_(normed, along, value=-1)
+        return _product(dx, scale, x), d_weight.to(weight.dtype), None, None, None
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`rope3d.rotate` for an fp32 tensor, without its copy of the halves."""
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, turn: int = 1) -> Tensor:
+    """`rope3d.rotate` for an fp32 tensor, without its copy of the halves. turn: -1 rotates back."""
     out, start = x * cos, 0
     for dim in rope3d.axis_dims(x.shape[-1]):
         first, second = slice(start, start + dim // 2), slice(start + dim // 2, start + dim)
-        out[..., first].addcmul_(x[..., second], sin[..., first], value=-1)
-        out[..., second].addcmul_(x[..., first], sin[..., second])
+        out[..., first].addcmul_(x[..., second], sin[..., first], value=-turn)
+        out[..., second].addcmul_(x[..., first], sin[..., second], value=turn)
         start += dim
     return out
 
@@ -149,11 +180,11 @@ _GELU_3 = 0.044715 * _GELU_1
 
 def gelu(x: Tensor, approximate: str) -> Tensor:
     """GELU (1606.08415) in fp32, returned in x's dtype; approximate: "tanh" or "none"."""
-    if torch.compiler.is_compiling() and approximate == "tanh":
+    if _compiling() and approximate == "tanh":
         # 1 + tanh(u) = 2 sigmoid(2u): CPU compilers make exp faster than tanh.
         wide = x.float()
         return (wide * torch.sigmoid(wide * (_GELU_1 + _GELU_3 * wide * wide))).to(x.dtype)
-    if _plain(x):
+    if _compiling() or x.device.type == "npu":
         return F.gelu(x.float(), approximate=approximate).to(x.dtype)
     return F.gelu(x, approximate=approximate)  # torch's 16-bit kernels compute in fp32 and round once
 
@@ -173,7 +204,7 @@ def recomputed_all(on: bool, *calls: tuple[Callable, Sequence[Tensor]]) -> tuple
     calls. Do not use it inside a checkpointed function (`parallel/recompute.py`), which would then hold the arguments.
     When a compiler traces the calls, the functions are checkpointed instead.
     """
-    if on and torch.compiler.is_compiling():
+    if on and _compiling():
         results = [checkpoint(function, *arguments, use_reentrant=False) for function, arguments in calls]
         return results, contextlib.nullcontext()
     results = [function(*arguments) for function, arguments in calls]
