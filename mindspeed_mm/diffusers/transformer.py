@@ -219,7 +219,7 @@ class SparseUMMDiTTransformer3DModel(ModelMixin, ConfigMixin, AttentionMixin, Pe
         """
         config = self.settings
         extent = self._extent(hidden_states)
-        condition = self.time_text_embed(timestep.float() / 1000, pooled_projections)
+        condition = F.silu(self.time_text_embed(timestep.float() / 1000, pooled_projections))
         video = self.patch_embed(hidden_states)
         if image_condition is not None:
             if self.image_embed is None:

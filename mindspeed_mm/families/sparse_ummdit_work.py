@@ -32,7 +32,7 @@ def training_work(config: "SparseUMMDiTConfig", share: Share, parameters: Mappin
         if block.whole:
             again += _block_products(config, share, sizes, block) + _attention(config, share, block)
         elif block.feed_forward:
-            again += _feed_forward_products(config, share, sizes, block)
+            again += _feed_forward_products(sizes, block)
     return Work(
         products=products,
         attention=attention,
@@ -68,12 +68,12 @@ def _block_products(config: "SparseUMMDiTConfig", share: Share, sizes: Sizes, bl
     """Forward pass of a block without attention: queries, keys, values, output, modulation, feed-forward."""
     every, out = sizes.wide_video + sizes.wide_text, sizes.wide_video + (0 if block.last else sizes.wide_text)
     attention = 2 * (3 * every + out) * sizes.width * sizes.part
-    return attention + _modulation(config, share, 6) + _feed_forward_products(config, share, sizes, block)
+    return attention + 2 * _modulation(config, share, 6) + _feed_forward_products(sizes, block)
 
 
-def _feed_forward_products(config: "SparseUMMDiTConfig", share: Share, sizes: Sizes, block: Block) -> int:
+def _feed_forward_products(sizes: Sizes, block: Block) -> int:
     tokens = sizes.wide_video + (0 if block.last else sizes.wide_text)
-    return 2 * 2 * tokens * sizes.width * 4 * sizes.part + _modulation(config, share, 6)
+    return 2 * 2 * tokens * sizes.width * 4 * sizes.part
 
 
 def _modulation(config: "SparseUMMDiTConfig", share: Share, widths: int) -> int:
@@ -191,7 +191,8 @@ def _collectives(config: "SparseUMMDiTConfig", share: Share, sizes: Sizes) -> tu
 
 
 def _forward(config: "SparseUMMDiTConfig", share: Share, buffers: _Buffers, block: Block) -> Iterator[Collective]:
-    yield from _condition(config, share, 6)
+    for _ in range(2):
+        yield from _condition(config, share, 6)
     streams = [buffers.video, buffers.text]
     for size in streams:
         yield from _into_columns(share, size)
@@ -202,7 +203,6 @@ def _forward(config: "SparseUMMDiTConfig", share: Share, buffers: _Buffers, bloc
 
 
 def _feed_forward(config: "SparseUMMDiTConfig", share: Share, buffers: _Buffers, block: Block) -> Iterator[Collective]:
-    yield from _condition(config, share, 6)
     for size in _fed(config, buffers, block):
         yield from _into_columns(share, size)
         yield from _out_of_rows(share, size)

@@ -25,9 +25,7 @@ from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.megatron import (
     ColumnParallelLinear,
     RowParallelLinear,
-    all_gather_last_dim_from_tensor_parallel_region,
     gather_from_sequence_parallel_region,
-    gather_from_tensor_model_parallel_region,
     linear_with_frozen_weight,
     linear_with_grad_accumulation_and_async_allreduce,
     reduce_from_tensor_model_parallel_region,
@@ -235,9 +233,11 @@ class ConditionLinear(ColumnParallelLinear):
             y = self.adapters(in_parts(x, self._parallel), y, weight, self.bias)
         if not self.split:
             return y
-        if self._parallel.sequence_parallel:
-            return all_gather_last_dim_from_tensor_parallel_region(y, group=self.tp_group)
-        return gather_from_tensor_model_parallel_region(y, group=self.tp_group)
+        # Along the first axis, where the parts of one sample need no copies to join.
+        whole = gather_from_sequence_parallel_region(
+            y.t().contiguous(), tensor_parallel_output_grad=self._parallel.sequence_parallel, group=self.tp_group
+        )
+        return whole.t().contiguous()
 
 
 LINEARS = (ColumnLinear, RowLinear, ConditionLinear)

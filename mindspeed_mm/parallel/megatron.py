@@ -42,11 +42,9 @@ with warnings.catch_warnings(), _without_compiler():
         set_tensor_model_parallel_attributes,
     )
     from megatron.core.tensor_parallel.mappings import (
-        all_gather_last_dim_from_tensor_parallel_region,
         all_to_all,
         copy_to_tensor_model_parallel_region,
         gather_from_sequence_parallel_region,
-        gather_from_tensor_model_parallel_region,
         reduce_from_tensor_model_parallel_region,
         reduce_scatter_to_sequence_parallel_region,
         scatter_to_sequence_parallel_region,
@@ -96,11 +94,9 @@ __all__ = [
     "OptimizerParamScheduler",
     "RowParallelLinear",
     "TransformerConfig",
-    "all_gather_last_dim_from_tensor_parallel_region",
     "all_to_all",
     "copy_to_tensor_model_parallel_region",
     "gather_from_sequence_parallel_region",
-    "gather_from_tensor_model_parallel_region",
     "ParamKey",
     "ParamPredicate",
     "get_megatron_optimizer",

@@ -105,20 +105,21 @@ class Block(nn.Module):
         lean: bool = True,
         places: Places | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """rope, keys, places: see `JointAttention`. recompute_feed_forward: recompute its activations in the backward
-        pass.
+        """condition: [B,C], after its SiLU. rope, keys, places: see `JointAttention`. recompute_feed_forward: recompute its
+        activations in the backward pass.
 
         lean: recompute cheap intermediate results; for a block that is not recomputed as a whole.
         """
         video, text = _within_half_range(video, self.training), _within_half_range(text, self.training)
-        video_in, text_in, gate, text_gate, again = self.norm1(video, text, condition, lean)
+        modulation, modulation2 = self.norm1.linear(condition), self.norm2.linear(condition)
+        video_in, text_in, gate, text_gate, again = self.norm1(video, text, modulation, lean)
         with again:
             video_out, text_out = self.attended(video_in, text_in, rope, keys, places)
         video = gated(video, gate, video_out)
         if text_out is not None:
             text = gated(text, text_gate, text_out)
         recompute = recompute_feed_forward and self.training
-        return maybe_recompute(recompute, self._feed_forward, video, text, condition, lean and not recompute, places)
+        return maybe_recompute(recompute, self._feed_forward, video, text, modulation2, lean and not recompute, places)
 
     def attended(
         self,
@@ -132,10 +133,10 @@ class Block(nn.Module):
         return self.attn1(video, text, rope, keys, places)
 
     def _feed_forward(
-        self, video: Tensor, text: Tensor, condition: Tensor, lean: bool, places: Places | None
+        self, video: Tensor, text: Tensor, modulation: Tensor, lean: bool, places: Places | None
     ) -> tuple[Tensor, Tensor]:
         video, text = _within_half_range(video, self.training), _within_half_range(text, self.training)
-        video_in, text_in, gate, text_gate, again = self.norm2(video, text, condition, lean)
+        video_in, text_in, gate, text_gate, again = self.norm2(video, text, modulation, lean)
         with again:
             if self.last or self.ff_enc is not None:
                 of_video = (places and places.video_part, places and places.video)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mindspeed_mm.families.base import Grid
@@ -89,7 +90,7 @@ class SparseUMMDiT(Denoiser):
         text = without_padding(text.to(dtype=self.dtype), columns)
         places = self._dropout_places(draws, tokens, columns, latents.device)
 
-        condition = self.parallel.shared(self.time_text_embed(sigma, text.pooled))
+        condition = self.parallel.shared(F.silu(self.time_text_embed(sigma, text.pooled)))
         video = split_tokens(self._embed(latents, conditions.image), self.parallel)
         words = split_tokens(self.caption_projection(text.sequence).transpose(0, 1).contiguous(), self.parallel)
         scale = self.config.interpolation_scale

@@ -2,7 +2,6 @@
 
 from contextlib import AbstractContextManager
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mindspeed_mm.models.sparse_ummdit.norms import NORMS
@@ -25,15 +24,14 @@ class BlockNorm(nn.Module):
         self.norm_enc = NORMS[norm_cls](width, eps) if with_text else None
 
     def forward(
-        self, video: Tensor, text: Tensor, condition: Tensor, lean: bool = False
+        self, video: Tensor, text: Tensor, modulation: Tensor, lean: bool = False
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, AbstractContextManager]:
-        """video [S,B,D], text [L,B,D], condition [B,C] -> both modulated, and both gates [B,D] fp32.
+        """video [S,B,D], text [L,B,D], modulation [B,6D] of `linear` -> both modulated, and both gates [B,D] fp32.
 
         Also returns a context for the linears of the modulated video: with `lean` they recompute it in the backward
         pass.
         """
-        parts = self.linear(F.silu(condition)).chunk(6, dim=1)
-        shift, scale, gate, text_shift, text_scale, text_gate = parts
+        shift, scale, gate, text_shift, text_scale, text_gate = modulation.chunk(6, dim=1)
         normed, again = recomputed(lean, self.norm, video, scale, shift)
         if self.norm_enc is not None:
             text = self.norm_enc(text, text_scale, text_shift)
@@ -49,5 +47,5 @@ class FinalNorm(nn.Module):
         self.norm = NORMS[norm_cls](width, eps)
 
     def forward(self, video: Tensor, condition: Tensor) -> Tensor:
-        shift, scale = self.linear(F.silu(condition)).chunk(2, dim=1)
+        shift, scale = self.linear(condition).chunk(2, dim=1)
         return self.norm(video, scale, shift)
