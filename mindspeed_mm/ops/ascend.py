@@ -22,7 +22,7 @@ _WIDEST_ROTATED, _MOST_ROTATED = 896, 1000  # channels; batch, and heads
 
 
 def mask_is_large(q: Tensor, k: Tensor) -> bool:
-    """True if a mask of q [S,B,H,D] and k [L,B,H,D] would be a large tensor: then use `attend_real`."""
+    """True if a mask of q [S,B,H,D] and k [L,B,H,D] would be a large tensor: then use `attend_packed`."""
     return q.shape[1] * q.shape[0] * k.shape[0] > _MASK_ELEMENTS
 
 
@@ -35,15 +35,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
         return attend_tokens_first(q, k, v)
     masked = (~keep)[:, None, None, :].expand(-1, -1, q.shape[0], -1).contiguous()
     return attend_tokens_first(q, k, v, masked)
-
-
-def attend_real(q: Tensor, k: Tensor, v: Tensor, places: Tensor, ends: Sequence[int]) -> Tensor:
-    """The same over packed keys, without a mask. places [U], ends: see `attention.RealKeys`."""
-    queries, batch = q.shape[:2]
-    k, v = (x.flatten(0, 1).index_select(0, places) for x in (k, v))
-    q_ends = [queries * (sample + 1) for sample in range(batch)]
-    out = attend_packed(q.transpose(0, 1).flatten(0, 1), k, v, q_ends, ends)
-    return out.unflatten(0, (batch, queries)).transpose(0, 1)
 
 
 def attend_heads_first(q: Tensor, k: Tensor, v: Tensor, masked: Tensor | None = None) -> Tensor:
@@ -63,9 +54,12 @@ def attend_tokens_first(q: Tensor, k: Tensor, v: Tensor, masked: Tensor | None =
     _check_attention(*(x.permute(1, 2, 0, 3) for x in (q, k, v)), batch_axes=2)
     if masked is not None:
         _check_mask(masked, q.shape[1], q.shape[2], q.shape[0], k.shape[0])
-    flat = (x.flatten(2) for x in (q, k, v))
-    out = _fused(*flat, heads=q.shape[2], layout="SBH", dim=q.shape[-1], atten_mask=masked)
-    return out.unflatten(2, q.shape[2:])
+    # The operator copies what is not contiguous, so it gets the tensors as they lie in memory.
+    samples_first = q.stride(0) < q.stride(1)
+    flat = ((x.transpose(0, 1) if samples_first else x).flatten(2) for x in (q, k, v))
+    layout = "BSH" if samples_first else "SBH"
+    out = _fused(*flat, heads=q.shape[2], layout=layout, dim=q.shape[-1], atten_mask=masked).unflatten(2, q.shape[2:])
+    return out.transpose(0, 1) if samples_first else out
 
 
 def attend_packed(q: Tensor, k: Tensor, v: Tensor, q_ends: Sequence[int], k_ends: Sequence[int]) -> Tensor:

@@ -6,6 +6,7 @@ also serve as the reference in tests.
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ class RealKeys:
     """Which keys of a batch are real.
 
     keep: [B,L] bool on the device, a True in each row. For operators that take the real keys alone, one sample after the
-    other: places: [U] int64 on the device, of the real keys among all [L*B]; starts: [B+1] int32 on the device, where each
+    other: places: [U] int64 on the device, of the real keys among all [B*L]; starts: [B+1] int32 on the device, where each
     sample's begin, and U; ends: where they end, on the host. None where `real_keys` did not find them.
     """
 
@@ -40,8 +41,7 @@ def real_keys(keep: Tensor, device: torch.device | None = None) -> RealKeys:
     if device.type != "npu" and not (device.type == "cuda" and cuda.has_kernel(device)):
         return RealKeys(sent(with_some(keep), device))
     keep = with_some(keep.cpu())
-    sample, key = keep.nonzero(as_tuple=True)  # samples one after the other
-    places = sent(key * len(keep) + sample, device)
+    places = sent(keep.flatten().nonzero().squeeze(1), device)
     ends = list(itertools.accumulate(keep.sum(1).tolist()))
     keep = sent(keep, device)
     if device.type == "npu":
@@ -65,11 +65,39 @@ def attend(q: Tensor, k: Tensor, v: Tensor, keys: RealKeys | None) -> Tensor:
         if keys is None or not ascend.mask_is_large(q, k):
             return ascend.attend(q, k, v, keep)
         keys = keys if keys.places is not None else real_keys(keys.keep)
-        assert keys.places is not None  # `real_keys` finds them for an NPU
-        return ascend.attend_real(q, k, v, keys.places, keys.ends)
-    if keys is not None and keys.places is not None and keys.starts is not None and cuda.takes(q):
-        return cuda.attend_real(q, k, v, keys.places, keys.starts)
+        q_ends, ends = range(len(q), q.shape[1] * len(q) + 1, len(q)), keys.ends
+        return _attend_real(q, k, v, keys, lambda q, k, v: ascend.attend_packed(q, k, v, q_ends, ends))
+    if keys is not None and keys.starts is not None and cuda.takes(q):
+        queries, starts, longest = len(q), keys.starts, len(k)
+        return _attend_real(q, k, v, keys, lambda q, k, v: cuda.attend_packed(q, k, v, queries, starts, longest))
     return plain_attend(q, k, v, keep)
+
+
+def _attend_real(
+    q: Tensor, k: Tensor, v: Tensor, keys: RealKeys, attend_packed: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Tensor:
+    """`attend` by an operator for queries [B*S,H,D] and the real keys alone [U,H,D], one sample after the other."""
+    assert keys.places is not None  # `real_keys` finds them for such an operator
+    samples = q.shape[1], q.shape[0]
+    q, k, v = (x.transpose(0, 1).flatten(0, 1) for x in (q, k, v))
+    out = attend_packed(q, _Rows.apply(k, keys.places), _Rows.apply(v, keys.places))
+    return out.unflatten(0, samples).transpose(0, 1)
+
+
+class _Rows(torch.autograd.Function):
+    """Rows `places` [U] of x, each at most once. torch's own gradient adds the rows to a copy of its zeros."""
+
+    @staticmethod
+    def forward(ctx, x, places):
+        ctx.save_for_backward(places)
+        ctx.rows = len(x)
+        return x.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]  # torch: *grad_outputs
+        (places,) = ctx.saved_tensors
+        whole = gradient.new_zeros(ctx.rows, *gradient.shape[1:])
+        return whole.index_add_(0, places, gradient), None
 
 
 def attend_frames(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -29,20 +29,18 @@ def has_kernel(device: torch.device) -> bool:
 
 
 def takes(q: Tensor) -> bool:
-    """True if `attend_real` can compute with q [S,B,H,D]; else use a mask."""
+    """True if `attend_packed` can compute with q [S,B,H,D]; else use a mask."""
     width = q.shape[-1]
     return q.dtype in (torch.bfloat16, torch.float16) and width <= _WIDEST_HEAD and width % _HEAD_MULTIPLE == 0
 
 
-def attend_real(q: Tensor, k: Tensor, v: Tensor, places: Tensor, starts: Tensor) -> Tensor:
-    """Attention over some keys: q [S,B,H,D], k and v [L,B,H,D] -> [S,B,H,D].
+def attend_packed(q: Tensor, k: Tensor, v: Tensor, queries: int, starts: Tensor, keys: int) -> Tensor:
+    """Attention within packed samples: q [B*queries,H,D], k and v [U,H,D] -> [B*queries,H,D].
 
-    places [U], starts [B+1]: see `attention.RealKeys`; all lie on the device, and the host waits for nothing.
+    starts: [B+1] int32 on the device, where each sample's keys begin, and U; a sample has at most `keys`. The host waits
+    for nothing.
     """
     kernel = _kernel()
     assert kernel is not None  # see `has_kernel`
-    (queries, batch), keys = q.shape[:2], k.shape[0]
-    k, v = (x.flatten(0, 1).index_select(0, places) for x in (k, v))
-    begins = torch.arange(0, (batch + 1) * queries, queries, dtype=torch.int32, device=q.device)
-    out = kernel(q.transpose(0, 1).flatten(0, 1), k, v, begins, starts, queries, keys)
-    return out.unflatten(0, (batch, queries)).transpose(0, 1)
+    begins = torch.arange(0, len(q) + queries, queries, dtype=torch.int32, device=q.device)
+    return kernel(q, k, v, begins, starts, queries, keys)

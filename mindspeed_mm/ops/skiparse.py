@@ -54,7 +54,7 @@ def join_text(video: Tensor, text: Tensor, k: int, group: bool) -> Tensor:
         return torch.cat((video, text))
     if torch.compiler.is_compiling():
         joint = torch.cat((skip(video, k, group), text.repeat(1, k, 1, 1)))
-        return joint.transpose(0, 1).contiguous().transpose(0, 1) if _rows_of_parts(video) else joint
+        return joint.transpose(0, 1).contiguous().transpose(0, 1)
     return _Join.apply(video, text, k, group)
 
 
@@ -99,10 +99,7 @@ def _joined(video: Tensor, text: Tensor, k: int, group: bool) -> Tensor:
     length, batch, *rest = video.shape
     parts = (length + padding(length, k)) // k
     tokens = parts + text.shape[0]
-    if _rows_of_parts(video):
-        joint = video.new_empty(k * batch, tokens, *rest).transpose(0, 1)
-    else:
-        joint = video.new_empty(tokens, k * batch, *rest)
+    joint = video.new_empty(k * batch, tokens, *rest).transpose(0, 1)  # attention prefers a part's tokens side by side
     whole = length - length % (k * k)  # the padded blocks at the end are copied separately: fewer than k * k tokens
     _blocks(joint[: whole // k], k, group).copy_(video[:whole].unflatten(0, (-1, k, k)))
     joint[whole // k : parts] = skip(video[whole:], k, group)
@@ -114,11 +111,6 @@ def _split(joint: Tensor, k: int, group: bool, length: int) -> tuple[Tensor, Ten
     """The video [S,B,...], and each part's text [L,k,B,...]."""
     parts = (length + padding(length, k)) // k
     return unskip(joint[:parts], k, group, length), joint[parts:].unflatten(1, (k, -1))
-
-
-def _rows_of_parts(x: Tensor) -> bool:
-    """True if a part's tokens are adjacent in memory, which attention prefers; the NPU's takes [S,B,H,D]."""
-    return x.device.type != "npu"
 
 
 def _blocks(parts: Tensor, k: int, group: bool) -> Tensor:

@@ -49,19 +49,22 @@ def kernel(monkeypatch):
 
 def test_packed_keys_give_the_numbers_and_gradients_of_the_mask(kernel):
     drawn = [torch.randn(length, 4, 2, 16, generator=torch.Generator().manual_seed(length)) for length in (6, 10, 10)]
-    cpu = torch.device("cpu")
-    keys = attention.real_keys(KEEP, cpu)
-    real = keys.keep.sum(1).cumsum(0)
+    keep = attention.real_keys(KEEP, torch.device("cpu")).keep
+    real = keep.sum(1).cumsum(0)
     assert real.tolist() == [8, 15, 25, 26]  # a sample without a real key has all ten
-    sample, key = keys.keep.nonzero(as_tuple=True)
+    starts = F.pad(real, (1, 0)).to(torch.int32)
+    keys = attention.RealKeys(keep, keep.flatten().nonzero().squeeze(1), starts)
 
     def computed(attend) -> list[Tensor]:
         q, k, v = (x.clone().requires_grad_() for x in drawn)
         out = attend(q, k, v)
         return [out, *torch.autograd.grad(out.square().sum(), (q, k, v))]
 
-    packed = computed(lambda q, k, v: cuda.attend_real(q, k, v, key * 4 + sample, F.pad(real, (1, 0)).to(torch.int32)))
-    for found, wanted in zip(packed, computed(lambda *x: attention.plain_attend(*x, keys.keep)), strict=True):
+    def attend_packed(*packed: Tensor) -> Tensor:
+        return cuda.attend_packed(*packed, len(drawn[0]), starts, len(drawn[1]))
+
+    packed = computed(lambda *x: attention._attend_real(*x, keys, attend_packed))
+    for found, wanted in zip(packed, computed(lambda *x: attention.plain_attend(*x, keep)), strict=True):
         assert (found - wanted).abs().max() < 1e-5
 
 
@@ -184,9 +187,8 @@ def test_a_compiler_sees_one_graph_and_traces_once_more_for_other_lengths():
     q, k, v = (torch.randn(length, 3, 2, 16).bfloat16() for length in (6, 10, 10))
     for lengths in ([10, 7, 3], [10, 7, 2], [9, 4, 1], [1, 1, 1]):
         keep = torch.arange(10)[None] < torch.tensor(lengths)[:, None]
-        sample, key = keep.nonzero(as_tuple=True)
         starts = F.pad(keep.sum(1).cumsum(0), (1, 0)).to(torch.int32)
-        attend(q, k, v, attention.RealKeys(keep, key * 3 + sample, starts))
+        attend(q, k, v, attention.RealKeys(keep, keep.flatten().nonzero().squeeze(1), starts))
     assert len(graphs) == 2
     assert all("_varlen_attn" in graph.code for graph in graphs)
     torch.compiler.reset()
