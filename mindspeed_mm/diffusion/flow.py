@@ -5,6 +5,7 @@ from torch import Tensor
 
 from mindspeed_mm.config.model import DiffusionConfig
 from mindspeed_mm.config.noise import WEIGHTINGS
+from mindspeed_mm.types import sent
 
 
 def interpolate(z0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ def loss(
         return error.mean()
     if keep.dtype != torch.bool:
         raise ValueError(f"keep must be torch.bool, found {keep.dtype}: a position counts or does not")
-    weight = keep.to(error.device)[:, None].expand_as(error)
+    weight = sent(keep, error.device)[:, None].expand_as(error)
     return (error * weight).sum() / weight.sum().clamp_min(1)
 
 

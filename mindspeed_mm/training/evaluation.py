@@ -20,6 +20,7 @@ from mindspeed_mm.parallel.seeds import generator
 from mindspeed_mm.training.encoders import Encoded, FrozenEncoders, per_sample_noise
 from mindspeed_mm.training.held_out import EMA_HELD_OUT, HELD_OUT, TRAINED_ON
 from mindspeed_mm.training.task import FlowMatchingTask
+from mindspeed_mm.types import sent
 
 BANDS = 5
 
@@ -111,6 +112,6 @@ def _band_loss(network: nn.Module, sample: Encoded, task: FlowMatchingTask, band
     """Mean squared error within a band; noise level and noise are drawn per sample."""
     z0, seed, addresses = sample.latents, task.seed, sample.addresses
     levels = [torch.rand(1, generator=generator(seed, "eval sigma", band, *address)) for address in addresses]
-    sigma = task.level((torch.cat(levels) + band) / BANDS, LatentGrid(*z0.shape[2:])).to(z0.device)
+    sigma = sent(task.level((torch.cat(levels) + band) / BANDS, LatentGrid(*z0.shape[2:])), z0.device)
     noise = per_sample_noise(z0, seed, "eval noise", addresses)
     return task.loss_at(network, sample, sigma, noise, task.unweighted)
