@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # the config's file imports this one
 _FP32 = 4  # bytes; the condition is fp32
 # Bytes that the operators of a dense block beside its products read and write for one feature of a token, forward and
 # backward: counted, since each is a sum over some forty operators. In 16 bit the norms cast to fp32 and back.
-_MOVED_VIDEO = {4: (198, 455), 2: (206, 459)}
+_MOVED_VIDEO = {4: (198, 439), 2: (206, 419)}
 _MOVED_TEXT = {4: (154, 377), 2: (146, 333)}
 _MOVED_ENDS = {4: (32, 39), 2: (51, 71)}  # for a feature of all tokens, outside the blocks
 

@@ -76,6 +76,7 @@ class _ModulatedLayerNorm(torch.autograd.Function):
             y, mean, rstd = torch.native_layer_norm(x.float(), width, None, None, eps)
             y = torch.addcmul(offset, y, gain, out=torch.empty_like(x))
         ctx.save_for_backward(x, weight, bias, factor, gain, mean, rstd)
+        ctx.eps = eps
         return y
 
     @staticmethod
@@ -85,14 +86,15 @@ class _ModulatedLayerNorm(torch.autograd.Function):
         backward = torch.ops.aten.native_layer_norm_backward
         if x.shape[1] == 1:  # the kernel only asks whether there is an offset
             dx, d_gain, d_offset = backward(gradient, wide, width, mean, rstd, gain[0], gain[0], [True, True, True])
+            d_weight, d_bias = _product(d_gain, factor[0], weight), _product(d_offset, factor[0], bias)
             d_gain, d_offset = d_gain[None], d_offset[None]
         else:
-            normed = (wide - mean) * rstd
+            normed, _, _ = torch.native_layer_norm(wide, width, None, None, ctx.eps)
             d_gain, d_offset = (gradient * normed).sum(0), gradient.sum(0)
             dx, _, _ = backward(gradient * gain, wide, width, mean, rstd, None, None, [True, False, False])
-        d_weight, d_bias = (d_gain * factor).sum(0), (d_offset * factor).sum(0)
+            d_weight, d_bias = (d_gain * factor).sum(0).to(weight.dtype), (d_offset * factor).sum(0).to(bias.dtype)
         d_scale = torch.addcmul(d_gain * weight, d_offset, bias)
-        return dx.to(x.dtype), d_weight.to(weight.dtype), d_bias.to(bias.dtype), None, d_scale, d_offset
+        return dx.to(x.dtype), d_weight, d_bias, None, d_scale, d_offset
 
 
 class _Modulated(torch.autograd.Function):
@@ -208,8 +210,8 @@ def recomputed_all(on: bool, *calls: tuple[Callable, Sequence[Tensor]]) -> tuple
         results = [checkpoint(function, *arguments, use_reentrant=False) for function, arguments in calls]
         return results, contextlib.nullcontext()
     results = [function(*arguments) for function, arguments in calls]
-    again = {  # where a result lies -> its size and how to make it again
-        result.data_ptr(): (result.numel(), function, tuple(argument.detach() for argument in arguments))
+    again = {  # where a result lies -> how to make it again
+        result.data_ptr(): _Again(result.numel(), function, tuple(argument.detach() for argument in arguments))
         for result, (function, arguments) in zip(results, calls, strict=True)
         if on and result.nbytes >= types.LEAST_RECOMPUTED_BYTES
     }
@@ -217,16 +219,35 @@ def recomputed_all(on: bool, *calls: tuple[Callable, Sequence[Tensor]]) -> tuple
         return results, contextlib.nullcontext()
 
     def pack(tensor: Tensor):
-        size, *call = again.get(tensor.data_ptr(), (None, None, None))
-        if tensor.numel() == size and tensor.is_contiguous():
+        call = again.get(tensor.data_ptr())
+        if call is not None and tensor.numel() == call.numbers and tensor.is_contiguous():
+            call.wanted += 1
             return tensor.shape, call  # a linear keeps its input as a matrix
         return tensor
 
     def unpack(kept):
         if isinstance(kept, tuple):
-            shape, (function, arguments) = kept
-            with torch.no_grad():
-                return function(*arguments).view(shape)
+            shape, call = kept
+            return call().view(shape)
         return kept
 
     return results, saved_tensors_hooks(pack, unpack)
+
+
+class _Again:
+    """A result that several operators want again, made once for all and held until the last of them has it."""
+
+    def __init__(self, numbers: int, function: Callable, arguments: tuple[Tensor, ...]):
+        self.numbers = numbers
+        self.wanted = 0
+        self._call = function, arguments
+        self._made: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        made, self.wanted = self._made, self.wanted - 1
+        if made is None:
+            function, arguments = self._call
+            with torch.no_grad():
+                made = function(*arguments)
+        self._made = made if self.wanted > 0 else None
+        return made

@@ -102,7 +102,8 @@ def _joined(video: Tensor, text: Tensor, k: int, group: bool) -> Tensor:
     joint = video.new_empty(k * batch, tokens, *rest).transpose(0, 1)  # attention prefers a part's tokens side by side
     whole = length - length % (k * k)  # the padded blocks at the end are copied separately: fewer than k * k tokens
     _blocks(joint[: whole // k], k, group).copy_(video[:whole].unflatten(0, (-1, k, k)))
-    joint[whole // k : parts] = skip(video[whole:], k, group)
+    if whole < length:
+        joint[whole // k : parts] = skip(video[whole:], k, group)
     joint[parts:].unflatten(1, (k, batch)).copy_(text[:, None])
     return joint
 
