@@ -36,7 +36,7 @@ def test_kernels_of_a_block(fused, plain):
     assert block["aclnnFlashAttentionVarLenScore"] == block["aclnnFlashAttentionUnpaddingScoreGrad"] == 1
     assert block["aclnnLayerNormBackward"] == 4
     assert not {"aclnnRsqrt", "aclnnSoftmax", "aclnnBatchMatMul"} & set(block)
-    assert sum(block.values()) < sum(plain["block"].values())
+    assert sum(block.values()) <= 325 < sum(plain["block"].values())
 
 
 def test_operands_of_a_block(fused):
@@ -49,8 +49,9 @@ def test_operands_of_a_block(fused):
 
 
 def test_kernels_of_a_training_step(fused):
-    """All 32 blocks forward and backward with their feed-forwards recomputed, the gradient norm, AdamW, the EMA."""
+    """All 32 blocks forward and backward with their feed-forwards recomputed, the gradient norm; AdamW and the EMA apart."""
     step, update = fused["step"], fused["update"]
+    assert sum(step.values()) <= 10_400 and sum(update.values()) <= 3_650
     assert step["aclnnFlashAttentionVarLenScore"] == step["aclnnFlashAttentionUnpaddingScoreGrad"] == 32
     assert step["aclnnRmsNorm"] == 4 * 32
     assert update["aclnnApplyAdamWV2"] == 1178  # one per parameter of this rank
