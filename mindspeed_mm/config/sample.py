@@ -171,7 +171,7 @@ MAX_PIXELS = 400_000_000  # 121 x 1088 x 1920 are 253 million; their video in fp
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingOptions:
-    """Settings of speed and memory. Only `step_cache` changes the video; see `CacheRule`."""
+    """Settings of speed and memory. Only `step_cache`, see `CacheRule`, and `sage_attention` change the video."""
 
     guidance_mode: str = flag(
         "auto",
@@ -202,6 +202,12 @@ class SamplingOptions:
         help="memory of the device that the choices of this section count on; default: what is free at the start",
     )
     compile: bool = flag(False, "--compile", help="torch.compile the denoiser's blocks (CUDA, CPU)")
+    sage_attention: bool = flag(
+        False,
+        "--sage-attention",
+        help="faster on CUDA, and another video: attention rounds queries and keys to int8 (SageAttention); needs the package "
+        "sageattention. A CPU rounds them, too, and is slower",
+    )
     step_cache: str = flag(
         "1",
         "--step-cache",

@@ -131,6 +131,10 @@ class Denoiser(nn.Module):
             f"--cpu-offloading-num-layers {inputs.blocks}: a {type(self).__name__} does not; leave it out"
         )
 
+    def use_sage_attention(self, device: torch.device) -> None:
+        """Lets all blocks attend in int8 (`ops/sage.py`), in passes on `device`. Raises ConfigError where it cannot."""
+        raise ConfigError(f"--sage-attention: a {type(self).__name__} does not; leave it out")
+
     def units(self) -> Sequence[nn.Module]:
         """Modules in call order; each reads its weights only within its own call.
 

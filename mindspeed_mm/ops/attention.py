@@ -66,14 +66,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, keys: RealKeys | None) -> Tensor:
             return ascend.attend(q, k, v, keep)
         keys = keys if keys.places is not None else real_keys(keys.keep)
         q_ends, ends = range(len(q), q.shape[1] * len(q) + 1, len(q)), keys.ends
-        return _attend_real(q, k, v, keys, lambda q, k, v: ascend.attend_packed(q, k, v, q_ends, ends))
+        return attend_real(q, k, v, keys, lambda q, k, v: ascend.attend_packed(q, k, v, q_ends, ends))
     if keys is not None and keys.starts is not None and cuda.takes(q):
         queries, starts, longest = len(q), keys.starts, len(k)
-        return _attend_real(q, k, v, keys, lambda q, k, v: cuda.attend_packed(q, k, v, queries, starts, longest))
+        return attend_real(q, k, v, keys, lambda q, k, v: cuda.attend_packed(q, k, v, queries, starts, longest))
     return plain_attend(q, k, v, keep)
 
 
-def _attend_real(
+def attend_real(
     q: Tensor, k: Tensor, v: Tensor, keys: RealKeys, attend_packed: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> Tensor:
     """`attend` by an operator for queries [B*S,H,D] and the real keys alone [U,H,D], one sample after the other."""

@@ -75,6 +75,8 @@ class T2VPipeline:
             raise ConfigError(
                 f"--step-cache {self.options.step_cache}: {config.predictor.model_id} keeps nothing between steps; use 1"
             )
+        if self.options.sage_attention:
+            denoiser.use_sage_attention(residence.device)
         if self.options.compile:
             denoiser.compile_blocks()
 

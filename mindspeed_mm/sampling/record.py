@@ -41,6 +41,7 @@ def sample_block(request: Request, config: SampleConfig, weights: dict[str, dict
         **known,
         "settings": _without_places(model),
         "step_cache": config.options.step_cache,
+        **({"sage_attention": True} if config.options.sage_attention else {}),
         "use_ema": config.use_ema,
         "weights_sha256": {name: entry["sha256"] for name, entry in weights.items()},
         **({"adapter_scales": scales} if scales else {}),

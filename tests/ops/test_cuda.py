@@ -65,7 +65,7 @@ def test_packed_keys_give_the_numbers_and_gradients_of_the_mask(kernel):
     def attend_packed(*packed: Tensor) -> Tensor:
         return cuda.attend_packed(*packed, len(drawn[0]), starts, len(drawn[1]))
 
-    packed = computed(lambda *x: attention._attend_real(*x, keys, attend_packed))
+    packed = computed(lambda *x: attention.attend_real(*x, keys, attend_packed))
     for found, wanted in zip(packed, computed(lambda *x: attention.plain_attend(*x, keep)), strict=True):
         assert (found - wanted).abs().max() < 1e-5
 

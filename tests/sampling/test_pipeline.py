@@ -245,6 +245,14 @@ def test_compiled_blocks_give_the_same_latents():
     assert counters["stats"]["unique_graphs"] > 1  # one for each kind of block
 
 
+def test_attention_in_int8_gives_nearly_the_same_latents():
+    plain, rounded = pipeline(num_inference_steps=2), pipeline(num_inference_steps=2)
+    rounded.denoiser.use_sage_attention(torch.device("cpu"))
+    expected = plain.denoise([request(plain)], progress=False)
+    off = (rounded.denoise([request(rounded)], progress=False) - expected).abs().max()
+    assert 0 < off < 0.02 * expected.abs().max()
+
+
 def test_made_up_text_depends_on_the_text():
     text = MadeUpText()
     assert torch.equal(text(["a", "b"]).sequence[1:], text(["b"]).sequence)

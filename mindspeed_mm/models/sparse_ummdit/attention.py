@@ -1,5 +1,7 @@
 """Joint attention of video and text, sparse over the video (Skiparse)."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from mindspeed_mm.families.sparse_ummdit import SparseUMMDiTConfig
@@ -8,6 +10,8 @@ from mindspeed_mm.models.sparse_ummdit.norms import HeadNorm
 from mindspeed_mm.ops.attention import RealKeys, attend
 from mindspeed_mm.ops.skiparse import join_text, split_text
 from mindspeed_mm.parallel.layout import Layout
+
+Operator = Callable[[Tensor, Tensor, Tensor, RealKeys | None], Tensor]
 
 
 class JointAttention(nn.Module):
@@ -21,6 +25,7 @@ class JointAttention(nn.Module):
         """sparsity, group: the Skiparse pattern of this block. text_output: False omits the text's output projection."""
         super().__init__()
         self.parallel = parallel
+        self.operator: Operator | None = None  # in place of `ops.attention.attend`
         self.sparsity = sparsity
         self.group = group
         self.head_dim = config.head_dim
@@ -76,7 +81,7 @@ class JointAttention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: RealKeys | None) -> Tensor:
         """The attention operator, [S,B,H,D] each; a subclass may choose another."""
-        return attend(q, k, v, keys)
+        return attend(q, k, v, keys) if self.operator is None else self.operator(q, k, v, keys)
 
     def _heads(self, x: Tensor) -> Tensor:
         """[S/CP,B,H*D/TP] -> [S,B,H/(TP*CP),D]."""

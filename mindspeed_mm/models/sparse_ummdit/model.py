@@ -26,7 +26,7 @@ from mindspeed_mm.models.sparse_ummdit.masks import keys_of, patch_keep, used_co
 from mindspeed_mm.models.sparse_ummdit.modulation import FinalNorm
 from mindspeed_mm.models.sparse_ummdit.norms import NORMS
 from mindspeed_mm.models.step_cache import StepCache
-from mindspeed_mm.ops import rope3d
+from mindspeed_mm.ops import rope3d, sage
 from mindspeed_mm.parallel.collectives import check_divisible, join_tokens, split_tokens, token_parts
 from mindspeed_mm.parallel.context import ParallelContext
 from mindspeed_mm.parallel.host_inputs import HostInputs, HostPass
@@ -184,6 +184,11 @@ class SparseUMMDiT(Denoiser):
 
     def keep_inputs_on_host(self, inputs: HostInputs) -> None:
         self._host_inputs = inputs
+
+    def use_sage_attention(self, device: torch.device) -> None:
+        sage.check(device, self.dtype, self.config.head_dim)
+        for block in self.blocks():
+            block.attn1.operator = sage.attend
 
     def units(self) -> list[nn.Module]:
         units: list[nn.Module] = []
