@@ -52,14 +52,14 @@ def modulated_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, sc
     """
     if _compiling() or x.device.type == "npu":
         return modulate(norms.layer_norm(x, weight, bias, eps), scale, shift)
-    return _ModulatedLayerNorm.apply(x, weight, bias, eps, scale, shift)
+    return _ModulatedLayerNorm.apply(x, weight, bias, eps, scale.float(), shift.float())
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """x [S,B,D] times (1 + scale [B,D]) plus shift [B,D]: in fp32, returned in x's dtype."""
     if _compiling():
         return (x.float() * (1 + scale) + shift).to(x.dtype)
-    return _Modulated.apply(x, scale, shift)
+    return _Modulated.apply(x, scale.float(), shift.float())
 
 
 class _ModulatedLayerNorm(torch.autograd.Function):
@@ -115,7 +115,7 @@ def gated(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
     """x + gate [B,D] * update, both [S,B,D]: in fp32, returned in x's dtype."""
     if _compiling():
         return (x.float() + gate * update.float()).to(x.dtype)
-    return _Gated.apply(x, gate, update)
+    return _Gated.apply(x, gate.float(), update)
 
 
 class _Gated(torch.autograd.Function):

@@ -51,6 +51,24 @@ def test_gated(batch, dtype, tolerance):
     compare(lean.gated, lambda x, gate, y: (x.float() + gate * y.float()).to(x.dtype), inputs, tolerance)
 
 
+@SHAPES
+def test_a_condition_in_16_bits_is_computed_with_in_fp32(batch):
+    x, scale, shift, y = (
+        random(*size, dtype=torch.bfloat16) for size in ((9, batch, DIM), *[(batch, DIM)] * 2, (9, batch, DIM))
+    )
+    weight, bias = random(DIM, dtype=torch.bfloat16), random(DIM, dtype=torch.bfloat16)
+    wide = [value.float().detach().requires_grad_() for value in (scale, shift)]
+    for function, others in (
+        (lambda *condition: lean.modulated_layer_norm(x, weight, bias, 1e-6, *condition), (scale, shift)),
+        (lambda *condition: lean.modulate(x, *condition), (scale, shift)),
+        (lambda gate, _: lean.gated(x, gate, y), (scale, shift)),
+    ):
+        result = function(*others)
+        assert torch.equal(result, function(*wide))
+        found = torch.autograd.grad(result.float().sum(), scale)[0]
+        assert found.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("turn", [True, False])
 @SHAPES
 @DTYPES
