@@ -3,17 +3,23 @@
     python benchmarks/attention.py [--extent T H W] [--width N] [--device cuda --dtype bf16]
 
 Times cover forward and backward, from rotated queries, keys and values to the attended tokens in their old order: they
-include the rearrangement into parts and back, and the copies of the text.
+include the rearrangement into parts and back, and the copies of the text. A second table has dense attention's forward pass by
+each implementation that sampling can take.
 """
 
 import argparse
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
-from common import measure, table
+from common import measure, table, void
 from torch import Tensor
+from torch.nn import attention as torch_attention
 
+from mindspeed_mm.errors import ConfigError
 from mindspeed_mm.families.sparse_ummdit_costs import attention_flops
+from mindspeed_mm.ops import sage
 from mindspeed_mm.ops.attention import attend
 from mindspeed_mm.ops.skiparse import join_text, split_text
 from mindspeed_mm.types import TORCH_DTYPES
@@ -61,6 +67,46 @@ def main() -> None:
         f"{torch.get_num_threads()} threads, medians of {options.repeats}\n"
     )
     print(table(["", "seconds", "/ dense", "share of dense's arithmetic", "time / share"], rows))
+    with torch.no_grad():
+        rows = forward_rows(video, options)
+    print("\n" + table(["dense, forward pass", "seconds", "/ torch's", "largest difference / largest number"], rows))
+
+
+def forward_rows(tensors: list[Tensor], options: argparse.Namespace) -> list[list]:
+    """A row for each implementation, with its result beside torch's; one that cannot run here says why."""
+    rows: list[list] = []
+    wanted, of_torch = attend(*tensors, None), 0.0
+    for name in ("torch", "FA3", "FA4", "sage"):
+        function = sage.attend if name == "sage" else attend
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(implementation(name, tensors[0]))
+            except (ConfigError, ImportError, RuntimeError, ValueError) as error:
+                rows.append([name, f"not here: {str(error).splitlines()[0]}", "", ""])
+                continue
+            off = (function(*tensors, None) - wanted).abs().max() / wanted.abs().max()
+            call = {name: lambda function=function: void(function(*tensors, None))}
+            seconds = measure(call, options.repeats, options.device)[name][0]
+        of_torch = of_torch or seconds
+        rows.append([name, seconds, seconds / of_torch, off.item()])
+    return rows
+
+
+@contextlib.contextmanager
+def implementation(name: str, q: Tensor) -> Iterator[None]:
+    """Lets torch call this FlashAttention meanwhile; for "sage" checks what it needs."""
+    if name == "sage":
+        sage.check(q.device, q.dtype, q.shape[-1])
+    if name not in ("FA3", "FA4"):
+        yield
+        return
+    if q.device.type != "cuda":
+        raise ConfigError("runs on CUDA")
+    torch_attention.activate_flash_attention_impl(name)
+    try:
+        yield
+    finally:
+        torch_attention.restore_flash_attention_impl()
 
 
 if __name__ == "__main__":
