@@ -5,6 +5,7 @@ also serve as the reference in tests.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -65,11 +66,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, keys: RealKeys | None) -> Tensor:
         if keys is None or not ascend.mask_is_large(q, k):
             return ascend.attend(q, k, v, keep)
         keys = keys if keys.places is not None else real_keys(keys.keep)
-        q_ends, ends = range(len(q), q.shape[1] * len(q) + 1, len(q)), keys.ends
-        return attend_real(q, k, v, keys, lambda q, k, v: ascend.attend_packed(q, k, v, q_ends, ends))
+        q_ends = range(len(q), q.shape[1] * len(q) + 1, len(q))
+        return attend_real(q, k, v, keys, functools.partial(ascend.attend_packed, q_ends=q_ends, k_ends=keys.ends))
     if keys is not None and keys.starts is not None and cuda.takes(q):
-        queries, starts, longest = len(q), keys.starts, len(k)
-        return attend_real(q, k, v, keys, lambda q, k, v: cuda.attend_packed(q, k, v, queries, starts, longest))
+        packed = functools.partial(cuda.attend_packed, queries=len(q), starts=keys.starts, keys=len(k))
+        return attend_real(q, k, v, keys, packed)
     return plain_attend(q, k, v, keep)
 
 

@@ -42,9 +42,9 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, queries: int, starts: Tensor,
     """
     kernel = _kernel()
     assert kernel is not None  # see `has_kernel`
-    return kernel(q, k, v, ends_of(q, queries), starts, queries, keys)
+    return kernel(q, k, v, begins_of(q, queries), starts, queries, keys)
 
 
-def ends_of(packed: Tensor, tokens: int) -> Tensor:
+def begins_of(packed: Tensor, tokens: int) -> Tensor:
     """Where each sample of `tokens` tokens begins in packed [B*tokens,...], and the end: [B+1] int32 on the device."""
     return torch.arange(0, len(packed) + tokens, tokens, dtype=torch.int32, device=packed.device)

@@ -21,8 +21,8 @@ from mindspeed_mm import types
 from mindspeed_mm.ops import norms, rope3d
 
 
-def _compiling() -> bool:
-    return torch.compiler.is_compiling()
+def _plain(x: Tensor) -> bool:
+    return torch.compiler.is_compiling() or x.device.type == "npu"
 
 
 # ---------------------------------------------------------------------------------------------------------- modulation
@@ -50,14 +50,14 @@ def modulated_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, sc
 
     adaLN (2212.09748, section 3.2), computed in fp32.
     """
-    if _compiling() or x.device.type == "npu":
+    if _plain(x):
         return modulate(norms.layer_norm(x, weight, bias, eps), scale, shift)
     return _ModulatedLayerNorm.apply(x, weight, bias, eps, scale.float(), shift.float())
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """x [S,B,D] times (1 + scale [B,D]) plus shift [B,D]: in fp32, returned in x's dtype."""
-    if _compiling():
+    if torch.compiler.is_compiling():
         return (x.float() * (1 + scale) + shift).to(x.dtype)
     return _Modulated.apply(x, scale.float(), shift.float())
 
@@ -113,7 +113,7 @@ class _Modulated(torch.autograd.Function):
 
 def gated(x: Tensor, gate: Tensor, update: Tensor) -> Tensor:
     """x + gate [B,D] * update, both [S,B,D]: in fp32, returned in x's dtype."""
-    if _compiling():
+    if torch.compiler.is_compiling():
         return (x.float() + gate * update.float()).to(x.dtype)
     return _Gated.apply(x, gate.float(), update)
 
@@ -135,7 +135,7 @@ class _Gated(torch.autograd.Function):
 
 def normed_rotated(x: Tensor, weight: Tensor, eps: float, rope: tuple[Tensor, Tensor] | None) -> Tensor:
     """Queries or keys x [S,B,H,D]: RMS norm with weight [D], then RoPE, if any, by tables [S,1,1,D]; in x's dtype."""
-    if _compiling() or x.device.type == "npu":
+    if _plain(x):
         x = norms.rms_norm(x, weight, eps)
         return x if rope is None else rope3d.rotate(x, *rope)
     return _NormedRotated.apply(x, weight, eps, *(rope or (None, None)))
@@ -182,11 +182,11 @@ _GELU_3 = 0.044715 * _GELU_1
 
 def gelu(x: Tensor, approximate: str) -> Tensor:
     """GELU (1606.08415) in fp32, returned in x's dtype; approximate: "tanh" or "none"."""
-    if _compiling() and approximate == "tanh":
+    if torch.compiler.is_compiling() and approximate == "tanh":
         # 1 + tanh(u) = 2 sigmoid(2u): CPU compilers make exp faster than tanh.
         wide = x.float()
         return (wide * torch.sigmoid(wide * (_GELU_1 + _GELU_3 * wide * wide))).to(x.dtype)
-    if _compiling() or x.device.type == "npu":
+    if _plain(x):
         return F.gelu(x.float(), approximate=approximate).to(x.dtype)
     return F.gelu(x, approximate=approximate)  # torch's 16-bit kernels compute in fp32 and round once
 
@@ -206,7 +206,7 @@ def recomputed_all(on: bool, *calls: tuple[Callable, Sequence[Tensor]]) -> tuple
     calls. Do not use it inside a checkpointed function (`parallel/recompute.py`), which would then hold the arguments.
     When a compiler traces the calls, the functions are checkpointed instead.
     """
-    if on and _compiling():
+    if on and torch.compiler.is_compiling():
         results = [checkpoint(function, *arguments, use_reentrant=False) for function, arguments in calls]
         return results, contextlib.nullcontext()
     results = [function(*arguments) for function, arguments in calls]

@@ -49,7 +49,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, keys: RealKeys | None) -> Tensor:
     queries, starts, longest = len(q), keys.starts, len(k)
 
     def attend_packed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return sageattn_varlen(q, k, v, cuda.ends_of(q, queries), starts, queries, longest)
+        return sageattn_varlen(q, k, v, cuda.begins_of(q, queries), starts, queries, longest)
 
     return attention.attend_real(q, k, v, keys, attend_packed)
 

@@ -42,7 +42,7 @@ class CudaPlatform(Platform):
         torch.backends.cuda.matmul.allow_tf32 = allow_tf32
         torch.backends.cudnn.allow_tf32 = allow_tf32
         if self.flash_attention != "torch":
-            _activate(self.flash_attention)
+            activate_flash_attention(self.flash_attention)
 
     def device(self, local_rank: int) -> torch.device:
         if local_rank >= torch.cuda.device_count():
@@ -109,7 +109,7 @@ class CudaPlatform(Platform):
             torch.cuda.set_rng_state(state)
 
 
-def _activate(implementation: str) -> None:
+def activate_flash_attention(implementation: str) -> None:
     """Lets torch's attention call a FlashAttention that is installed beside torch."""
     from torch.nn import attention
 

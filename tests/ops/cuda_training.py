@@ -34,7 +34,7 @@ def main() -> None:
         config, parallel, device="meta", dtype="bf16", seed=None, recompute_feed_forwards=32
     ).train()
     with FakeTensorMode(allow_non_fake_inputs=True), OnCuda() as device:
-        onto_cuda(network, torch.empty)
+        onto_cuda(network)
         keep = torch.arange(WORDS)[None] < torch.tensor(REAL_WORDS)[:, None]  # masks are the host's, as in training
         sequence = torch.empty(batch, WORDS, config.caption_channels, device="cuda")
         text = TextFeatures(sequence, keep, torch.empty(batch, config.pooled_projection_dim, device="cuda"))

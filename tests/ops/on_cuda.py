@@ -2,16 +2,14 @@
 
 import traceback
 
+import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-_NO_KERNELS = {"device", "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"} | {
-    "lift_fresh",
-    "_unsafe_view",
-    "_reshape_alias",
-}
+_MEMORY = {"device", "empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
+_VIEWS = {"lift_fresh", "_unsafe_view", "_reshape_alias"}  # beside those that torch calls views
 
 
 class OnCuda(TorchDispatchMode):
@@ -22,7 +20,6 @@ class OnCuda(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.called: list[str] = []
         self.launched: list[str] = []  # without views and memory; those that torch composes of others are in parts
         self.copied = 0
         self.waited: list[str] = []
@@ -39,14 +36,13 @@ class OnCuda(TorchDispatchMode):
             self.copied += 1
             if not kwargs.get("non_blocking"):
                 self.waited.append("".join(traceback.format_stack(limit=6)[:-1]))
-        self.called.append(name)
-        if not func.is_view and name not in _NO_KERNELS:
+        if not func.is_view and name not in _MEMORY | _VIEWS:
             self.launched.append(name)
         return func(*args, **kwargs)
 
 
-def onto_cuda(network: nn.Module, empty) -> None:
-    """Gives a network parameters of device "cuda". empty: makes one of a size and dtype."""
+def onto_cuda(network: nn.Module) -> None:
+    """Gives a network parameters of device "cuda"."""
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(empty(parameter.shape, dtype=parameter.dtype, device="cuda")))
+            setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype, device="cuda")))

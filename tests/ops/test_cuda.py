@@ -77,7 +77,7 @@ def forward(dtype: str, words: list[int], dropout: float = 0.0) -> OnCuda:
     draws = SampleDraws(0, tuple((0, place) for place in range(len(words)))) if dropout else None
     keep = torch.arange(TEXT)[None] < torch.tensor(words)[:, None]
     with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), OnCuda() as cuda_device:
-        onto_cuda(network, torch.empty)
+        onto_cuda(network)
         text = TextFeatures(
             torch.empty(len(words), TEXT, 12, device="cuda"), keep, torch.empty(len(words), 6, device="cuda")
         )
@@ -123,7 +123,7 @@ def test_a_16_bit_kernel_gets_real_keys_and_no_mask(without_a_card, monkeypatch,
     monkeypatch.setattr(
         attention, "plain_attend", lambda *x: calls.append("all" if x[3] is None else "masked") or plain(*x)
     )
-    calls += ["packed"] * forward(dtype, words).called.count("_varlen_attn")
+    calls += ["packed"] * forward(dtype, words).launched.count("_varlen_attn")
     assert calls == attended
 
 

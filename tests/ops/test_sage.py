@@ -64,7 +64,7 @@ class Package(types.ModuleType):
         return plain_kernel(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
 
 
-class OnCuda(torch.Tensor):
+class SaysCuda(torch.Tensor):
     """A tensor of the host that calls itself CUDA's."""
 
     @property
@@ -76,14 +76,14 @@ class OnCuda(torch.Tensor):
 def test_the_package_gets_whole_samples_or_packed_real_keys(monkeypatch, padded):
     package = Package("sageattention")
     monkeypatch.setitem(sys.modules, "sageattention", package)
-    monkeypatch.setattr(cuda, "ends_of", lambda q, n: torch.arange(0, len(q) + n, n, dtype=torch.int32))
+    monkeypatch.setattr(cuda, "begins_of", lambda q, n: torch.arange(0, len(q) + n, n, dtype=torch.int32))
     tensors = drawn(6, 10)
     keys = None
     if padded:
         keep = attention.with_some(KEEP)
         starts = F.pad(keep.sum(1).cumsum(0), (1, 0)).to(torch.int32)
         keys = attention.RealKeys(keep, keep.flatten().nonzero().squeeze(1), starts)
-    found = sage.attend(*(x.as_subclass(OnCuda) for x in tensors), keys).as_subclass(Tensor)
+    found = sage.attend(*(x.as_subclass(SaysCuda) for x in tensors), keys).as_subclass(Tensor)
     assert (found - attention.plain_attend(*tensors, None if keys is None else keys.keep)).abs().max() < 1e-5
     assert vars(package).get("packed", False) == padded and vars(package).get("whole", False) != padded
 

@@ -28,7 +28,7 @@ def test_an_implementation_is_activated_or_its_package_named(monkeypatch, implem
 
 
 def test_torchs_own_is_the_default(monkeypatch):
-    monkeypatch.setattr(cuda, "_activate", lambda name: pytest.fail(name))
+    monkeypatch.setattr(cuda, "activate_flash_attention", lambda name: pytest.fail(name))
     started(select("cuda"), monkeypatch)
 
 
